@@ -1,0 +1,84 @@
+// What the CUDA kernels share: wide loads, the search for a row's group, and the launcher's contract.
+#pragma once
+
+#include "cuda/gpu.h"
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "resque.h"
+
+namespace resque::cuda {
+
+constexpr int kWarp = 32;
+
+__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+__device__ __forceinline__ double to_double(double x) { return x; }
+__device__ __forceinline__ double to_double(float x) { return static_cast<double>(x); }
+__device__ __forceinline__ double to_double(__half x) { return __half2float(x); }
+__device__ __forceinline__ double to_double(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+// N values of T that load as one access of N * sizeof(T) bytes, at most 16.
+template <typename T, int N>
+struct alignas(N * sizeof(T)) Pack {
+    T value[N];
+};
+
+template <typename T, int N>
+__device__ __forceinline__ Pack<T, N> load_pack(const T* p) {
+    return *reinterpret_cast<const Pack<T, N>*>(p);
+}
+
+// NaN and infinity have every exponent bit set.
+__device__ __forceinline__ bool is_finite(double x) {
+    constexpr unsigned long long kExponent = 0x7ffull << 52;
+    return (static_cast<unsigned long long>(__double_as_longlong(x)) & kExponent) != kExponent;
+}
+
+// The group g with offsets[g] <= i < offsets[g + 1]; i lies in some group.
+__device__ __forceinline__ int64_t find_group(const int64_t* offsets, int64_t groups, int64_t i) {
+    int64_t low = 0, high = groups;  // offsets[low] <= i < offsets[high]
+    while (high - low > 1) {
+        const int64_t middle = (low + high) / 2;
+        (offsets[middle] <= i ? low : high) = middle;
+    }
+    return low;
+}
+
+__device__ __forceinline__ void atomic_max(int64_t* address, int64_t value) {
+    atomicMax(reinterpret_cast<unsigned long long*>(address), static_cast<unsigned long long>(value));
+}
+
+__device__ __forceinline__ void atomic_add(int64_t* address, int64_t value) {
+    atomicAdd(reinterpret_cast<unsigned long long*>(address), static_cast<unsigned long long>(value));
+}
+
+inline void check(cudaError_t error, const char* what) {
+    if (error != cudaSuccess) {
+        throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(error) + " (" +
+                                 cudaGetErrorString(error) + ")");
+    }
+}
+
+// Makes `device` current and gives the caller's back on the way out, also when something throws.
+class DeviceGuard {
+   public:
+    explicit DeviceGuard(int device) {
+        check(cudaGetDevice(&previous_), "cudaGetDevice");
+        if (device != previous_) check(cudaSetDevice(device), "cudaSetDevice");
+        changed_ = device != previous_;
+    }
+    ~DeviceGuard() {
+        if (changed_) cudaSetDevice(previous_);
+    }
+    DeviceGuard(const DeviceGuard&) = delete;
+    DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+   private:
+    int previous_ = 0;
+    bool changed_ = false;
+};
+
+}  // namespace resque::cuda

@@ -1,0 +1,116 @@
+"""Named arrays from .npz and .safetensors files; nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from numpy.typing import NDArray
+
+Array = NDArray[Any] | torch.Tensor
+NAMES = ("features", "labels")
+
+
+def load_arrays(path: str | os.PathLike[str], names: Sequence[str] = NAMES) -> tuple[Array, ...]:
+    """The arrays called `names`, in that order: NumPy's from .npz, torch's (CPU) from .safetensors.
+
+    Other arrays of the file are not read. What shapes and dtypes mean is the caller's to check.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a regular file, another suffix, a truncated, damaged or foreign file, an
+            array missing or of Python objects. One line: path, what was expected, what was found.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected a .npz or .safetensors file, found none")
+    if not path.is_file():
+        kind = "a directory" if path.is_dir() else "something else"
+        raise ValueError(f"{path}: expected a file, found {kind}")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(
+            f"{path}: expected the suffix .npz or .safetensors, found {path.suffix or 'none'!r}"
+        )
+    try:
+        return reader(path, tuple(names))
+    except MemoryError:
+        raise ValueError(f"{path}: expected arrays that fit in memory, found larger ones") from None
+
+
+def _read_npz(path: Path, names: tuple[str, ...]) -> tuple[Array, ...]:
+    content = _content(path)
+    if content != "a zip archive":
+        raise ValueError(f"{path}: expected an .npz archive, found {content}")
+    arrays: dict[str, NDArray[Any]] = {}
+    with path.open("rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                present = [m.removesuffix(".npy") for m in archive.namelist() if m.endswith(".npy")]
+                for name in set(names).intersection(present):
+                    with archive.open(f"{name}.npy") as member:
+                        arrays[name] = np.lib.format.read_array(member, allow_pickle=False)
+        except MemoryError:
+            raise
+        # In damaged bytes zipfile, zlib and NumPy come upon exceptions of nearly every type.
+        except Exception as error:
+            found = f"it damaged ({type(error).__name__}: {error})"
+            if "Object arrays" in str(error):
+                found = f"Python objects in {name!r}, which need pickle: save plain numbers"
+            raise ValueError(f"{path}: expected numeric arrays, found {found}") from None
+    _check_names(path, names, present)
+    return tuple(arrays[name] for name in names)
+
+
+def _read_safetensors(path: Path, names: tuple[str, ...]) -> tuple[Array, ...]:
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as archive:
+            _check_names(path, names, archive.keys())
+            return tuple(archive.get_tensor(name) for name in names)
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path}: expected a whole safetensors file, found {_content(path)} ({error})"
+        ) from None
+
+
+_READERS: dict[str, Callable[[Path, tuple[str, ...]], tuple[Array, ...]]] = {
+    ".npz": _read_npz,
+    ".safetensors": _read_safetensors,
+}
+
+
+def _check_names(path: Path, names: tuple[str, ...], found: Iterable[str]) -> None:
+    present = sorted(found)
+    absent = [name for name in names if name not in present]
+    if absent:
+        listed = ", ".join(map(repr, present[:8])) + (", ..." if len(present) > 8 else "")
+        raise ValueError(
+            f"{path}: expected the arrays {', '.join(map(repr, names))}, found "
+            f"{listed or 'none at all'} ({', '.join(map(repr, absent))} missing)"
+        )
+
+
+def _content(path: Path) -> str:
+    """What a file is by its first bytes, for the message of an error."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if not head:
+        return "an empty file"
+    if head.startswith(b"PK"):
+        whole = zipfile.is_zipfile(path)  # the directory of a zip is at its end
+        return "a zip archive" if whole else "a truncated zip archive"
+    if head.startswith(b"\x93NUMPY"):
+        return "a single .npy array"
+    # A safetensors file: the length of its header, at most 100 MB, then a header in JSON.
+    if head[8:] == b"{" and struct.unpack("<Q", head[:8])[0] <= 100_000_000:
+        return "a truncated or damaged one"
+    if head[0] == 0x80:
+        return "a pickle, which is never read"
+    return f"another format that begins with {head!r}"

@@ -1,0 +1,497 @@
+"""RESQUE_dist: the cost of a distribution shift, as the mean angle between old and new class sums."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from resque_ext._inputs import (
+    as_tensor,
+    check_choice,
+    check_count,
+    check_features,
+    check_labels,
+    check_pair,
+    describe,
+)
+from resque_ext.indices import _angles
+from resque_ext.ops._status import Status
+from resque_ext.ops.class_moments import SEGMENT_ROWS, grouped_moments
+from resque_ext.ops.class_order import class_order
+
+Side = Literal["old", "new"]
+SIDES: tuple[Side, Side] = ("old", "new")
+_PENDING = 1024  # unread CUDA statuses kept at most; then one wait reads them all
+
+
+@dataclass(frozen=True)
+class ResqueDistResult:
+    """RESQUE_dist and what is known of its uncertainty. Angles are in units of pi, 0 to 1.
+
+    Attributes:
+        value: mean over classes of the angle between the old and the new class sum.
+        per_class: [C] float64 angles, NaN for a class that was left out.
+        std_error: standard error of `value` by a jackknife over blocks of samples, or None where a
+            class has fewer than two samples on a side.
+        noise_floor: what no shift at all would show at these sample sizes, or None likewise. A value
+            near its floor is not evidence of a shift.
+        counts: rows of each class behind the sums, by side: [C] int64.
+        missing: classes that were left out because they have no angle.
+        nonfinite_rows: rows left out for NaN or infinite features, by side.
+        layer: what was read, where a model was run: a module's name, or "NAME:input".
+        old_accuracy, new_accuracy: of the model, where one was run and it is a classifier.
+    """
+
+    value: float
+    per_class: NDArray[np.float64]
+    std_error: float | None
+    noise_floor: float | None
+    counts: Mapping[str, NDArray[np.int64]]
+    missing: tuple[int, ...] = ()
+    nonfinite_rows: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(SIDES, 0))
+    layer: str | None = None
+    old_accuracy: float | None = None
+    new_accuracy: float | None = None
+
+    def __float__(self) -> float:
+        return self.value
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and None, for JSON."""
+        return {
+            "value": self.value,
+            "std_error": self.std_error,
+            "noise_floor": self.noise_floor,
+            "per_class": [None if np.isnan(a) else float(a) for a in self.per_class],
+            "counts": {side: self.counts[side].tolist() for side in SIDES},
+            "missing": list(self.missing),
+            "nonfinite_rows": dict(self.nonfinite_rows),
+            "layer": self.layer,
+            "old_accuracy": self.old_accuracy,
+            "new_accuracy": self.new_accuracy,
+        }
+
+
+@dataclass
+class _SideState:
+    """One side's sums, class by class and block by block: row c * blocks + b."""
+
+    counts: Tensor  # [C * B] int64
+    sums: Tensor  # [C * B, D] float64
+    seen: Tensor  # [C] int64: rows dealt to blocks so far, those left out included
+    nonfinite_rows: Tensor  # [] int64
+
+    @classmethod
+    def empty(cls, classes: int, blocks: int, width: int, device: torch.device) -> _SideState:
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        sums = zeros(classes * blocks, width, dtype=torch.float64)
+        return cls(zeros(classes * blocks), sums, zeros(classes), zeros())
+
+
+def default_blocks(num_classes: int) -> int:
+    """Blocks a class: 16, fewer for many classes, whose errors average out (never under 4)."""
+    return int(np.clip(2 ** int(np.log2(max(2048 // num_classes, 1))), 4, 16))
+
+
+class ResqueDist:
+    """RESQUE_dist, streamed: one pass, bounded memory, mergeable.
+
+    Every class's sum is kept in blocks that its rows are dealt to in turn, 8 * 2 * C * blocks * D
+    bytes in all, so that standard error and noise floor come from the same pass as the value.
+
+    Args:
+        num_classes: C, at least 1.
+        paired: row i of the old side is row i of the new one before the shift, and both sides come
+            in the same order; makes the standard error that of paired samples.
+        missing: "error": a class without rows on a side, or with a zero or non-finite sum, makes
+            compute() raise. "skip": it is left out and listed in the result.
+        nonfinite: "error": NaN or infinity in the features raises. "skip": such rows are left out
+            and counted in the result.
+        blocks: blocks a class, at least 2; default 16, down to 4 for many classes.
+
+    On the CPU a wrong batch raises in update() and leaves the state as it was. On CUDA nothing waits
+    for the device: values that are wrong (a label out of range, a non-finite feature) raise in
+    compute(), or in a later update() at the latest after 1,024 of them, until reset().
+
+    Source: RESQUE_dist as published (class sums, angle / pi, mean over classes), in float64.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        paired: bool = False,
+        missing: str = "error",
+        nonfinite: str = "error",
+        blocks: int | None = None,
+    ) -> None:
+        self.num_classes = check_count(num_classes, "num_classes")
+        check_choice(missing, ("error", "skip"), "missing")
+        check_choice(nonfinite, ("error", "skip"), "nonfinite")
+        self.paired, self.missing, self.nonfinite = bool(paired), missing, nonfinite
+        if blocks is None:
+            blocks = default_blocks(self.num_classes)
+        self.blocks = check_count(blocks, "blocks", least=2)
+        self.reset()
+
+    def __repr__(self) -> str:
+        return (
+            f"ResqueDist(num_classes={self.num_classes}, width={self.width}, blocks={self.blocks})"
+        )
+
+    def reset(self) -> None:
+        """Back to no data; any width and device may come next."""
+        self._sides: dict[str, _SideState] | None = None
+        self._pending: list[tuple[str, int, Tensor, int]] = []
+        self._updates = dict.fromkeys(SIDES, 0)
+        self._fault: ValueError | None = None
+
+    @property
+    def width(self) -> int | None:
+        """D of the features so far, None before the first."""
+        return None if self._sides is None else self._sides["old"].sums.shape[1]
+
+    def update(self, features: Any, labels: Any, side: Side) -> None:
+        """Adds a batch to one side.
+
+        Args:
+            features: [N, D], [N, C, H, W] or [N, T, D] as :func:`resque_ext.ops.class_moments` takes.
+            labels: [N] class indices 0..num_classes-1, int32 or int64.
+            side: "old" or "new".
+
+        Raises:
+            TypeError, ValueError: naming the argument, what was expected and what came.
+        """
+        check_choice(side, SIDES, "side")
+        # State made under a caller's inference mode could not be updated outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            x, y = check_features(features), check_labels(labels)
+            check_pair(x, y, ("features", "labels"))
+            self._add(x, y, side)
+
+    def _add(self, x: Tensor, y: Tensor, side: Side) -> None:
+        width = x.shape[2] if x.dim() == 3 else x.shape[1]
+        if width == 0:
+            raise ValueError(f"features: expected at least one column, found {describe(x)}")
+        sides = self._sides
+        if sides is None:
+            sides = {
+                s: _SideState.empty(self.num_classes, self.blocks, width, x.device) for s in SIDES
+            }
+        state = sides[side]
+        if state.sums.shape[1] != width or state.sums.device != x.device:
+            raise ValueError(
+                f"features: expected width {state.sums.shape[1]} on {state.sums.device} as in "
+                f"earlier updates, found {describe(x)}"
+            )
+        counts, sums = torch.zeros_like(state.counts), None
+        seen, bad_rows = state.seen, 0
+        checks = []
+        for start in range(0, max(len(x), 1), SEGMENT_ROWS):
+            rows, row_labels = x[start : start + SEGMENT_ROWS], y[start : start + SEGMENT_ROWS]
+            order, offsets, status = class_order(row_labels, self.num_classes, self.blocks, seen)
+            if x.device.type == "cpu":
+                self._check(status, len(rows), width)
+            part_counts, part_sums, _, faults = grouped_moments(
+                rows,
+                order,
+                offsets,
+                squares=False,
+                skip_nonfinite=self.nonfinite == "skip",
+            )
+            if x.device.type == "cpu":
+                self._check(faults, len(rows), width)
+            else:
+                checks.append((status + faults, len(rows)))
+            counts = counts + part_counts
+            sums = part_sums if sums is None else sums.add_(part_sums)
+            seen = seen + offsets[:: self.blocks].diff()
+            bad_rows = bad_rows + faults[4]
+        # All is known to be right (or, on CUDA, will be read before any result is given).
+        self._sides = sides
+        state.counts.add_(counts)
+        state.sums.add_(sums)
+        state.seen = seen
+        state.nonfinite_rows.add_(bad_rows)
+        self._pending += [(side, self._updates[side], words, rows) for words, rows in checks]
+        self._updates[side] += 1
+        if len(self._pending) >= _PENDING:
+            self._read_pending()
+
+    def _check(self, words: Tensor, rows: int, width: int, where: str = "") -> None:
+        found = Status.read(words, rows, width)
+        found.raise_for_labels("labels", self.num_classes, where)
+        if self.nonfinite == "error":
+            found.raise_for_nonfinite("features", where)
+
+    def _read_pending(self) -> None:
+        """Raises for the first wrong batch, again and again until reset(): it is in the sums."""
+        if self._pending and self._fault is None:
+            words = torch.stack([entry[2] for entry in self._pending]).cpu()
+            for (side, update, _, rows), word in zip(self._pending, words, strict=True):
+                try:
+                    self._check(word, rows, self.width or 0, f" of update {update} (side={side!r})")
+                except ValueError as error:
+                    self._fault = error
+                    break
+        self._pending = []
+        if self._fault is not None:
+            raise self._fault
+
+    def grow(self, num_classes: int) -> None:
+        """Makes room for more classes, where their number is not known from the start."""
+        more = check_count(num_classes, "num_classes") - self.num_classes
+        if more <= 0:
+            return
+        self._read_pending()
+        self.num_classes += more
+        for state in (self._sides or {}).values():
+            state.counts = torch.cat([state.counts, state.counts.new_zeros(more * self.blocks)])
+            state.sums = torch.cat(
+                [state.sums, state.sums.new_zeros(more * self.blocks, state.sums.shape[1])]
+            )
+            state.seen = torch.cat([state.seen, state.seen.new_zeros(more)])
+
+    def merge(self, other: ResqueDist) -> None:
+        """Adds what `other` has seen, as if its batches had come after this one's own.
+
+        Any split of the data over accumulators gives the same value (to rounding); `other` stays as
+        it is and may live on another device.
+
+        Raises:
+            TypeError: not a ResqueDist.
+            ValueError: other classes, blocks or width.
+        """
+        if not isinstance(other, ResqueDist):
+            raise TypeError(f"other: expected a ResqueDist, found {type(other).__name__}")
+        mine = (self.num_classes, self.blocks, self.width or other.width)
+        theirs = (other.num_classes, other.blocks, other.width or self.width)
+        if mine != theirs:
+            raise ValueError(
+                f"other: expected (num_classes, blocks, width) = {mine}, found {theirs}"
+            )
+        self._read_pending()
+        other._read_pending()
+        if other._sides is None:
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            if self._sides is None:
+                device = other._sides["old"].sums.device
+                self._sides = {
+                    s: _SideState.empty(self.num_classes, self.blocks, other.width or 0, device)
+                    for s in SIDES
+                }
+            for side in SIDES:
+                self._merge_side(self._sides[side], other._sides[side])
+                self._updates[side] += other._updates[side]
+
+    def _merge_side(self, mine: _SideState, theirs: _SideState) -> None:
+        # Block b of the other is this one's block (b + seen) % blocks: dealing goes on in turn.
+        device = mine.sums.device
+        block = torch.arange(self.blocks, device=device)
+        classes = torch.arange(self.num_classes, device=device)[:, None]
+        turned = (block + mine.seen[:, None]) % self.blocks
+        target = (classes * self.blocks + turned).flatten()  # every row once
+        mine.counts[target] += theirs.counts.to(device)
+        mine.sums[target] += theirs.sums.to(device)
+        mine.seen = mine.seen + theirs.seen.to(device)
+        mine.nonfinite_rows += theirs.nonfinite_rows.to(device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole state as plain tensors, ready for safetensors; empty sides have width 0."""
+        self._read_pending()
+        sides = self._sides or {
+            s: _SideState.empty(self.num_classes, self.blocks, 0, torch.device("cpu"))
+            for s in SIDES
+        }
+        state = {"blocks": torch.tensor(self.blocks), "num_classes": torch.tensor(self.num_classes)}
+        for side in SIDES:
+            state |= {f"{side}.{k}": v.clone() for k, v in vars(sides[side]).items()}
+            state[f"{side}.updates"] = torch.tensor(self._updates[side])
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Replaces the state by one of :meth:`state_dict`; nothing changes when it does not fit.
+
+        Raises:
+            KeyError: a tensor is missing or unknown.
+            ValueError: made for other classes or blocks, or a tensor's shape or dtype is wrong.
+        """
+        expected = ResqueDist(self.num_classes, blocks=self.blocks).state_dict()
+        if set(state) != set(expected):
+            raise KeyError(
+                f"state: expected the keys {sorted(expected)}, found {sorted(map(str, state))}"
+            )
+        state = {k: as_tensor(v, f"state[{k!r}]") for k, v in state.items()}
+        for key in ("num_classes", "blocks"):
+            if state[key].numel() != 1 or int(state[key]) != int(expected[key]):
+                raise ValueError(
+                    f"state[{key!r}]: expected {int(expected[key])}, found {state[key].tolist()}"
+                )
+        width = state["old.sums"].shape[-1] if state["old.sums"].dim() else -1
+        for key, tensor in expected.items():
+            shape = (*tensor.shape[:1], width) if key.endswith("sums") else tuple(tensor.shape)
+            if tuple(state[key].shape) != shape or state[key].dtype != tensor.dtype:
+                raise ValueError(
+                    f"state[{key!r}]: expected shape {shape}, {tensor.dtype}, "
+                    f"found {describe(state[key])}"
+                )
+        self.reset()
+        self._updates = {side: int(state[f"{side}.updates"]) for side in SIDES}
+        if width:
+            fields = ("counts", "sums", "seen", "nonfinite_rows")
+            self._sides = {
+                side: _SideState(**{f: state[f"{side}.{f}"].clone() for f in fields})
+                for side in SIDES
+            }
+
+    def compute(self) -> ResqueDistResult:
+        """The index of all data so far; more may follow.
+
+        Raises:
+            ValueError: there is no data, a class has no angle (missing="error"), no class has one, or
+                the sides are not paired as they were said to be.
+        """
+        return self._compute(ignore_unseen=False)
+
+    def _compute(self, ignore_unseen: bool) -> ResqueDistResult:
+        """compute(); classes that neither side has may be left out without being asked for."""
+        self._read_pending()
+        if self._sides is None:
+            raise ValueError("update: expected at least one batch before compute(), found none")
+        shape = (self.num_classes, self.blocks)
+        counts = {s: self._sides[s].counts.cpu().numpy().reshape(shape) for s in SIDES}
+        sums = {s: self._sides[s].sums.cpu().numpy().reshape(*shape, -1) for s in SIDES}
+        rows = {s: counts[s].sum(axis=1) for s in SIDES}
+        per_class = _angles.angles(sums["old"].sum(axis=1), sums["new"].sum(axis=1))
+        per_class[(rows["old"] == 0) | (rows["new"] == 0)] = np.nan
+
+        missing = np.isnan(per_class)
+        unseen = (rows["old"] == 0) & (rows["new"] == 0)
+        wrong = missing & ~unseen if ignore_unseen else missing
+        if self.missing == "error" and wrong.any():
+            self._raise_for_missing(wrong, rows, sums)
+        if missing.all():
+            raise ValueError(
+                f"labels: expected a class with rows on both sides, found none of {len(missing)}"
+            )
+        self._check_pairing()
+        keep = ~missing
+        old, new = sums["old"][keep], sums["new"][keep]
+        return ResqueDistResult(
+            value=float(per_class[keep].mean()),
+            per_class=per_class,
+            std_error=_angles.std_error(
+                old, new, counts["old"][keep], counts["new"][keep], self.paired
+            ),
+            noise_floor=_angles.noise_floor(old, counts["old"][keep], rows["new"][keep]),
+            counts=rows,
+            missing=tuple(np.flatnonzero(missing).tolist()),
+            nonfinite_rows={s: int(self._sides[s].nonfinite_rows) for s in SIDES},
+        )
+
+    def _check_pairing(self) -> None:
+        assert self._sides is not None
+        old, new = (self._sides[s].seen.cpu() for s in SIDES)
+        if self.paired and not torch.equal(old, new):
+            c = int((old != new).nonzero()[0])
+            raise ValueError(
+                "paired: expected as many rows of each class on both sides, found "
+                f"{int(old[c])} old and {int(new[c])} new rows of class {c}"
+            )
+
+    def _raise_for_missing(
+        self,
+        missing: NDArray[np.bool_],
+        rows: Mapping[str, NDArray[np.int64]],
+        sums: Mapping[str, NDArray[np.float64]],
+    ) -> None:
+        reasons = []
+        for c in np.flatnonzero(missing)[:5]:
+            empty = [s for s in SIDES if rows[s][c] == 0]
+            if empty:
+                reasons.append(f"class {c} has no {' and no '.join(empty)} rows")
+                continue
+            for s in SIDES:
+                total = sums[s][c].sum(axis=0)
+                if not np.isfinite(total).all():
+                    reasons.append(f"class {c} has a non-finite {s} sum")
+                elif not total.any():
+                    reasons.append(f"class {c} has a zero {s} sum")
+        more = int(missing.sum()) - min(int(missing.sum()), 5)
+        raise ValueError(
+            "labels: expected every class to have an angle, found "
+            + "; ".join(reasons)
+            + (f"; and {more} more classes" if more else "")
+            + " (missing='skip' leaves such classes out)"
+        )
+
+
+def resque_dist(
+    old: Any,
+    new: Any,
+    old_labels: Any,
+    new_labels: Any,
+    num_classes: int | None = None,
+    missing: str = "error",
+    *,
+    nonfinite: str = "error",
+    paired: bool = False,
+) -> ResqueDistResult:
+    """RESQUE_dist of features at hand: the mean over classes of angle(old sum, new sum) / pi.
+
+    Args:
+        old, new: features [N, D], [N, C, H, W] or [N, T, D] of one width; tensors or NumPy arrays.
+        old_labels, new_labels: class indices [N], int32 or int64.
+        num_classes: C; by default the classes are those that appear on either side.
+        missing, nonfinite, paired: see :class:`ResqueDist`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    sides = {}
+    for side, features, labels in (("old", old, old_labels), ("new", new, new_labels)):
+        x, y = check_features(features, side), check_labels(labels, f"{side}_labels")
+        check_pair(x, y, (side, f"{side}_labels"))
+        sides[side] = x, y
+    (x, y), (x2, y2) = sides["old"], sides["new"]
+    widths = [t.shape[2] if t.dim() == 3 else t.shape[1] for t in (x, x2)]
+    if widths[0] != widths[1] or x.device != x2.device:
+        raise ValueError(
+            f"old, new: expected one width on one device, found old ({describe(x)}) and new "
+            f"({describe(x2)})"
+        )
+    if paired and (len(y) != len(y2) or not torch.equal(y.long(), y2.long())):
+        raise ValueError("paired: expected old_labels and new_labels to be equal, found others")
+    known = num_classes is not None
+    if num_classes is None:
+        num_classes = _count_classes(y, y2)
+    acc = ResqueDist(num_classes, paired=paired, missing=missing, nonfinite=nonfinite)
+    for side in SIDES:
+        try:
+            acc.update(*sides[side], side)
+        except ValueError as error:
+            # update() speaks of features and labels; here they are old and old_labels.
+            name, _, rest = str(error).partition(":")
+            names = {"features": side, "labels": f"{side}_labels"}
+            raise ValueError(f"{names.get(name, name)}:{rest}") from None
+    return acc._compute(ignore_unseen=not known)
+
+
+def _count_classes(old: Tensor, new: Tensor) -> int:
+    """1 + the largest label; refused where that cannot be meant."""
+    top = max((int(y.max()) for y in (old, new) if len(y)), default=-1)
+    bound = max(100_000, len(old) + len(new))
+    if top >= bound:
+        raise ValueError(
+            f"num_classes: expected it to be given for labels as large as {top}, found None"
+        )
+    return max(top + 1, 1)

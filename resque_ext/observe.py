@@ -1,0 +1,178 @@
+"""From a model to activations: forward hooks that hand a layer's output on the moment it is there.
+
+What a hook receives is used before the forward pass goes on, so nothing is kept, and a later
+in-place operation of the model cannot change what was read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Consumer = Callable[[Tensor], None]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile's wrapper."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        else:
+            return model
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients, compiled code set aside (its graphs would run past hooks).
+
+    Every module's own train or eval state comes back on the way out, also when something fails.
+    """
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def no_hooks_left(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
+    """Removes the hooks on the way out, also when something fails."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def find_layer(model: nn.Module, name: str) -> nn.Module:
+    """The module called `name`.
+
+    Raises:
+        TypeError: not a string.
+        KeyError: no such module; the message has the nearest names.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"layer: expected a module's name, found {name!r}")
+    modules = dict(model.named_modules())
+    if not name or name not in modules:
+        near = difflib.get_close_matches(name, modules, n=3) or [n for n in modules if n][-3:]
+        raise LayerError(
+            f"layer: expected the name of a module of {type(model).__name__}, found {name!r} "
+            f"(nearest: {', '.join(near)})"
+        )
+    return modules[name]
+
+
+class LayerError(KeyError):
+    """A layer that is not there, or that did not run as it has to; a readable KeyError."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class LayerReader:
+    """Hands one activation of every forward pass to a consumer.
+
+    Args:
+        model: the unwrapped model.
+        layer: the module whose output is read; None for what the last linear layer reads, found at
+            the first forward pass.
+
+    Attributes:
+        name: the layer's name, or "NAME:input"; None until it is known.
+    """
+
+    def __init__(self, model: nn.Module, layer: str | None) -> None:
+        self._linears = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+        self._module = find_layer(model, layer) if layer is not None else None
+        if layer is None and not self._linears:
+            raise LayerError(
+                f"layer: expected a name, because {type(model).__name__} has no linear layer whose "
+                "input could be read, found None"
+            )
+        self.name = layer
+        self._asked = layer
+        self._consume: Consumer | None = None
+        self._runs = 0
+        self._last: tuple[nn.Module, Tensor] | None = None
+
+    def attach(self) -> list[torch.utils.hooks.RemovableHandle]:
+        """Registers the hooks; the caller removes them."""
+        if self._asked is not None:
+            return [self._module.register_forward_hook(self._on_output)]  # type: ignore[union-attr]
+        return [m.register_forward_pre_hook(self._on_input, with_kwargs=True) for m in self._linears]
+
+    def run(self, forward: Callable[[], Any], consume: Consumer) -> Any:
+        """One forward pass; `consume` gets the activation, once.
+
+        Raises:
+            LayerError: the layer did not run, or ran several times.
+            TypeError: its output is not a tensor.
+        """
+        self._consume, self._runs, self._last = consume, 0, None
+        try:
+            output = forward()
+            if self._runs == 0 and self._last is not None:
+                # The first pass with layer=None: only now is it known which linear layer is last.
+                self._module, activation = self._last
+                self.name = f"{self._linears[self._module]}:input"
+                self._take(activation)
+        finally:
+            self._consume, self._last = None, None
+        if self._runs == 0:
+            what = f"{self.name!r}" if self.name else "a linear layer"
+            raise LayerError(f"layer: expected {what} to run in the forward pass, found it never did")
+        return output
+
+    def _take(self, activation: Any) -> None:
+        if not isinstance(activation, Tensor):
+            raise TypeError(
+                f"layer: expected {self.name!r} to give a tensor, found {type(activation).__name__}"
+            )
+        if self._consume is None:
+            return
+        self._runs += 1
+        if self._runs > 1:
+            raise LayerError(
+                f"layer: expected {self.name!r} to run once in a forward pass, found more"
+            )
+        self._consume(activation)
+
+    def _on_output(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self._take(output)
+
+    def _on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        activation = args[0] if args else kwargs.get("input")
+        if self._module is None:
+            # A copy: what comes after may change it in place. Only in the first pass.
+            self._last = (module, activation.clone())
+        elif module is self._module:
+            self._take(activation)
+
+
+def to_device(inputs: Any, device: torch.device) -> Any:
+    """Tensors and NumPy arrays inside lists, tuples and mappings, moved to `device`."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device, non_blocking=True)
+    if isinstance(inputs, Mapping):
+        return {key: to_device(value, device) for key, value in inputs.items()}
+    if isinstance(inputs, (list, tuple)):
+        return type(inputs)(to_device(value, device) for value in inputs)
+    if type(inputs).__module__ == "numpy":
+        return torch.as_tensor(inputs).to(device, non_blocking=True)
+    return inputs
+
+
+def forward(model: nn.Module, inputs: Any) -> Any:
+    """model(inputs), with a mapping as keyword arguments."""
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
