@@ -8,6 +8,7 @@ RESQUE_NVCC_FLAGS        further flags for nvcc, for example "-Werror all-warnin
 
 import hashlib
 import os
+import platform
 import re
 import shlex
 import shutil
@@ -22,6 +23,13 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
+# The files of csrc/cpu/isa are compiled once for each of these; see csrc/cpu/isa.h.
+ISA_FLAGS = {"baseline": ""}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    ISA_FLAGS |= {
+        "avx2": "-mavx2 -mfma",
+        "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma",
+    }
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -Wno-psabi"
 NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden -Xcompiler -Wall"
 
@@ -102,12 +110,18 @@ def ninja_text(output: Path, build: Path) -> str:
         f"  command = {link}",
     ]
     objects = []
+
+    def compile_one(source: Path, flags: str = "", label: str = "") -> None:
+        stem = source.relative_to(CSRC).as_posix().replace("/", "_")
+        objects.append(escape(build / f"{stem}{label}.o"))
+        rule = "nvcc" if source.suffix == ".cu" else "cxx"
+        rules.extend([f"build {objects[-1]}: {rule} {escape(source)}", f"  flags = {flags}"])
+
     for source in sources:
-        name = build / (source.relative_to(CSRC).as_posix().replace("/", "_") + ".o")
-        objects.append(escape(name))
-        rules.append(f"build {escape(name)}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {escape(source)}")
-        if source.name == "bindings.cpp":
-            rules.append(f"  flags = {python_include} {defines}")
+        compile_one(source, f"{python_include} {defines}" if source.name == "bindings.cpp" else "")
+    for source in sorted((CSRC / "cpu" / "isa").glob("*.cpp")):
+        for isa, flags in ISA_FLAGS.items():
+            compile_one(source, f"-DRESQUE_ISA={isa} {flags}", f".{isa}")
     rules.append(f"build {escape(output)}: link {' '.join(objects)}")
     return "\n".join(rules) + "\n"
 

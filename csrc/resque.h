@@ -68,7 +68,7 @@ namespace cpu {
 int64_t class_order_workspace(int64_t n, int64_t classes, int64_t blocks);
 void class_order(const ClassOrder& args);
 
-int64_t class_moments_workspace(const Features& x, bool squares);
+int64_t class_moments_workspace(const Features& x, int64_t groups, bool squares);
 void class_moments(const ClassMoments& args, int threads);
 
 // The instruction set that the kernels run on here: "avx512", "avx2" or "baseline".
@@ -82,7 +82,7 @@ const char* toolkit();
 int64_t class_order_workspace(int64_t n, int64_t classes, int64_t blocks);
 void class_order(const ClassOrder& args, int device, void* stream);
 
-int64_t class_moments_workspace(const Features& x, bool squares);
+int64_t class_moments_workspace(const Features& x, int64_t groups, bool squares);
 void class_moments(const ClassMoments& args, int device, void* stream);
 }  // namespace cuda
 

@@ -49,7 +49,7 @@ class Policy(str, Enum):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line (by default that of the process) and returns its exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    traceback = "--traceback" in arguments[:1]
+    traceback = "--traceback" in arguments
     with contextlib.suppress(AttributeError):  # a stream put in its place may lack it
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
@@ -93,7 +93,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
     traceback: Annotated[
-        bool, typer.Option("--traceback", help="Show where an error came from; must come first.")
+        bool, typer.Option("--traceback", help="Show where an error came from.")
     ] = False,
 ) -> None:
     pass
@@ -113,43 +113,47 @@ def _demo(
     console = _console()
     images, accuracy = result["images"], result["accuracy"]
     table = _table(
-        f"RESQUE_dist of {images['new']} shifted images of digits against {images['old']} of training",
+        f"RESQUE_dist: {images['old']} images of training against {images['new']} shifted ones",
+        "shift",
         "level",
         "index",
         "re-estimated",
         "noise floor",
         "accuracy drop",
     )
-    for kind in dict.fromkeys(row["kind"] for row in result["rows"]):
-        rows = [row for row in result["rows"] if row["kind"] == kind]
-        what = "no shift" if kind == "none" else f"{kind}: {rows[0]['unit']}"
-        table.add_row(f"[bold]{what}[/]")
-        for row in rows:
-            again = row["reestimated"]
-            table.add_row(
-                f"{row['level']:g}",
-                _plus_minus(row["value"], row["std_error"]),
-                _plus_minus(again["value"], again["std_error"]),
-                _angle(row["noise_floor"]),
-                f"{100 * row['accuracy_drop']:.1f} %",
-            )
-        table.add_section()
+    units = {}
+    for row in result["rows"]:
+        first = row["kind"] not in units
+        if first:
+            table.add_section()
+            units[row["kind"]] = row["unit"]
+        again = row["reestimated"]
+        table.add_row(
+            row["kind"] if first else "",
+            f"{row['level']:g}",
+            _plus_minus(row["value"], row["std_error"]),
+            _plus_minus(again["value"], again["std_error"]),
+            _angle(row["noise_floor"]),
+            f"{100 * row['accuracy_drop']:.1f} %",
+        )
     console.print(table)
     console.print(
-        "index: the mean angle between the class means of old and new images inside the model, in "
-        "units of pi, +- its standard error; 0 is no change, at or below the noise floor nothing is "
-        "detected.\n"
-        "re-estimated: the same after batch-norm statistics are taken from the new images, without "
-        "training: what is left is what retraining has to pay for."
+        "index: the mean angle between old and new class means inside the model, in units of pi, "
+        "± its standard error. 0: no change; at or below the noise floor: nothing detected.\n"
+        "re-estimated: the same with batch-norm statistics taken from the new images first, "
+        "without any training. What is left is what retraining would have to pay for."
     )
+    del units["none"]
+    seconds = result["seconds"]["total"]
     console.print(
-        f"Old side: the images the model was trained on (accuracy {accuracy['old']:.1%}). New side: "
-        f"held-out images (unshifted: {accuracy['held_out']:.1%}), shifted, of which the model has "
-        "seen none: not paired. Accuracy drop: old minus new. On grey images impulse and "
-        "salt_and_pepper are the same law, drawn twice.",
+        f"\nOld side: the images that the model was trained on (accuracy {accuracy['old']:.1%}). "
+        f"New side: held-out images (accuracy {accuracy['held_out']:.1%} without a shift), which "
+        "it has never seen, shifted; so the sides are not paired. Accuracy drop: old minus new. On "
+        "grey images impulse and salt_and_pepper are one law, drawn twice.\n"
+        f"Levels: {'; '.join(f'{kind}: {unit}' for kind, unit in units.items())}.\n"
+        f"Read at layer {escape(result['layer'])}; seed {seed}; {seconds:.1f} s.",
         style="dim",
     )
-    console.print(f"Read at {result['layer']}. Seed {seed}, {result['seconds']['total']:.1f} s.")
 
 
 @app.command("dist")
@@ -167,7 +171,7 @@ def _dist(
     per_class: Annotated[bool, typer.Option("--per-class", help="List every class.")] = False,
     as_json: Json = False,
 ) -> None:
-    """RESQUE_dist of two files with the arrays `features` [N, D] (or more axes) and `labels` [N]."""
+    """RESQUE_dist of two files, each with the arrays `features` [N, D] and `labels` [N]."""
     (x, y), (x_new, y_new) = load_arrays(old), load_arrays(new)
     result = resque_dist(
         x,
@@ -271,9 +275,9 @@ def _bench(
     console = _console()
     for case in dict.fromkeys((row["device"], row["dtype"], row["rows"]) for row in result["rows"]):
         device, dtype, n = case
-        name = next(d for d in result["environment"]["devices"] if d["device"] == device)["name"]
+        names = {d["device"]: escape(d["name"]) for d in result["environment"]["devices"]}
         table = _table(
-            f"{escape(name)} ({device}): {dtype} [{n}, {result['width']}], {result['classes']} classes",
+            f"{names[device]}: {dtype} [{n}, {result['width']}], {result['classes']} classes",
             "form",
             "computes",
             "median",
@@ -300,9 +304,9 @@ def _bench(
             )
         console.print(table)
     console.print(
-        "moments: count, sum and sum of squares of every class; sums: only sums; total: one sum, the "
-        "time to read memory once. ratio: time over that of class_moments (above 1: slower). error: "
-        "the largest, against float64, relative to the sum of absolute values."
+        "moments: count, sum and sum of squares of every class; sums: the sums alone; total: one "
+        "sum of everything, the time to read the memory once. ratio: time over class_moments' own, "
+        "above 1 is slower. error: the largest, against float64, over the sum of absolute values."
     )
     console.print(f"{result['seconds']:.1f} s.")
 
@@ -353,7 +357,9 @@ def _angle(value: float | None) -> str:
 
 
 def _plus_minus(value: float, error: float | None) -> str:
-    return _angle(value) if error is None else f"{_angle(value)} ± {_angle(error)}"
+    if error is None:
+        return _angle(value)
+    return f"{_angle(value)} ± {error:.4f}" if error >= 0.0001 else f"{_angle(value)} ± {error:.1g}"
 
 
 def _time(seconds: float) -> str:

@@ -6,11 +6,13 @@ import importlib.metadata
 import platform
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from resque_ext import ops
+from resque_ext._backend import _checkout_digest as checkout_digest
 from resque_ext._backend import backend, build_info
 
 # Distributions by extra, as in pyproject.toml: read from here too where nothing is installed.
@@ -104,6 +106,10 @@ def examine() -> dict[str, Any]:
     if build["missing"]:
         what, _, how = build["missing"].rpartition("; ")
         problems.append({"what": what, "how": how})
+    sources = checkout_digest(Path(__file__).resolve().parent)
+    if not build["missing"] and sources not in (None, build["source_digest"]):
+        what = "the extension was built of other C++ sources than those in this checkout"
+        problems.append({"what": what, "how": "build it again: pip install -e ."})
     for device in machine:
         device["kernels"], problem = _check(device, build)
         problems += [problem] if problem else []
@@ -164,7 +170,7 @@ def _check(device: dict[str, Any], build: dict[str, Any]) -> tuple[str, dict[str
         with backend("native"):
             _, sums, _ = ops.class_moments(x, y, 2)
         right = sums.tolist() == [[6.0, 8.0], [3.0, 4.0]]
-    except RuntimeError as error:  # CUDA's own errors are RuntimeErrors
+    except (RuntimeError, TypeError) as error:  # of CUDA; of an extension of another version
         reason = " ".join(str(error).split())
         return "failed", {"what": f"class_moments on {name}: {reason}", "how": "install again"}
     if not right:

@@ -1,274 +1,239 @@
 // class_moments on the CPU.
 //
-// The rows, grouped by class_order, are cut into windows of a fixed number of rows: one window is one
-// task. Inside a window each run of rows of one group is summed eight rows at a time, column by
-// column, in float64; a run that is its whole group writes the result, a run that a window's edge cuts
-// writes a slot of the workspace, and the slots of a group are added in their order, compensated. So
-// a result depends on the sizes alone, never on the number of threads, and its error is bounded by
-// that of one window: 1,024 additions, 1.1e-13 of the sum of absolute values.
+// The work is cut into windows, a function of the sizes alone; a window is one task, a run is the rows
+// of one group in one window. Runs are summed eight rows at a time in float64, into the result where a
+// run is its whole group, else into a slot of the workspace; the slots of a group are then added in
+// their order, compensated. So a result never depends on the number of threads, and its error is
+// bounded by that of one run: 4,096 additions, 4.5e-13 of the sum of absolute values.
 //
-// Speed: two cores read about 4 bytes a cycle each here, a row of float32 takes 3 vector operations
-// per 32 bytes, so arithmetic is hidden; what counts is that rows gathered from all over memory are
-// asked for early: while eight rows are summed, the next eight are prefetched.
+// Two ways through memory, for the same sums:
+//   Streaming, few groups: a window is a range of rows. It goes tile by tile, 256 KB each, group by
+//   group inside a tile, while the next tile is prefetched in the order of memory, which is what the
+//   hardware's own prefetchers do best. Slots: one a window and group.
+//   Gathering, many groups: a window is a range of `order`, the rows grouped. While eight rows are
+//   summed the next eight are prefetched. Slots: two a window, for the runs that its ends cut.
+//
+// A row of float32 costs 3 vector operations per 32 bytes, some 20 bytes a cycle, while a core reads
+// about 4 bytes a cycle from memory: only the reading counts.
 #include <cmath>
+#include <type_traits>
 
-#include "cpu/common.h"
+#include "cpu/class_moments_rows.h"
+#include "cpu/parallel.h"
 #include "dispatch.h"
 #include "validate.h"
 
 namespace resque::cpu {
 namespace {
 
-constexpr int64_t kRowsAtOnce = 8;
+// NaN and infinity have every exponent bit set.
+bool is_finite(double x) { return std::isfinite(x); }
+bool is_finite(Half x) { return (x.bits & 0x7c00) != 0x7c00; }
+bool is_finite(BFloat x) { return (x.bits & 0x7f80) != 0x7f80; }
+
+constexpr int kRows = 8;         // summed at once
 constexpr int64_t kTile = 1024;  // columns at a time: 16 KB of sums and squares stay in the L1
+constexpr int64_t kStreamWindow = 4096;
+constexpr int64_t kStreamGroups = 32;
 
-// Rows of a window. Slots cost 2 windows' rows / 32 bytes of traffic, below 1% at 1,024 rows of
-// float32; small batches get smaller windows, so that there are some for every thread.
-int64_t window_rows(int64_t n) { return std::clamp<int64_t>(n / 64 / 8 * 8, 32, 1024); }
+// How the work is cut: fixed by the sizes, so that the result is.
+struct Plan {
+    bool streaming;
+    int64_t window;   // rows
+    int64_t windows;
+    int64_t tile;     // rows, streaming
+    int64_t slots;    // of a window
+    int64_t slot;     // doubles: one sum, and one sum of squares where wanted, [channels] each
+    int64_t pooled;   // doubles of scratch for means, where there is something to average
 
-// Adds R rows of T to the sums of `width` columns (sets them, where First) and prefetches R others.
-template <int R, bool First, bool Squares, typename T>
-RESQUE_INLINE void add_rows(const T* const* row, const T* const* ahead, int64_t width, double* sum,
-                            double* sumsq) {
-    constexpr int64_t kLine = 64 / sizeof(T);
-    const auto add8 = [&](int64_t c) RESQUE_INLINE_LAMBDA {
-        Double8 s{}, q{};
-        if constexpr (!First) {
-            s = load8(sum + c);
-            if constexpr (Squares) q = load8(sumsq + c);
-        }
-        for (int r = 0; r < R; ++r) {
-            const Double8 x = load8(row[r] + c);
-            s += x;
-            if constexpr (Squares) q += x * x;
-        }
-        std::memcpy(sum + c, &s, sizeof s);
-        if constexpr (Squares) std::memcpy(sumsq + c, &q, sizeof q);
-    };
-    int64_t c = 0;
-    for (; c + kLine <= width; c += kLine) {
-        if (ahead) {
-            // One line of each row in turn: measured faster than row after row.
-            for (int r = 0; r < R; ++r) __builtin_prefetch(ahead[r] + c, 0, 2);
-        }
-        for (int64_t k = 0; k < kLine; k += 8) add8(c + k);
+    Plan(const Features& x, int64_t groups, bool squares) {
+        const int64_t size = x.dtype == DType::float64 ? 8 : x.dtype == DType::float32 ? 4 : 2;
+        tile = std::clamp<int64_t>((int64_t{1} << 18) / std::max<int64_t>(x.channels * size, 1), 32, 1024);
+        streaming = x.positions == 1 && groups <= kStreamGroups && 4 * groups <= tile &&
+                    x.n >= 8 * kStreamWindow;
+        // Gathering slots cost 64 / (window * size) of the bytes: under 2% at 1,024 rows. Smaller
+        // batches get smaller windows, so that there are some for every thread.
+        window = streaming ? kStreamWindow : std::clamp<int64_t>(x.n / 64 / kRows * kRows, 32, 1024);
+        windows = (x.n + window - 1) / window;
+        slots = streaming ? groups : 2;
+        slot = x.channels * (squares ? 2 : 1);
+        pooled = x.positions > 1 ? kRows * x.channels : 0;
     }
-    for (; c + 8 <= width; c += 8) add8(c);
-    for (; c < width; ++c) {
-        double s = First ? 0.0 : sum[c], q = First || !Squares ? 0.0 : sumsq[c];
-        for (int r = 0; r < R; ++r) {
-            const double x = load1(row[r] + c);
-            s += x;
-            if constexpr (Squares) q += x * x;
-        }
-        sum[c] = s;
-        if constexpr (Squares) sumsq[c] = q;
-    }
-}
+};
 
-template <int R, bool Squares, typename T>
-RESQUE_INLINE void add_rows(bool first, const T* const* row, const T* const* ahead, int64_t width,
-                            double* sum, double* sumsq) {
-    if (first) {
-        add_rows<R, true, Squares>(row, ahead, width, sum, sumsq);
-    } else {
-        add_rows<R, false, Squares>(row, ahead, width, sum, sumsq);
-    }
-}
-
-// Adds `count` rows, at(0) .. at(count - 1), to sum and sumsq [width]; zero rows give zeros. at(i) may
-// be asked for i up to count - 1 + lookahead, to prefetch.
-template <bool Squares, typename At>
-RESQUE_INLINE void sum_rows(const At& at, int64_t count, int64_t lookahead, int64_t width,
-                            double* sum, double* sumsq) {
-    using T = std::remove_cv_t<std::remove_pointer_t<decltype(at(0))>>;
-    if (count == 0) {
-        std::fill(sum, sum + width, 0.0);
-        if constexpr (Squares) std::fill(sumsq, sumsq + width, 0.0);
-        return;
-    }
-    const T *row[kRowsAtOnce], *ahead[kRowsAtOnce];
-    int64_t i = 0;
-    for (; i + kRowsAtOnce <= count; i += kRowsAtOnce) {
-        const int64_t last = count - 1 + lookahead;
-        for (int r = 0; r < kRowsAtOnce; ++r) {
-            row[r] = at(i + r);
-            ahead[r] = at(std::min(i + kRowsAtOnce + r, last));
-        }
-        add_rows<kRowsAtOnce, Squares>(i == 0, row, ahead, width, sum, sumsq);
-    }
-    const T* const* none = nullptr;
-    for (; i + 2 <= count; i += 2) {
-        row[0] = at(i), row[1] = at(i + 1);
-        add_rows<2, Squares>(i == 0, row, none, width, sum, sumsq);
-    }
-    if (i < count) {
-        row[0] = at(i);
-        add_rows<1, Squares>(i == 0, row, none, width, sum, sumsq);
-    }
-}
-
-// The mean over the positions of one row, in float64: mean [channels].
-template <typename T>
-RESQUE_INLINE void pool_row(const Features& x, const T* row, double* mean) {
-    if (x.stride_c == 1) {  // channels side by side: positions are rows to add
-        const auto at = [&](int64_t p) RESQUE_INLINE_LAMBDA { return row + p * x.stride_p; };
-        sum_rows<false>(at, x.positions, 0, x.channels, mean, nullptr);
-        for (int64_t c = 0; c < x.channels; ++c) mean[c] /= static_cast<double>(x.positions);
-        return;
-    }
-    for (int64_t c = 0; c < x.channels; ++c) {
-        const T* p = row + c * x.stride_c;
-        Double8 lanes[2] = {};
-        int64_t i = 0;
-        for (; i + 16 <= x.positions; i += 16) {
-            lanes[0] += load8(p + i);
-            lanes[1] += load8(p + i + 8);
-        }
-        if (i + 8 <= x.positions) lanes[0] += load8(p + i), i += 8;
-        const Double8 v = lanes[0] + lanes[1];
-        double sum = ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
-        for (; i < x.positions; ++i) sum += load1(p + i);
-        mean[c] = sum / static_cast<double>(x.positions);
-    }
-}
-
-// What one window finds of non-finite values, gathered over the windows afterwards.
+// What a window finds of non-finite values.
 struct Faults {
     int64_t count, from_end, rows;
 };
 
-// A window's own part of the workspace, so that nothing is allocated and no two windows share a place.
-struct Space {
-    int64_t slot;    // doubles: one sum, and one sum of squares where wanted, [channels] each
-    int64_t pooled;  // doubles: kRowsAtOnce rows of means, where there is something to pool
-    int64_t kept;    // int32: rows left after the non-finite ones are taken out
+// Rows to prefetch, in the order in which they will be wanted: those of a list, or one after another.
+struct Ahead {
+    const int32_t* list;  // null: rows next, next + 1, ...
+    int64_t next, end;
 
-    Space(const Features& x, bool squares)
-        : slot(x.channels * (squares ? 2 : 1)),
-          pooled(x.positions > 1 ? kRowsAtOnce * x.channels : 0),
-          kept(window_rows(x.n)) {}
-
-    int64_t bytes() const {
-        return static_cast<int64_t>(sizeof(Faults) + sizeof(double) * (2 * slot + pooled) +
-                                    sizeof(int32_t) * kept);
+    int64_t take() {
+        const int64_t i = std::min(next++, end - 1);
+        return list ? list[i] : i;
     }
 };
 
 template <typename T, bool Squares>
-struct Window {
-    const ClassMoments& a;
-    Space space;
-    Faults* faults;
-    double* slots;
-    double* pooled;
-    int32_t* kept;
-
-    Window(const ClassMoments& args, int64_t index) : a(args), space(args.x, Squares) {
-        char* mine = static_cast<char*>(a.workspace) + index * space.bytes();
-        faults = reinterpret_cast<Faults*>(mine);
-        slots = reinterpret_cast<double*>(faults + 1);
-        pooled = slots + 2 * space.slot;
-        kept = reinterpret_cast<int32_t*>(pooled + space.pooled);
+class Worker {
+   public:
+    Worker(const ClassMoments& args, const Plan& how, int64_t window)
+        : a_(args), plan_(how), window_(window) {
+        char* space = static_cast<char*>(a_.workspace) + window * bytes(how);
+        faults_ = reinterpret_cast<Faults*>(space);
+        slots_ = reinterpret_cast<double*>(faults_ + 1);
+        pooled_ = slots_ + how.slots * how.slot;
+        kept_ = reinterpret_cast<int32_t*>(pooled_ + how.pooled);
     }
 
-    RESQUE_INLINE const T* row(int64_t i) const {
-        return static_cast<const T*>(a.x.data) + i * a.x.stride_n;
+    // A window's own part of the workspace: nothing is allocated, and no two windows share a place.
+    static int64_t bytes(const Plan& how) {
+        const int64_t doubles = how.slots * how.slot + how.pooled;
+        return static_cast<int64_t>(sizeof(Faults)) + doubles * 8 + (how.window * 4 + 7) / 8 * 8;
     }
 
-    // Sums the listed rows; `lookahead` more entries of the list may be prefetched.
-    RESQUE_INLINE void sum(const int32_t* rows, int64_t count, int64_t lookahead, double* sums,
-                           double* sumsq) {
-        const int64_t channels = a.x.channels;
-        if (a.x.positions == 1) {
-            for (int64_t c = 0; c < channels; c += kTile) {
-                const auto at = [&](int64_t i) RESQUE_INLINE_LAMBDA { return row(rows[i]) + c; };
-                sum_rows<Squares>(at, count, lookahead, std::min(kTile, channels - c), sums + c,
-                                  Squares ? sumsq + c : nullptr);
-            }
-            return;
+    const Faults& faults() const { return *faults_; }
+    const double* slot(int64_t index) const { return slots_ + index * plan_.slot; }
+
+    void gather() {
+        *faults_ = {};
+        const int64_t begin = window_ * plan_.window;
+        const int64_t end = std::min(begin + plan_.window, a_.offsets[a_.groups]);
+        const int64_t* group = std::upper_bound(a_.offsets, a_.offsets + a_.groups + 1, begin) - 1;
+        Ahead ahead{a_.order, begin + kRows, end};
+        for (int64_t i = begin; i < end;) {
+            while (group[1] <= i) ++group;
+            const int64_t g = group - a_.offsets, stop = std::min(group[1], end);
+            const bool whole = group[0] >= begin && group[1] <= end;
+            double* slot = slots_ + (group[0] < begin ? 0 : plan_.slot);
+            double* sums = whole ? a_.sums + g * a_.x.channels : slot;
+            double* sumsq = !Squares ? nullptr : whole ? a_.sumsq + g * a_.x.channels : slot + a_.x.channels;
+            clear(sums, sumsq);
+            add(a_.order + i, stop - i, ahead, sums, sumsq);
+            mend(g, a_.order + i, stop - i, sums, sumsq);
+            i = stop;
         }
-        if (count == 0) sum_rows<Squares>([&](int64_t) { return pooled; }, 0, 0, channels, sums, sumsq);
-        for (int64_t i = 0; i < count; i += kRowsAtOnce) {
-            const int64_t some = std::min(kRowsAtOnce, count - i);
-            const double* mean[kRowsAtOnce];
-            for (int64_t r = 0; r < some; ++r) {
-                pool_row(a.x, row(rows[i + r]), pooled + r * channels);
-                mean[r] = pooled + r * channels;
+    }
+
+    void stream() {
+        *faults_ = {};
+        const int64_t begin = window_ * plan_.window, end = std::min(begin + plan_.window, a_.x.n);
+        int64_t next[kStreamGroups];  // in `order`: the first row of each group not yet added
+        for (int64_t g = 0; g < a_.groups; ++g) {
+            next[g] = find(g, begin);
+            clear(sums(g), sumsq(g));
+        }
+        for (int64_t tile = begin; tile < end; tile += plan_.tile) {
+            const int64_t stop = std::min(tile + plan_.tile, end);
+            Ahead ahead{nullptr, stop, std::min(stop + plan_.tile, a_.x.n)};
+            for (int64_t g = 0; g < a_.groups; ++g) {
+                int64_t count = 0;
+                while (next[g] + count < a_.offsets[g + 1] && a_.order[next[g] + count] < stop) ++count;
+                add(a_.order + next[g], count, ahead, sums(g), sumsq(g));
+                next[g] += count;
             }
-            const double* const* none = nullptr;
-            if (some == kRowsAtOnce) {
-                add_rows<kRowsAtOnce, Squares>(i == 0, mean, none, channels, sums, sumsq);
-            } else {
-                for (int64_t r = 0; r < some; ++r) {
-                    add_rows<1, Squares>(i + r == 0, mean + r, none, channels, sums, sumsq);
+        }
+        for (int64_t g = 0; g < a_.groups; ++g) {
+            const int64_t first = find(g, begin);
+            mend(g, a_.order + first, next[g] - first, sums(g), sumsq(g));
+        }
+    }
+
+   private:
+    double* sums(int64_t g) const { return slots_ + g * plan_.slot; }
+    double* sumsq(int64_t g) const { return Squares ? sums(g) + a_.x.channels : nullptr; }
+    const T* row(int64_t i) const { return static_cast<const T*>(a_.x.data) + i * a_.x.stride_n; }
+
+    // Where group g has its first row at or behind `begin`.
+    int64_t find(int64_t g, int64_t begin) const {
+        return std::lower_bound(a_.order + a_.offsets[g], a_.order + a_.offsets[g + 1], begin) - a_.order;
+    }
+
+    void clear(double* sums, double* sumsq) const {
+        std::fill_n(sums, a_.x.channels, 0.0);
+        if (Squares) std::fill_n(sumsq, a_.x.channels, 0.0);
+    }
+
+    void add(const int32_t* rows, int64_t count, Ahead& ahead, double* sums, double* sumsq) {
+        for (int64_t i = 0; i < count; i += kRows) {
+            const int some = static_cast<int>(std::min<int64_t>(kRows, count - i));
+            if (a_.x.positions > 1) {
+                const double* mean[kRows];
+                for (int r = 0; r < some; ++r) {
+                    pool_(a_.x, row(rows[i + r]), pooled_ + r * a_.x.channels);
+                    mean[r] = pooled_ + r * a_.x.channels;
                 }
+                add_pooled_(mean, some, mean, a_.x.channels, sums, sumsq);
+                continue;
+            }
+            const T *at[kRows], *later[kRows];
+            for (int r = 0; r < some; ++r) {
+                at[r] = row(rows[i + r]);
+                later[r] = row(ahead.take());
+            }
+            for (int64_t c = 0; c < a_.x.channels; c += kTile) {
+                add_rows_(at, some, later, std::min(kTile, a_.x.channels - c), sums + c,
+                          Squares ? sumsq + c : nullptr);
+                for (int r = 0; r < some; ++r) at[r] += kTile, later[r] += kTile;
             }
         }
     }
 
-    RESQUE_INLINE bool finite(const double* values) const {
+    // A sum is finite exactly when all it added was: float64 has room for any number of narrower
+    // floats. Where it is not, this looks for the values, and sums the run again without their rows
+    // if those are to be skipped.
+    void mend(int64_t g, const int32_t* rows, int64_t count, double* sums, double* sumsq) {
         double zero = 0;  // 0 * x is NaN for infinity and NaN, and NaN stays
-        for (int64_t c = 0; c < a.x.channels; ++c) zero += 0 * values[c];
-        return zero == 0;
+        for (int64_t c = 0; c < a_.x.channels; ++c) zero += 0 * sums[c];
+        if (zero == 0) return;
+        const int64_t keep = keep_finite(rows, count);
+        if (!a_.skip_nonfinite || keep == count) return;
+        clear(sums, sumsq);
+        Ahead ahead{kept_, 0, std::max<int64_t>(keep, 1)};
+        add(kept_, keep, ahead, sums, sumsq);
+        __atomic_fetch_sub(&a_.counts[g], count - keep, __ATOMIC_RELAXED);
     }
 
-    // Counts what is not finite in the listed rows and keeps the others. Only ever called for a run
-    // whose sum is not finite.
-    RESQUE_INLINE int64_t keep_finite(const int32_t* rows, int64_t count) {
+    int64_t keep_finite(const int32_t* rows, int64_t count) {
         int64_t keep = 0;
         for (int64_t i = 0; i < count; ++i) {
-            if (a.x.positions > 1) pool_row(a.x, row(rows[i]), pooled);
+            const T* values = row(rows[i]);
+            if (a_.x.positions > 1) pool_(a_.x, values, pooled_);
             int64_t bad = 0;
-            for (int64_t c = 0; c < a.x.channels; ++c) {
-                const double v = a.x.positions > 1 ? pooled[c] : load1(row(rows[i]) + c);
-                if (std::isfinite(v)) continue;
-                const int64_t flat = rows[i] * a.x.channels + c;
-                faults->from_end = std::max(faults->from_end, a.x.n * a.x.channels - flat);
+            for (int64_t c = 0; c < a_.x.channels; ++c) {
+                if (a_.x.positions > 1 ? is_finite(pooled_[c]) : is_finite(values[c])) continue;
+                const int64_t flat = rows[i] * a_.x.channels + c;
+                faults_->from_end = std::max(faults_->from_end, a_.x.n * a_.x.channels - flat);
                 ++bad;
             }
-            faults->count += bad;
-            faults->rows += bad > 0;
-            if (bad == 0) kept[keep++] = rows[i];
+            faults_->count += bad;
+            faults_->rows += bad > 0;
+            if (bad == 0) kept_[keep++] = rows[i];
         }
         return keep;
     }
 
-    // The window's rows are order[begin .. end).
-    RESQUE_INLINE void operator()(int64_t begin, int64_t end) {
-        const int64_t channels = a.x.channels;
-        *faults = {};
-        const int64_t* group = std::upper_bound(a.offsets, a.offsets + a.groups + 1, begin) - 1;
-        for (int64_t i = begin; i < end;) {
-            while (group[1] <= i) ++group;
-            const int64_t g = group - a.offsets, stop = std::min(group[1], end);
-            const bool whole = group[0] >= begin && group[1] <= end;
-            // slot 0: a run that began in an earlier window; slot 1: one that begins here and goes on
-            double* slot = slots + (group[0] < begin ? 0 : space.slot);
-            double* sums = whole ? a.sums + g * channels : slot;
-            double* sumsq = !Squares ? nullptr : whole ? a.sumsq + g * channels : slot + channels;
-            sum(a.order + i, stop - i, end - stop, sums, sumsq);
-            if (!finite(sums)) {
-                const int64_t keep = keep_finite(a.order + i, stop - i);
-                if (a.skip_nonfinite && keep < stop - i) {
-                    sum(kept, keep, 0, sums, sumsq);
-                    __atomic_fetch_sub(&a.counts[g], stop - i - keep, __ATOMIC_RELAXED);
-                }
-            }
-            i = stop;
-        }
-    }
+    const ClassMoments& a_;
+    const Plan& plan_;
+    int64_t window_;
+    Faults* faults_;
+    double* slots_;
+    double* pooled_;
+    int32_t* kept_;
+    void (*add_rows_)(const T* const*, int, const T* const*, int64_t, double*, double*) =
+        RESQUE_PICK(add_rows<T, Squares>);
+    void (*add_pooled_)(const double* const*, int, const double* const*, int64_t, double*, double*) =
+        RESQUE_PICK(add_rows<double, Squares>);
+    void (*pool_)(const Features&, const T*, double*) = RESQUE_PICK(pool_row<T>);
 };
 
-// Adds the slots of group g, which begins in window `first` and ends in window `last`, in their order:
-// each column with Neumaier's compensation, so that the number of windows costs no accuracy.
-template <typename T, bool Squares>
-void add_slots(const ClassMoments& a, int64_t g, int64_t first, int64_t last) {
-    const int64_t channels = a.x.channels, size = Space(a.x, Squares).slot;
-    std::vector<const double*> slots;
-    for (int64_t w = first; w <= last; ++w) {
-        slots.push_back(Window<T, Squares>(a, w).slots + (w == first ? size : 0));
-    }
+// Adds slots in their order, each column with Neumaier's compensation, so that their number costs no
+// accuracy.
+void add_slots(const std::vector<const double*>& slots, const ClassMoments& a, int64_t g, int64_t size) {
+    const int64_t channels = a.x.channels;
     for (int64_t c = 0; c < size; ++c) {
         double sum = 0, lost = 0;
         for (const double* slot : slots) {
@@ -284,41 +249,50 @@ void add_slots(const ClassMoments& a, int64_t g, int64_t first, int64_t last) {
 
 template <typename T, bool Squares>
 void run(const ClassMoments& a, int threads) {
-    const int64_t channels = a.x.channels, rows = window_rows(a.x.n);
-    const int64_t total = a.offsets[a.groups], windows = (total + rows - 1) / rows;
+    using Work = Worker<T, Squares>;
+    const Plan plan(a.x, a.groups, Squares);
+    const int64_t channels = a.x.channels, total = a.offsets[a.groups];
     const int64_t bytes = total * channels * a.x.positions * static_cast<int64_t>(sizeof(T));
+    // Gathering reads `order` up to the rows that have a group; the windows behind have nothing to do.
+    const int64_t windows = plan.streaming ? plan.windows : (total + plan.window - 1) / plan.window;
 
     parallel_for(windows, threads, bytes, [&](int64_t w) {
-        const auto kernel = [](auto window, int64_t begin, int64_t end)
-                                RESQUE_INLINE_LAMBDA { window(begin, end); };
-        Window<T, Squares> window(a, w);
-        call_for_isa(kernel, window, w * rows, std::min((w + 1) * rows, total));
+        Work work(a, plan, w);
+        plan.streaming ? work.stream() : work.gather();
     });
     constexpr int64_t kGroups = 256;  // a task: most groups have nothing left to do
     parallel_for((a.groups + kGroups - 1) / kGroups, threads, bytes, [&](int64_t task) {
+        std::vector<const double*> slots;
         for (int64_t g = task * kGroups; g < std::min((task + 1) * kGroups, a.groups); ++g) {
             const int64_t begin = a.offsets[g], end = a.offsets[g + 1];
-            if (begin == end) {
+            slots.clear();
+            if (plan.streaming) {
+                for (int64_t w = 0; w < windows; ++w) slots.push_back(Work(a, plan, w).slot(g));
+            } else if (begin == end) {
                 std::fill_n(a.sums + g * channels, channels, 0.0);
                 if (Squares) std::fill_n(a.sumsq + g * channels, channels, 0.0);
-            } else if (begin / rows != (end - 1) / rows) {
-                add_slots<T, Squares>(a, g, begin / rows, (end - 1) / rows);
+                continue;
+            } else {
+                const int64_t first = begin / plan.window, last = (end - 1) / plan.window;
+                if (first == last) continue;
+                for (int64_t w = first; w <= last; ++w) slots.push_back(Work(a, plan, w).slot(w == first));
             }
+            add_slots(slots, a, g, plan.slot);
         }
     });
     for (int64_t w = 0; w < windows; ++w) {
-        const Faults& found = *Window<T, Squares>(a, w).faults;
-        a.status[kNonfiniteCount] += found.count;
-        a.status[kNonfiniteFromEnd] = std::max(a.status[kNonfiniteFromEnd], found.from_end);
-        a.status[kNonfiniteRows] += found.rows;
+        const Work work(a, plan, w);
+        a.status[kNonfiniteCount] += work.faults().count;
+        a.status[kNonfiniteFromEnd] = std::max(a.status[kNonfiniteFromEnd], work.faults().from_end);
+        a.status[kNonfiniteRows] += work.faults().rows;
     }
 }
 
 }  // namespace
 
-int64_t class_moments_workspace(const Features& x, bool squares) {
-    const int64_t rows = window_rows(x.n), windows = (x.n + rows - 1) / rows;
-    return windows * Space(x, squares).bytes();
+int64_t class_moments_workspace(const Features& x, int64_t groups, bool squares) {
+    const Plan plan(x, groups, squares);
+    return plan.windows * Worker<float, true>::bytes(plan);
 }
 
 void class_moments(const ClassMoments& a, int threads) {

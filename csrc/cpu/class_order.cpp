@@ -2,7 +2,8 @@
 //
 // It is serial: two passes over 4 or 8 bytes a row, about 3 ns a row, against the row itself (2 KB and
 // 200 ns for 512 float32) that class_moments then reads.
-#include "cpu/common.h"
+#include <algorithm>
+
 #include "validate.h"
 
 namespace resque::cpu {

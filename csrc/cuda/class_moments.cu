@@ -371,7 +371,7 @@ void launch(const ClassMoments& a, cudaStream_t stream) {
 
 }  // namespace
 
-int64_t class_moments_workspace(const Features& x, bool squares) { return Layout(x, squares).bytes; }
+int64_t class_moments_workspace(const Features& x, int64_t, bool squares) { return Layout(x, squares).bytes; }
 
 void class_moments(const ClassMoments& a, int device, void* stream) {
     validate(a);

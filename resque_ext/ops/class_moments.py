@@ -110,7 +110,7 @@ def grouped_moments(
     sums = torch.empty(groups, channels, dtype=torch.float64, device=device)
     sumsq = torch.empty(groups if squares else 0, channels, dtype=torch.float64, device=device)
     status = torch.zeros(5, dtype=torch.int64, device=device)
-    size = kernels.class_moments_workspace(view, squares)
+    size = kernels.class_moments_workspace(view, groups, squares)
     workspace = torch.empty(size, dtype=torch.uint8, device=device)
     args = extension.ClassMoments(
         view,

@@ -1,9 +1,9 @@
-#include "cpu/common.h"
+#include "cpu/isa.h"
 
 namespace resque::cpu {
 
 Isa isa() {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(RESQUE_BASELINE_ONLY)
     static const Isa found = [] {
         __builtin_cpu_init();
         const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");

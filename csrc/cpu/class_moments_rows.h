@@ -1,0 +1,21 @@
+// The inner loops of class_moments, for each instruction set.
+#pragma once
+
+#include "cpu/isa.h"
+
+namespace resque::cpu {
+
+#define RESQUE_DECLARE(set)                                                                       \
+    namespace set {                                                                               \
+    /* sum[c] += row[0][c] + ..., and so the squares, for up to 8 rows; prefetches as many others. */ \
+    template <typename T, bool Squares>                                                           \
+    void add_rows(const T* const* row, int rows, const T* const* ahead, int64_t width, double* sum, \
+                  double* sumsq);                                                                 \
+    /* The mean over the positions of one row, in float64: mean [channels]. */                    \
+    template <typename T>                                                                         \
+    void pool_row(const Features& x, const T* row, double* mean);                                 \
+    }
+RESQUE_FOR_EACH_ISA(RESQUE_DECLARE)
+#undef RESQUE_DECLARE
+
+}  // namespace resque::cpu
