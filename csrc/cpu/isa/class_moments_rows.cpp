@@ -25,7 +25,7 @@ RESQUE_INLINE void add_columns(const T* const* row, int rows, const T* const* ah
     int64_t c = 0;
     for (; c + kLine <= width; c += kLine) {
         // A line of each row in turn: measured faster than row after row.
-        for (int r = 0; r < count; ++r) __builtin_prefetch(ahead[r] + c, 0, 2);
+        for (int r = 0; r < count; ++r) __builtin_prefetch(ahead[r] + c);
         for (int64_t k = 0; k < kLine; k += 8) add8(c + k);
     }
     for (; c + 8 <= width; c += 8) add8(c);
