@@ -4,7 +4,7 @@
 // of one group in one window. Runs are summed eight rows at a time in float64, into the result where a
 // run is its whole group, else into a slot of the workspace; the slots of a group are then added in
 // their order, compensated. So a result never depends on the number of threads, and its error is
-// bounded by that of one run: 4,096 additions, 4.5e-13 of the sum of absolute values.
+// bounded by that of one run: 16,384 rows, eight at a time, 2.3e-13 of the sum of absolute values.
 //
 // Two ways through memory, for the same sums:
 //   Streaming, few groups: a window is a range of rows. It goes tile by tile, 1 MB each, group by group
@@ -38,7 +38,7 @@ bool is_finite(BFloat x) { return (x.bits & 0x7f80) != 0x7f80; }
 
 constexpr int kRows = 8;         // summed at once
 constexpr int64_t kTile = 1024;  // columns at a time: 16 KB of sums and squares stay in the L1
-constexpr int64_t kStreamWindow = 4096;
+constexpr int64_t kStreamWindow = 16384;  // rows at most
 constexpr int64_t kStreamGroups = 32;
 constexpr int64_t kLeastTile = 32;  // rows
 
@@ -57,10 +57,11 @@ struct Plan {
         tile = std::clamp<int64_t>((int64_t{1} << 20) / std::max<int64_t>(x.channels * size, 1), kLeastTile,
                                    kStreamWindow);
         streaming = x.positions == 1 && groups <= kStreamGroups && 4 * groups <= tile &&
-                    x.n >= 8 * kStreamWindow;
+                    x.n >= 32768;
         // Gathering slots cost 64 / (window * size) of the bytes: under 1% at 2,048 rows. Smaller
         // batches get smaller windows, so that there are some for every thread.
-        window = streaming ? kStreamWindow : std::clamp<int64_t>(x.n / 64 / kRows * kRows, 32, 2048);
+        window = streaming ? std::clamp<int64_t>(x.n / 32 / kRows * kRows, 1024, kStreamWindow)
+                           : std::clamp<int64_t>(x.n / 64 / kRows * kRows, 32, 2048);
         windows = (x.n + window - 1) / window;
         slots = streaming ? groups : 2;
         slot = x.channels * (squares ? 2 : 1);
