@@ -66,7 +66,7 @@ struct ClassMoments {
 
 namespace cpu {
 int64_t class_order_workspace(int64_t n, int64_t classes, int64_t blocks);
-void class_order(const ClassOrder& args);
+void class_order(const ClassOrder& args, int threads);
 
 int64_t class_moments_workspace(const Features& x, int64_t groups, bool squares);
 void class_moments(const ClassMoments& args, int threads);

@@ -147,8 +147,6 @@ def call(name: str, args: Any, device: torch.device) -> None:
         stream = torch.cuda.current_stream(device)
         index = device.index if device.index is not None else torch.cuda.current_device()
         getattr(module, name)(args, index, stream.cuda_stream)
-    elif name == "class_order":
-        module.class_order(args)
     else:
         getattr(module, name)(args, torch.get_num_threads())
 

@@ -20,8 +20,9 @@
 //
 // A row of float32 costs 3 vector operations per 32 bytes, some 20 bytes a cycle, while a core reads
 // about 4 bytes a cycle from memory: only the reading counts.
+#include <algorithm>
 #include <cmath>
-#include <type_traits>
+#include <vector>
 
 #include "cpu/class_moments_rows.h"
 #include "cpu/parallel.h"

@@ -1,68 +1,104 @@
-// class_order on the CPU: a counting sort, one pass to count the classes and one to place the rows.
+// class_order on the CPU: a counting sort over fixed segments of the rows.
 //
-// It is serial: two passes over 4 or 8 bytes a row, about 3 ns a row, against the row itself (2 KB and
-// 200 ns for 512 float32) that class_moments then reads.
+// Every segment counts its rows of each class; the counts of the segments before it then say which row
+// of its class each one is, the j-th, and so its place: block (turn + j) % blocks, there the
+// (j / blocks)-th. Segments are a function of the sizes, and places are computed, not raced for.
 #include <algorithm>
 
+#include "cpu/parallel.h"
 #include "validate.h"
 
 namespace resque::cpu {
 namespace {
 
-template <typename Label>
-void sort_rows(const ClassOrder& a) {
-    const Label* labels = static_cast<const Label*>(a.labels);
-    int64_t* next = static_cast<int64_t*>(a.workspace);  // [groups] where each group's next row goes
-    int64_t* turn = next + a.classes * a.blocks;         // [classes] the block whose turn it is
-    const int64_t groups = a.classes * a.blocks;
+// Enough for many threads, but the counters of all segments stay fewer than half the rows.
+int64_t segments_of(int64_t n, int64_t classes) {
+    return std::clamp<int64_t>(n / std::max<int64_t>(16384, 2 * classes), 1, 64);
+}
 
-    std::fill(next, next + groups, 0);
-    for (int64_t c = 0; c < a.classes; ++c) turn[c] = a.seen ? a.seen[c] % a.blocks : 0;
-    // Counted at [class * blocks]; spread over the blocks below.
-    for (int64_t i = 0; i < a.n; ++i) {
-        const int64_t label = labels[i * a.label_stride];
-        if (static_cast<uint64_t>(label) >= static_cast<uint64_t>(a.classes)) {
-            if (a.status[kBadLabelFromEnd] == 0) {
-                a.status[kBadLabelFromEnd] = a.n - i;
-                a.status[kBadLabel] = label;
+// The workspace: [segments, classes] counters, [segments] first bad rows, [classes] turns.
+template <typename Label>
+void sort_rows(const ClassOrder& a, int threads) {
+    const int64_t segments = segments_of(a.n, a.classes);
+    int64_t* counters = static_cast<int64_t*>(a.workspace);
+    int64_t* bad = counters + segments * a.classes;
+    int64_t* turn = bad + segments;
+    const int64_t bytes = a.n * static_cast<int64_t>(sizeof(Label) + sizeof(int32_t)) * 8;  // of time
+
+    // visit(row, class) for the rows of a segment whose label is in range; the first other row, or n.
+    const auto visit_rows = [&](int64_t segment, const auto& visit) {
+        const Label* labels = static_cast<const Label*>(a.labels);
+        const int64_t end = (segment + 1) * a.n / segments;
+        int64_t first_bad = a.n;
+        for (int64_t i = segment * a.n / segments; i < end; ++i) {
+            const int64_t label = labels[i * a.label_stride];
+            if (static_cast<uint64_t>(label) < static_cast<uint64_t>(a.classes)) {
+                visit(i, label);
+            } else if (first_bad == a.n) {
+                first_bad = i;
             }
-            continue;
         }
-        ++next[label * a.blocks];
-    }
+        return first_bad;
+    };
+
+    parallel_for(segments, threads, bytes, [&](int64_t s) {
+        int64_t* count = counters + s * a.classes;
+        std::fill_n(count, a.classes, 0);
+        bad[s] = visit_rows(s, [&](int64_t, int64_t c) { ++count[c]; });
+    });
 
     int64_t start = 0;
     for (int64_t c = 0; c < a.classes; ++c) {
-        const int64_t rows = next[c * a.blocks];
+        int64_t rows = 0;
+        for (int64_t s = 0; s < segments; ++s) {
+            const int64_t count = counters[s * a.classes + c];
+            counters[s * a.classes + c] = rows;
+            rows += count;
+        }
+        turn[c] = a.seen ? a.seen[c] % a.blocks : 0;
         for (int64_t b = 0; b < a.blocks; ++b) {
-            // Dealt in turn, starting at turn[c]: the d-th block from there has one of the
-            // rows % blocks rows left over when d < rows % blocks.
+            // The d-th block from turn[c] on has one of the rows left over when d < rows % blocks.
             const int64_t d = (b - turn[c] + a.blocks) % a.blocks;
-            const int64_t g = c * a.blocks + b;
-            a.offsets[g] = next[g] = start;
+            a.offsets[c * a.blocks + b] = start;
             start += rows / a.blocks + (d < rows % a.blocks);
         }
     }
-    a.offsets[groups] = start;
+    a.offsets[a.classes * a.blocks] = start;
 
-    for (int64_t i = 0; i < a.n; ++i) {
-        const int64_t label = labels[i * a.label_stride];
-        if (static_cast<uint64_t>(label) >= static_cast<uint64_t>(a.classes)) continue;
-        const int64_t b = turn[label];
-        turn[label] = b + 1 == a.blocks ? 0 : b + 1;
-        a.order[next[label * a.blocks + b]++] = static_cast<int32_t>(i);
+    const uint32_t blocks = static_cast<uint32_t>(a.blocks);  // 32-bit division is three times faster
+    parallel_for(segments, threads, bytes, [&](int64_t s) {
+        int64_t* next = counters + s * a.classes;
+        if (blocks == 1) {
+            visit_rows(s, [&](int64_t i, int64_t c) {
+                a.order[a.offsets[c] + next[c]++] = static_cast<int32_t>(i);
+            });
+            return;
+        }
+        visit_rows(s, [&](int64_t i, int64_t c) {
+            const uint32_t j = static_cast<uint32_t>(next[c]++);
+            const uint32_t dealt = static_cast<uint32_t>(turn[c]) + j % blocks;
+            const uint32_t block = dealt >= blocks ? dealt - blocks : dealt;
+            a.order[a.offsets[c * a.blocks + block] + j / blocks] = static_cast<int32_t>(i);
+        });
+    });
+
+    const int64_t first_bad = *std::min_element(bad, bad + segments);
+    if (first_bad < a.n) {
+        a.status[kBadLabelFromEnd] = a.n - first_bad;
+        a.status[kBadLabel] = static_cast<const Label*>(a.labels)[first_bad * a.label_stride];
     }
 }
 
 }  // namespace
 
-int64_t class_order_workspace(int64_t, int64_t classes, int64_t blocks) {
-    return (classes * blocks + classes) * static_cast<int64_t>(sizeof(int64_t));
+int64_t class_order_workspace(int64_t n, int64_t classes, int64_t) {
+    const int64_t segments = segments_of(n, classes);
+    return (segments * classes + segments + classes) * static_cast<int64_t>(sizeof(int64_t));
 }
 
-void class_order(const ClassOrder& a) {
+void class_order(const ClassOrder& a, int threads) {
     validate(a);
-    a.labels_int64 ? sort_rows<int64_t>(a) : sort_rows<int32_t>(a);
+    a.labels_int64 ? sort_rows<int64_t>(a, threads) : sort_rows<int32_t>(a, threads);
 }
 
 }  // namespace resque::cpu

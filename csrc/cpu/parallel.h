@@ -1,38 +1,29 @@
-// What the CPU kernels share: threads.
+// Tasks on several threads, without a result ever showing how many there were.
 #pragma once
 
-#include <algorithm>
-#include <atomic>
 #include <cstdint>
-#include <system_error>
-#include <thread>
-#include <vector>
-
 
 namespace resque::cpu {
 
-// Runs task(0) .. task(tasks - 1), each once, on at most `threads` threads. Threads are started and
-// joined here: no pool, so nothing that a fork could leave broken. A start costs about 15 us, so a
-// thread is worth it from `bytes` of about 1 MB (100 us of reading) on. Tasks write to places of their
-// own: which thread runs one never shows in a result.
+// Runs work(context) on `threads` threads at once and returns when all are done.
+void on_threads(int threads, void (*work)(void*), void* context);
+
+// Runs task(0) .. task(tasks - 1), each once, on at most `threads` threads. Tasks write to places of
+// their own, so that which thread runs one never shows. A team starts in some 5 us, so a thread is
+// worth it from `bytes` of about 256 KB (25 us of reading) on.
 template <typename Task>
 void parallel_for(int64_t tasks, int threads, int64_t bytes, const Task& task) {
-    constexpr int64_t kBytesPerThread = int64_t{1} << 20;
-    const int64_t useful = std::min<int64_t>({tasks, threads, bytes / kBytesPerThread});
-    std::atomic<int64_t> next{0};
-    const auto work = [&] {
-        for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(i);
+    constexpr int64_t kBytesPerThread = int64_t{1} << 18;
+    const int64_t fed = bytes / kBytesPerThread, most = tasks < fed ? tasks : fed;
+    struct Context {
+        const Task& task;
+        int64_t tasks, next;
+    } context{task, tasks, 0};
+    const auto work = [](void* shared) {
+        auto& c = *static_cast<Context*>(shared);
+        for (int64_t i; (i = __atomic_fetch_add(&c.next, 1, __ATOMIC_RELAXED)) < c.tasks;) c.task(i);
     };
-    std::vector<std::thread> others;
-    for (int64_t t = 1; t < useful; ++t) {
-        try {
-            others.emplace_back(work);
-        } catch (const std::system_error&) {
-            break;  // the threads there are do it all
-        }
-    }
-    work();
-    for (auto& thread : others) thread.join();
+    on_threads(static_cast<int>(most < threads ? most : threads), work, &context);
 }
 
 }  // namespace resque::cpu

@@ -1,0 +1,132 @@
+"""What every benchmark shares: devices, the bound of this very run, and one way to measure.
+
+A figure is worth something only beside the bound that was measured in the same run: on the CPU the
+time of `x.sum()` over the same features, on CUDA that of a device-to-device copy, counting bytes read
+and written. Inputs are fresh random numbers, far larger than any cache; results are checked before
+anything is timed; nothing here passes or fails by a time.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import resque_ext
+
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+
+
+def seconds(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Median of single calls, by device events on CUDA; warmed up first."""
+    for _ in range(3):
+        call()
+    times = []
+    if device.type == "cpu":
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - begin)
+        return statistics.median(times)
+    for _ in range(repeats):
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        call()
+        after.record()
+        after.synchronize()
+        times.append(before.elapsed_time(after) / 1e3)
+    return statistics.median(times)
+
+
+@pytest.fixture(scope="session")
+def copy_bound() -> Callable[[torch.device], float]:
+    """Bytes per second of a device-to-device copy, read and written both counted; once a run."""
+    found: dict[str, float] = {}
+
+    def bound(device: torch.device) -> float:
+        if str(device) not in found:
+            size = 2**30 if device.type == "cuda" else 2**28
+            source = torch.randn(size // 4, device=device)
+            target = torch.empty_like(source)
+            found[str(device)] = 2 * size / seconds(lambda: target.copy_(source), device, 15)
+        return found[str(device)]
+
+    return bound
+
+
+@pytest.fixture
+def measure(benchmark: Any, copy_bound: Callable[[torch.device], float]) -> Callable[..., float]:
+    """Times `call`, files what it means in extra_info, and returns seconds.
+
+    On the CPU `against`, the reading of the same bytes, is timed in turn with `call`, because what
+    else such a machine does comes and goes.
+    """
+
+    def run(
+        call: Callable[[], Any],
+        device: torch.device,
+        bytes_read: int,
+        against: Callable[[], Any] | None = None,
+        **info: Any,
+    ) -> float:
+        benchmark.extra_info |= info | {"bytes": bytes_read, "device": device_name(device)}
+        if device.type == "cuda":
+            taken = seconds(call, device, 25)
+            benchmark.extra_info["share_of_copy"] = bytes_read / taken / copy_bound(device)
+            benchmark.pedantic(lambda: (call(), torch.cuda.synchronize()), rounds=3)
+        else:
+            assert against is not None
+            pairs = [(seconds_once(call), seconds_once(against)) for _ in range(9)]
+            taken = statistics.median(a for a, _ in pairs)
+            reading = statistics.median(b for _, b in pairs)
+            benchmark.extra_info["share_of_sum"] = reading / taken
+            benchmark.pedantic(call, rounds=3)
+        benchmark.extra_info["gb_per_s"] = bytes_read / taken / 1e9
+        benchmark.extra_info["milliseconds"] = taken * 1e3
+        return taken
+
+    return run
+
+
+def seconds_once(call: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
+    machine_info["torch"] = torch.__version__
+    machine_info["cuda"] = torch.version.cuda
+    machine_info["resque_ext"] = resque_ext.build_info()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
+    """A short table last: what was measured, its speed, its share of the bound of this run."""
+    session = getattr(config, "_benchmarksession", None)
+    rows = [b for b in getattr(session, "benchmarks", []) if "gb_per_s" in b.extra_info]
+    if not rows:
+        return
+    write = terminalreporter.write_line
+    write("")
+    write(f"{'benchmark':66s} {'ms':>9s} {'GB/s':>8s}  share of bound")
+    for bench in rows:
+        info = bench.extra_info
+        share = info.get("share_of_copy", info.get("share_of_sum"))
+        kind = "copy" if "share_of_copy" in info else "x.sum()"
+        name = bench.name.removeprefix("test_")
+        write(
+            f"{name:66s} {info['milliseconds']:9.3f} {info['gb_per_s']:8.1f}  {share:.0%} of {kind}"
+        )
+    write(f"torch {torch.__version__}, {os.cpu_count()} processors; {rows[0].extra_info['device']}")

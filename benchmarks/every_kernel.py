@@ -1,0 +1,54 @@
+"""Runs every CUDA kernel once over every dtype and layout, small, and checks the results.
+
+For compute-sanitizer, which makes everything a hundred times slower.
+"""
+
+import torch
+
+import resque_ext
+from resque_ext.ops.class_moments import grouped_moments
+from resque_ext.ops.class_order import class_order
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+SHAPES = ((3_000, 5), (3_000, 64), (600, 40, 3, 3), (300, 16, 4, 4), (200, 7, 24))
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    for dtype in DTYPES:
+        for shape in SHAPES:
+            for channels_last in (False, True) if len(shape) == 4 else (False,):
+                x = torch.randn(shape, device="cuda").to(dtype)
+                if channels_last:
+                    x = x.to(memory_format=torch.channels_last)
+                for classes in (3, 300):
+                    check(x, torch.randint(classes, shape[:1], device="cuda"), classes)
+    for classes in (1, 255, 256, 65_536):
+        labels = torch.randint(-1, classes + 1, (5_000,), device="cuda", dtype=torch.int32)
+        compare(class_order(labels, classes, 4), labels, classes)
+    print("every kernel ran and agreed with plain PyTorch")
+
+
+def check(x: torch.Tensor, labels: torch.Tensor, classes: int) -> None:
+    x[1, 2] = torch.nan
+    x[-1, 0] = torch.inf
+    order, offsets, _ = class_order(labels, classes)
+    for squares in (True, False):
+        ours = grouped_moments(x, order, offsets, squares=squares, skip_nonfinite=True)
+        with resque_ext.backend("torch"):
+            plain = grouped_moments(x, order, offsets, squares=squares, skip_nonfinite=True)
+        for a, b in zip(ours, plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-5)
+
+
+def compare(ours: tuple[torch.Tensor, ...], labels: torch.Tensor, classes: int) -> None:
+    with resque_ext.backend("torch"):
+        plain = class_order(labels, classes, 4)
+    grouped = int(plain[1][-1])
+    assert torch.equal(ours[0][:grouped], plain[0][:grouped])
+    assert torch.equal(ours[1], plain[1])
+    assert torch.equal(ours[2], plain[2])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What RESQUE_dist through score costs beside the two bare forward passes that it needs anyway."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import pytest
+import torch
+from conftest import DEVICES, device_name
+from torch import nn
+
+import resque_ext
+
+
+def small_cnn() -> nn.Module:
+    layers: list[nn.Module] = []
+    for before, after in ((3, 32), (32, 64), (64, 128)):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
+
+
+def model_and_batches(name: str, device: torch.device) -> tuple[nn.Module, list[Any]]:
+    if name == "small_cnn":
+        model, size, batch, classes, count = small_cnn(), 32, 256, 10, 4
+    else:
+        models = pytest.importorskip("torchvision.models", exc_type=ImportError)
+        model = getattr(models, name)(weights=None)
+        size, batch, classes, count = {
+            "resnet18": (32, 1_024, 1_000, 8),
+            "resnet50": (224, 128, 1_000, 8),
+            "vit_b_16": (224, 64, 1_000, 8),
+        }[name]
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = model.to(device, dtype, memory_format=torch.channels_last).eval()
+    batches = [
+        (
+            torch.rand(batch, 3, size, size, device=device)
+            .to(dtype)
+            .contiguous(memory_format=torch.channels_last),
+            torch.arange(batch) % min(classes, batch),
+        )
+        for _ in range(count)
+    ]
+    return model, batches
+
+
+NAMES = [("cpu", "small_cnn")]
+if "cuda" in DEVICES:
+    NAMES += [("cuda", n) for n in ("resnet18", "resnet50", "vit_b_16")]
+
+
+@pytest.mark.parametrize(("device", "name"), NAMES)
+def test_score_overhead(benchmark: Any, device: str, name: str) -> None:
+    place = torch.device(device)
+    model, batches = model_and_batches(name, place)
+
+    def synchronize() -> None:
+        if place.type == "cuda":
+            torch.cuda.synchronize()
+
+    @torch.inference_mode()
+    def bare() -> None:
+        for _ in range(2):
+            for inputs, _ in batches:
+                model(inputs)
+        synchronize()
+
+    def scored() -> Any:
+        result = resque_ext.score(model, batches, batches, progress=False)
+        synchronize()
+        return result
+
+    assert scored().value < 1e-9  # the same data twice
+    bare()
+    ratios, times = [], []
+    for _ in range(7):
+        begin = time.perf_counter()
+        bare()
+        middle = time.perf_counter()
+        scored()
+        end = time.perf_counter()
+        times.append(middle - begin)
+        ratios.append((end - middle) / (middle - begin))
+    benchmark.extra_info |= {
+        "device": device_name(place),
+        "bare_milliseconds": statistics.median(times) * 1e3,
+        "ratio_to_bare": statistics.median(ratios),
+    }
+    print(f"\n{name} on {device}: score takes {statistics.median(ratios):.3f} of the bare passes")
+    benchmark.pedantic(scored, rounds=1)

@@ -1,0 +1,52 @@
+"""The places where the ops run: the CPU, the CUDA kernels on the emulator, and CUDA."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+# For `oracles` and `cuda_on_cpu`: with --import-mode=importlib pytest leaves sys.path alone.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from cuda_on_cpu import native
+
+from resque_ext import _backend
+
+PLACES = ["cpu", "cuda_on_cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a test runs: `kernels` is "cpu" or "cuda", `device` where its tensors are."""
+
+    name: str
+    kernels: str
+    device: torch.device
+
+
+@pytest.fixture(scope="session")
+def emulated() -> None:
+    """Builds the emulated module; a build that fails is not tried again."""
+    native.load()
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """Each place in turn; a test may ask for "cuda_on_cpu:reverse" or ":random" by itself."""
+    name, _, order = request.param.partition(":")
+    if name == "cuda_on_cpu":
+        if reason := native.unavailable():
+            pytest.skip(reason)
+        request.getfixturevalue("emulated")
+        native.install(monkeypatch, order or "forward")
+        yield Place(name, "cuda", torch.device("cpu"))
+        native.set_order("forward")
+        return
+    if name == "cuda" and not hasattr(_backend.extension(), "cuda"):
+        pytest.skip("resque_ext was built without CUDA kernels")
+    yield Place(name, name, torch.device(name))
