@@ -91,7 +91,9 @@ def ninja_text(output: Path, build: Path) -> str:
         gencode += f" -gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"
     more = os.environ.get("RESQUE_NVCC_FLAGS", "")
     shared = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
-    static = "" if sys.platform == "darwin" else "-static-libstdc++ -static-libgcc -Wl,--gc-sections"
+    static = (
+        "" if sys.platform == "darwin" else "-static-libstdc++ -static-libgcc -Wl,--gc-sections"
+    )
     link = (
         f"{nvcc} -shared -cudart static -Xcompiler -static-libstdc++,-static-libgcc $in -o $out"
         if nvcc

@@ -119,7 +119,9 @@ def backend(name: str) -> Iterator[None]:
 def extension() -> ModuleType:
     """The compiled extension, or BackendError with the reason why there is none."""
     if _C is None:
-        raise BackendError(f"{_missing}. Meanwhile resque_ext.backend('torch') runs on plain PyTorch.")
+        raise BackendError(
+            f"{_missing}. Meanwhile resque_ext.backend('torch') runs on plain PyTorch."
+        )
     return _C
 
 

@@ -64,9 +64,7 @@ def check_features(features: Any, name: str = "features") -> Tensor:
             f"{name}: expected float32, float64, float16 or bfloat16, found {describe(x)}"
         )
     if x.dim() not in (2, 3, 4):
-        raise ValueError(
-            f"{name}: expected [N, D], [N, C, H, W] or [N, T, D], found {describe(x)}"
-        )
+        raise ValueError(f"{name}: expected [N, D], [N, C, H, W] or [N, T, D], found {describe(x)}")
     if x.dim() > 2 and (x.shape[2:].numel() if x.dim() == 4 else x.shape[1]) == 0:
         raise ValueError(f"{name}: expected at least one position to average, found {describe(x)}")
     return x
@@ -107,7 +105,9 @@ def check_pair(features: Tensor, labels: Tensor, names: tuple[str, str]) -> None
 def check_choice(value: Any, choices: tuple[str, ...], name: str) -> None:
     """Raises ValueError when `value` is none of `choices`."""
     if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, found {value!r}")
+        raise ValueError(
+            f"{name}: expected one of {', '.join(map(repr, choices))}, found {value!r}"
+        )
 
 
 def check_count(value: Any, name: str, least: int = 1) -> int:

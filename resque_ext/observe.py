@@ -35,8 +35,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Every module's own train or eval state comes back on the way out, also when something fails.
     """
     training = {module: module.training for module in model.modules()}
-    model.eval()
     try:
+        model.eval()
         with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
@@ -110,7 +110,9 @@ class LayerReader:
         """Registers the hooks; the caller removes them."""
         if self._asked is not None:
             return [self._module.register_forward_hook(self._on_output)]  # type: ignore[union-attr]
-        return [m.register_forward_pre_hook(self._on_input, with_kwargs=True) for m in self._linears]
+        return [
+            m.register_forward_pre_hook(self._on_input, with_kwargs=True) for m in self._linears
+        ]
 
     def run(self, forward: Callable[[], Any], consume: Consumer) -> Any:
         """One forward pass; `consume` gets the activation, once.
@@ -131,7 +133,9 @@ class LayerReader:
             self._consume, self._last = None, None
         if self._runs == 0:
             what = f"{self.name!r}" if self.name else "a linear layer"
-            raise LayerError(f"layer: expected {what} to run in the forward pass, found it never did")
+            raise LayerError(
+                f"layer: expected {what} to run in the forward pass, found it never did"
+            )
         return output
 
     def _take(self, activation: Any) -> None:
@@ -167,7 +171,8 @@ def to_device(inputs: Any, device: torch.device) -> Any:
     if isinstance(inputs, Mapping):
         return {key: to_device(value, device) for key, value in inputs.items()}
     if isinstance(inputs, (list, tuple)):
-        return type(inputs)(to_device(value, device) for value in inputs)
+        moved = [to_device(value, device) for value in inputs]
+        return type(inputs)(*moved) if hasattr(inputs, "_fields") else type(inputs)(moved)
     if type(inputs).__module__ == "numpy":
         return torch.as_tensor(inputs).to(device, non_blocking=True)
     return inputs

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
-from resque_ext._inputs import check_labels, describe
+from resque_ext._inputs import DEVICES, check_labels, describe
 from resque_ext.indices.resque_dist import SIDES, ResqueDist, ResqueDistResult, Side
 from resque_ext.observe import (
     LayerReader,
@@ -53,7 +53,8 @@ def score(
             averaged.
         layers: for indices that read several layers; "auto" here.
         paired: the new batches are the old ones, row by row, after a shift (given by `shift`).
-        shift: a function of a batch of inputs, such as :func:`resque_ext.shifts.make`.
+        shift: a function of a batch of inputs, such as :func:`resque_ext.shifts.make` gives; its
+            `reset()`, where it has one, is called before each pass, so that every pass sees the same.
         adapt_normalization: re-estimate batch-norm statistics on the new side first, on a copy of the
             model: one pass more over the new side, forward only. The old side keeps the model as it is.
         batch_adapter: makes ``(inputs, labels)`` of any other batch.
@@ -61,9 +62,9 @@ def score(
         progress: show a progress bar on stderr.
 
     Returns:
-        The index's own result, with `layer` and both sides' accuracy where the model is a classifier
-        (its output is [N, K] with K >= 2 and every label is below K). Classes that neither side has
-        are listed in `missing`.
+        The index's own result, with `layer` and both sides' accuracy where the model is a classifier:
+        its output (or the output's `logits`) is [N, K] with K >= 2, and every label then has to be
+        below K. Classes that neither side has are listed in `missing`.
 
     Raises:
         TypeError: a batch that is not ``(inputs, labels)``; a one-shot iterator where two passes are
@@ -82,6 +83,7 @@ def score(
     if adapt_normalization:
         adapted = _adapted(inner, old if shift is not None else new, run, shift)
     if shift is not None:
+        _restart(shift)
         run.both(inner, adapted or inner, old, shift)
     else:
         run.side(inner, old, "old")
@@ -89,9 +91,7 @@ def score(
     return run.result(paired)
 
 
-def _check_arguments(
-    model: Any, new: Any, indices: Iterable[str], layers: Any, shift: Any
-) -> None:
+def _check_arguments(model: Any, new: Any, indices: Iterable[str], layers: Any, shift: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, found {describe(model)}")
     names = (indices,) if isinstance(indices, str) else tuple(indices)
@@ -111,9 +111,24 @@ def _check_arguments(
 
 def _device(model: nn.Module, device: torch.device | str | None) -> torch.device:
     if device is not None:
-        return torch.device(device)
+        return _checked_device(device)
     first = next(model.parameters(), next(model.buffers(), None))
     return first.device if first is not None else torch.device("cpu")
+
+
+def _checked_device(device: Any) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type not in DEVICES:
+        raise ValueError(f"device: expected a cpu or cuda device, found {device!r}")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device: expected one of this machine's {torch.cuda.device_count()} CUDA devices, "
+            f"found {device!r}"
+        )
+    return found
 
 
 def _on_device(model: nn.Module, device: torch.device) -> nn.Module:
@@ -142,6 +157,7 @@ def _adapted(
             "adapt_normalization: expected new data that can be read twice (a list, a DataLoader), "
             f"found the one-shot iterator {type(new).__name__}"
         )
+    _restart(shift)
     model = copy.deepcopy(model)
     modules = dict(model.named_modules())
     with evaluating(model):
@@ -151,9 +167,14 @@ def _adapted(
             modules[name].training = True
         for inputs, _ in run.batches(new, "new", "normalization"):
             forward(model, inputs if shift is None else shift(inputs))
-    if hasattr(shift, "reset"):
-        shift.reset()  # so that the pass that counts sees the same shifted data
     return model
+
+
+def _restart(shift: Callable[[Any], Any] | None) -> None:
+    """A seeded shift back at its beginning, so that every pass sees the same shifted data."""
+    reset = getattr(shift, "reset", None)
+    if callable(reset):
+        reset()
 
 
 class _Run:
@@ -166,7 +187,12 @@ class _Run:
         device: torch.device,
         progress: bool,
     ) -> None:
-        self.layer, self.adapter, self.device, self.progress = layer, batch_adapter, device, progress
+        self.layer, self.adapter, self.device, self.progress = (
+            layer,
+            batch_adapter,
+            device,
+            progress,
+        )
         self.acc: ResqueDist | None = None
         self.outputs: int | None = None  # K of a classifier's output [N, K]
         self.correct: dict[str, Tensor | int] = dict.fromkeys(SIDES, 0)
@@ -182,7 +208,9 @@ class _Run:
                 f"{side}: expected an iterable of batches, found {describe(data)}"
             ) from None
         total = len(data) if hasattr(data, "__len__") else None
-        with tqdm(total=total, desc=f"{side} {what}", disable=not self.progress, leave=False) as bar:
+        with tqdm(
+            total=total, desc=f"{side} {what}", disable=not self.progress, leave=False
+        ) as bar:
             for batch in iterator:
                 inputs, labels = self._unpack(batch, side)
                 yield to_device(inputs, self.device), labels

@@ -65,5 +65,11 @@ def merge_status(parts: Sequence[Tensor], rows_after: Sequence[int], columns: in
     from_end = torch.where(words[:, 3] > 0, words[:, 3] + after * columns, 0)
     first = label_from_end.argmax()
     return torch.stack(
-        [label_from_end[first], words[first, 1], words[:, 2].sum(), from_end.max(), words[:, 4].sum()]
+        [
+            label_from_end[first],
+            words[first, 1],
+            words[:, 2].sum(),
+            from_end.max(),
+            words[:, 4].sum(),
+        ]
     )

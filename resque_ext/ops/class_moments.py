@@ -151,7 +151,10 @@ def _class_moments_status(
     starts = range(0, n, SEGMENT_ROWS)
     parts = [
         _segment(
-            features[i : i + SEGMENT_ROWS], labels[i : i + SEGMENT_ROWS], num_classes, skip_nonfinite
+            features[i : i + SEGMENT_ROWS],
+            labels[i : i + SEGMENT_ROWS],
+            num_classes,
+            skip_nonfinite,
         )
         for i in starts
     ]
