@@ -1,8 +1,8 @@
 """Builds resque_ext._C with ninja: C++ always, CUDA where nvcc is found. Imports no torch.
 
 RESQUE_CUDA=auto|0|1     auto (default): CUDA kernels if nvcc is on the PATH; 1: fail without it
-RESQUE_CUDA_ARCHS=80,90  architectures; else TORCH_CUDA_ARCH_LIST; else 80, 90, 100 and 120 as far as
-                         nvcc knows them. PTX of the last one is always included.
+RESQUE_CUDA_ARCHS=80,90  architectures; else TORCH_CUDA_ARCH_LIST; else 80, 90, 100 and 120 as far
+                         as nvcc knows them. PTX of the last one is always included.
 RESQUE_NVCC_FLAGS        further flags for nvcc, for example "-Werror all-warnings -Xptxas -v"
 """
 
@@ -99,13 +99,14 @@ def ninja_text(output: Path, build: Path) -> str:
         if nvcc
         else f"{cxx} {shared} -pthread {static} $in -o $out"
     )
+    compile_to = f"-MMD -MF $out.d {include} $flags -c $in -o $out"
     rules = [
         "rule cxx",
-        f"  command = {cxx} -MMD -MF $out.d {CXX_FLAGS} {include} $flags -c $in -o $out",
+        f"  command = {cxx} {CXX_FLAGS} {compile_to}",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule nvcc",
-        f"  command = {nvcc} -MMD -MF $out.d {NVCC_FLAGS} {include} {gencode} {more} -c $in -o $out",
+        f"  command = {nvcc} {NVCC_FLAGS} {gencode} {more} {compile_to}",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",

@@ -1,9 +1,9 @@
 """What every benchmark shares: devices, the bound of this very run, and one way to measure.
 
 A figure is worth something only beside the bound that was measured in the same run: on the CPU the
-time of `x.sum()` over the same features, on CUDA that of a device-to-device copy, counting bytes read
-and written. Inputs are fresh random numbers, far larger than any cache; results are checked before
-anything is timed; nothing here passes or fails by a time.
+time of `x.sum()` over the same features, on CUDA that of a device-to-device copy, counting bytes
+read and written. Inputs are fresh random numbers, far larger than any cache; results are checked
+before anything is timed; nothing here passes or fails by a time.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class BackendError(RuntimeError):
 
 
 def _checkout_digest(package: Path) -> str | None:
-    """Digest of the C++ sources beside `package`, as setup.py takes it; None for an installed one."""
+    """Digest of the C++ sources beside `package`, as setup.py takes it, or None without any."""
     csrc = package.parent / "csrc"
     if not csrc.is_dir():
         return None
@@ -71,8 +71,8 @@ def _load() -> tuple[ModuleType | None, str]:
     loader.exec_module(module)
     if module.build_info()["source_digest"] != _checkout_digest(package):
         return None, (
-            f"Python imports resque_ext from the checkout {package}, but the extension installed at "
-            f"{path} was built of other sources; {_REINSTALL}"
+            f"Python imports resque_ext from the checkout {package}, but the extension installed "
+            f"at {path} was built of other sources; {_REINSTALL}"
         )
     sys.modules["resque_ext._C"] = module
     return module, ""
@@ -88,7 +88,8 @@ def _initial() -> str:
     return name
 
 
-_current: contextvars.ContextVar[str] = contextvars.ContextVar("resque_backend", default=_initial())
+_DEFAULT = _initial()
+_current: contextvars.ContextVar[str] = contextvars.ContextVar("backend", default=_DEFAULT)
 
 
 def current_backend() -> str:
@@ -98,7 +99,10 @@ def current_backend() -> str:
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Runs every op inside the `with` block on compiled kernels ("native") or plain PyTorch ("torch").
+    """Runs every op inside the `with` block on compiled kernels or on plain PyTorch.
+
+    Args:
+        name: "native", the compiled kernels, or "torch", plain PyTorch.
 
     The environment variable RESQUE_BACKEND sets it for a whole process. The choice holds for the
     current thread or task. Nothing ever changes it silently: where a kernel is missing, "native"
@@ -135,15 +139,16 @@ def kernels(device: torch.device) -> ModuleType:
     if device.type == "cuda" and not hasattr(module, "cuda"):
         raise BackendError(
             "features: expected tensors on the CPU, found them on "
-            f"{device}: resque_ext was built without CUDA kernels because no nvcc was found. Install "
-            f"the CUDA toolkit, put nvcc on the PATH, then {_REINSTALL} (RESQUE_CUDA=1 makes a "
-            "missing nvcc an error). Meanwhile resque_ext.backend('torch') runs on plain PyTorch."
+            f"{device}: resque_ext was built without CUDA kernels because no nvcc was found. "
+            f"Install the CUDA toolkit, put nvcc on the PATH, then {_REINSTALL} (RESQUE_CUDA=1 "
+            "makes a missing nvcc an error). Meanwhile resque_ext.backend('torch') runs on plain "
+            "PyTorch."
         )
     return getattr(module, device.type)
 
 
 def call(name: str, args: Any, device: torch.device) -> None:
-    """Launches the kernel `name` for `device`: on torch's current stream there, or its CPU threads."""
+    """Launches a kernel: on torch's current stream of `device`, or on its number of CPU threads."""
     module = kernels(device)
     if device.type == "cuda":
         stream = torch.cuda.current_stream(device)
@@ -154,10 +159,10 @@ def call(name: str, args: Any, device: torch.device) -> None:
 
 
 def build_info() -> dict[str, Any]:
-    """What was built: versions, compilers, flags, CUDA architectures, instruction set; plain values.
+    """What was built: versions, compiler, flags, CUDA architectures, instruction set.
 
-    `cuda` is None where the extension holds no CUDA kernels, `extension` where there is none at all,
-    and `missing` then says why.
+    Plain values. `cuda` is None where the extension holds no CUDA kernels, `extension` where there
+    is none at all, and `missing` then says why.
     """
     info: dict[str, Any] = {
         "version": importlib.import_module("resque_ext").__version__,

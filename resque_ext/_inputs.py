@@ -33,7 +33,8 @@ def as_tensor(x: Any, name: str) -> Tensor:
         if x.dtype == np.longdouble and x.dtype != np.float64:
             raise TypeError(f"{name}: expected at most float64, found numpy dtype {x.dtype}")
         x = x.astype(x.dtype.newbyteorder("="), copy=False)
-        # torch has no negative strides, warns of read-only memory, and lacks the wide unsigned types.
+        # torch has no negative strides, warns of read-only memory, and lacks the wide unsigned
+        # types.
         if any(s < 0 for s in x.strides) or not x.flags.writeable:
             x = x.copy()
         if x.dtype.kind == "u" and x.dtype.itemsize > 1:

@@ -54,23 +54,26 @@ def score(
         layers: for indices that read several layers; "auto" here.
         paired: the new batches are the old ones, row by row, after a shift (given by `shift`).
         shift: a function of a batch of inputs, such as :func:`resque_ext.shifts.make` gives; its
-            `reset()`, where it has one, is called before each pass, so that every pass sees the same.
-        adapt_normalization: re-estimate batch-norm statistics on the new side first, on a copy of the
-            model: one pass more over the new side, forward only. The old side keeps the model as it is.
+            `reset()`, where it has one, is called before each pass, so that every pass sees the
+            same.
+        adapt_normalization: re-estimate batch-norm statistics on the new side first, on a copy of
+            the model: one pass more over the new side, forward only. The old side keeps the model
+            as it is.
         batch_adapter: makes ``(inputs, labels)`` of any other batch.
         device: where to run; by default where the model is. A model elsewhere is copied.
         progress: show a progress bar on stderr.
 
     Returns:
-        The index's own result, with `layer` and both sides' accuracy where the model is a classifier:
-        its output (or the output's `logits`) is [N, K] with K >= 2, and every label then has to be
-        below K. Classes that neither side has are listed in `missing`.
+        The index's own result, with `layer` and both sides' accuracy where the model is a
+        classifier: its output (or the output's `logits`) is [N, K] with K >= 2, and every label
+        then has to be below K. Classes that neither side has are listed in `missing`.
 
     Raises:
-        TypeError: a batch that is not ``(inputs, labels)``; a one-shot iterator where two passes are
-            needed.
+        TypeError: a batch that is not ``(inputs, labels)``; a one-shot iterator where two passes
+            are needed.
         KeyError: no such layer, or a layer that does not run.
-        ValueError: an empty side, a model without running statistics, or data that an index refuses.
+        ValueError: an empty side, a model without running statistics, or data that an index
+            refuses.
     """
     _check_arguments(model, new, indices, layers, shift)
     inner = unwrap(model)
@@ -100,7 +103,8 @@ def _check_arguments(model: Any, new: Any, indices: Iterable[str], layers: Any, 
         raise ValueError(f"indices: expected names among {INDICES}, found {unknown or names}")
     if layers != "auto":
         raise ValueError(
-            f"layers: expected 'auto', because {names} read one layer (see layer=), found {layers!r}"
+            f"layers: expected 'auto', because {names} read one layer (see layer=), "
+            f"found {layers!r}"
         )
     if (new is None) == (shift is None):
         found = "both" if shift is not None else "neither"
@@ -149,8 +153,8 @@ def _adapted(
     ]
     if not norms:
         raise ValueError(
-            "adapt_normalization: expected a model with batch-norm running statistics, found none in "
-            f"{type(model).__name__}; there is nothing to re-estimate"
+            "adapt_normalization: expected a model with batch-norm running statistics, found "
+            f"none in {type(model).__name__}; there is nothing to re-estimate"
         )
     if iter(new) is new:
         raise TypeError(

@@ -15,7 +15,7 @@ _CHUNK_BYTES = 2**25  # of temporaries: classes are taken in chunks
 
 
 def _unit(x: Array) -> Array:
-    """Vectors of length 1; NaN where x is zero or not finite. Scaled first: no overflow on the way."""
+    """Vectors of length 1, NaN where x is zero or not finite; scaled first against overflow."""
     with np.errstate(all="ignore"):
         scaled = x / np.abs(x).max(axis=-1, keepdims=True, initial=0)
         return scaled / np.sqrt(np.square(scaled).sum(axis=-1, keepdims=True))
@@ -48,9 +48,10 @@ def std_error(
 ) -> float | None:
     """Standard error of the mean angle over classes, by a delete-a-block jackknife.
 
-    Classes share no samples, so their variances add. Blocks may differ in size by a row; the weights
-    are those of Busing, Meijer and van der Leeden, "Delete-m Jackknife for Unequal m" (1999). Where
-    the sides are paired a block is deleted from both at once, else from one at a time.
+    Classes share no samples, so their variances add. Blocks may differ in size by a row; the
+    weights are those of Busing, Meijer and van der Leeden, "Delete-m Jackknife for Unequal m"
+    (1999). Where the sides are paired a block is deleted from both at once, else from one at a
+    time.
 
     Args:
         old, new: [C, B, D] sums of C classes in B blocks.
@@ -79,7 +80,7 @@ def std_error(
 
 
 def _jackknife(whole: Array, without: Array, counts: NDArray[np.int64]) -> float:
-    """Sum over classes of the variance of `whole` [C, 1], from its values without each block [C, B]."""
+    """Variance of `whole` [C, 1] summed over classes, from its values without each block."""
     there = counts > 0
     rows = counts.sum(axis=1, keepdims=True)
     h = rows / np.where(there, counts, 1)

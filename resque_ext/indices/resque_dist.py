@@ -1,4 +1,4 @@
-"""RESQUE_dist: the cost of a distribution shift, as the mean angle between old and new class sums."""
+"""RESQUE_dist: the cost of a distribution shift, as the mean angle between class sums."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class ResqueDistResult:
         per_class: [C] float64 angles, NaN for a class that was left out.
         std_error: standard error of `value` by a jackknife over blocks of samples, or None where a
             class has fewer than two samples on a side.
-        noise_floor: what no shift at all would show at these sample sizes, or None likewise. A value
-            near its floor is not evidence of a shift.
+        noise_floor: what no shift at all would show at these sample sizes, or None likewise. A
+            value near its floor is not evidence of a shift.
         counts: rows of each class behind the sums, by side: [C] int64.
         missing: classes that were left out because they have no angle.
         nonfinite_rows: rows left out for NaN or infinite features, by side.
@@ -117,7 +117,8 @@ class ResqueDist:
             and counted in the result.
         blocks: blocks a class, at least 2; default 16, down to 4 for many classes.
 
-    On the CPU a wrong batch raises in update() and leaves the state as it was. On CUDA nothing waits
+    On the CPU a wrong batch raises in update() and leaves the state as it was. On CUDA nothing
+    waits
     for the device: values that are wrong (a label out of range, a non-finite feature) raise in
     compute(), or in a later update() at the latest after 1,024 of them, until reset().
 
@@ -163,7 +164,8 @@ class ResqueDist:
         """Adds a batch to one side.
 
         Args:
-            features: [N, D], [N, C, H, W] or [N, T, D] as :func:`resque_ext.ops.class_moments` takes.
+            features: [N, D], [N, C, H, W] or [N, T, D] as :func:`resque_ext.ops.class_moments`
+                takes.
             labels: [N] class indices 0..num_classes-1, int32 or int64.
             side: "old" or "new".
 
@@ -357,8 +359,8 @@ class ResqueDist:
         """The index of all data so far; more may follow.
 
         Raises:
-            ValueError: there is no data, a class has no angle (missing="error"), no class has one, or
-                the sides are not paired as they were said to be.
+            ValueError: there is no data, a class has no angle (missing="error"), no class has one,
+                or the sides are not paired as they were said to be.
         """
         return self._compute(ignore_unseen=False)
 

@@ -31,12 +31,12 @@ def class_moments(
 
     Args:
         features: [N, D], or [N, C, H, W] (the mean over H and W is the feature, for any memory
-            format), or [N, T, D] (the mean over the T tokens). float32, float64, float16 or bfloat16,
-            on CPU or CUDA; a NumPy array is welcome. Gradients do not flow.
+            format), or [N, T, D] (the mean over the T tokens). float32, float64, float16 or
+            bfloat16, on CPU or CUDA; a NumPy array is welcome. Gradients do not flow.
         labels: [N] class indices 0..num_classes-1, int32 or int64.
         num_classes: K, at least 1.
-        nonfinite: "error": a NaN or infinite feature is a ValueError. "skip": rows with one are left
-            out of all three results.
+        nonfinite: "error": a NaN or infinite feature is a ValueError. "skip": rows with one are
+            left out of all three results.
         check: whether wrong values (labels out of range, non-finite features) raise at once. The
             default is True on the CPU and False on CUDA, where raising needs a synchronisation;
             unchecked rows with a label out of range are left out, non-finite features propagate.
@@ -46,8 +46,8 @@ def class_moments(
         sums: [K, D] float64.
         sumsq: [K, D] float64, of the (pooled) features.
 
-        The error is at most 1e-12 of the sum of absolute values whatever N and dtype. The same input
-        gives the same bits, for any number of CPU threads.
+        The error is at most 1e-12 of the sum of absolute values whatever N and dtype. The same
+        input gives the same bits, for any number of CPU threads.
 
     Raises:
         TypeError: a dtype, layout or device that is not taken.
@@ -63,7 +63,8 @@ def class_moments(
 
 
 def channel_view(features: Tensor) -> Tensor:
-    """Features [N, D], [N, C, H, W] or [N, T, D] as [n, channels, positions] that a kernel can read.
+    """Features [N, D], [N, C, H, W] or [N, T, D] as [n, channels, positions] that a kernel can
+    read.
 
     A view, or one explicit copy where neither channels nor positions lie side by side.
     """

@@ -14,7 +14,8 @@ def class_order(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A stable counting sort of the rows by class, each class dealt in turn to `blocks` blocks.
 
-    The j-th row of class c goes to block ``(seen[c] + j) % blocks``; group = ``c * blocks + block``.
+    The j-th row of class c goes to block ``(seen[c] + j) % blocks``; group = ``c * blocks +
+    block``.
 
     Args:
         labels: [N] int32 or int64, N < 2^31. Rows with a label outside 0..num_classes-1 are in no

@@ -40,7 +40,7 @@ def class_order(
 def class_moments(
     features: Tensor, order: Tensor, offsets: Tensor, squares: bool, skip_nonfinite: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`resque_ext.ops.class_moments.grouped_moments`: features are [n, channels, positions]."""
+    """See :func:`resque_ext.ops.class_moments.grouped_moments`; features are [n, c, positions]."""
     n, channels, _ = features.shape
     groups = offsets.numel() - 1
     group = torch.full((n,), groups, dtype=torch.int64, device=features.device)
