@@ -264,15 +264,15 @@ struct Compensated {
 
 constexpr int kSlotLanes = 8;
 
-// blockDim (32 columns, 8 parts of the slots); blocks go from leader to leader. The parts are fixed by
-// the group's windows and added in their order.
+// blockDim (32 columns, 8 parts of the slots), gridDim (columns, windows to begin at); blocks go from
+// leader to leader. The parts are fixed by the group's windows and added in their order.
 template <typename T, bool Squares>
 __global__ void __launch_bounds__(kWarp* kSlotLanes) add_slots(Job<T> job) {
     SHARED(double, part_sum, [kSlotLanes][kWarp]);
     SHARED(double, part_lost, [kSlotLanes][kWarp]);
     const int64_t size = (Squares ? 2 : 1) * job.channels;
-    const int64_t c = blockIdx.y * static_cast<int64_t>(kWarp) + threadIdx.x;
-    for (int64_t w = blockIdx.x; w < job.windows; w += gridDim.x) {
+    const int64_t c = blockIdx.x * static_cast<int64_t>(kWarp) + threadIdx.x;
+    for (int64_t w = blockIdx.y; w < job.windows; w += gridDim.y) {
         const int64_t g = job.leaders[w];
         if (g < 0) continue;  // the same for the whole block
         const int64_t slots = (job.offsets[g + 1] - 1) / job.window - w + 1;
@@ -352,7 +352,7 @@ void launch_sums(const ClassMoments& a, const Layout& layout, const T* x, int64_
     }
     LAUNCH((mend_windows<T, Squares>), job.windows, kThreads, 0, stream)(job);
     const int64_t size = (Squares ? 2 : 1) * job.channels;
-    const dim3 grid(min(job.windows, int64_t{1024}), ceil_div(size, kWarp));
+    const dim3 grid(ceil_div(size, kWarp), min(job.windows, int64_t{1024}));
     LAUNCH((add_slots<T, Squares>), grid, dim3(kWarp, kSlotLanes), 0, stream)(job);
 }
 
@@ -375,6 +375,9 @@ int64_t class_moments_workspace(const Features& x, int64_t, bool squares) { retu
 
 void class_moments(const ClassMoments& a, int device, void* stream) {
     validate(a);
+    // gridDim.y of sum_windows has 65,535 blocks of 128 columns at least.
+    expect(a.x.channels <= int64_t{65535} * kThreads, "channels", "at most 8,388,480 on CUDA",
+           a.x.channels);
     const DeviceGuard guard(device);
     dispatch<__half, __nv_bfloat16>(a.x.dtype, [&](auto type) {
         dispatch_bool(a.squares, [&](auto squares) {
