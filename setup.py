@@ -56,8 +56,11 @@ def cuda_architectures(nvcc: str) -> list[str]:
         if not words or not all(re.fullmatch(r"\d{2,3}[af]?", w) for w in words):
             sys.exit(f'{variable}: expected compute capabilities like "80,90", found {text!r}')
         return sorted(set(words), key=lambda w: int(w.rstrip("af")))
-    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
-    return [a for a in ("80", "90", "100", "120") if f"compute_{a}\n" in known.stdout]
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
+    known = [a for a in ("80", "90", "100", "120") if f"compute_{a}\n" in listed.stdout]
+    if not known:
+        sys.exit(f"{nvcc} --list-gpu-arch: expected compute_80 or later, found {listed.stdout!r}")
+    return known
 
 
 def source_digest() -> str:
@@ -76,8 +79,9 @@ def ninja_text(output: Path, build: Path) -> str:
     archs = cuda_architectures(nvcc) if nvcc else []
     if nvcc:
         sources += sorted((CSRC / "cuda").glob("*.cu"))
-    include = f"-I{CSRC}"
-    python_include = f"-isystem {pybind11.get_include()} -isystem {python_headers()}"
+    include = quoted(f"-I{CSRC}")
+    headers = (pybind11.get_include(), python_headers())
+    python_include = " ".join(f"-isystem {quoted(path)}" for path in headers)
     facts = {
         "RESQUE_SOURCE_DIGEST": source_digest(),
         "RESQUE_CXX_FLAGS": CXX_FLAGS,
@@ -131,6 +135,11 @@ def ninja_text(output: Path, build: Path) -> str:
 
 def escape(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def quoted(text: str) -> str:
+    """A word of a command in a ninja file."""
+    return shlex.quote(text).replace("$", "$$")
 
 
 def python_headers() -> str:

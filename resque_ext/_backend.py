@@ -53,9 +53,8 @@ def _load() -> tuple[ModuleType | None, str]:
     """The extension, or None and why it is not there."""
     package = Path(__file__).resolve().parent
     try:
-        from resque_ext import _C
-
-        return _C, ""
+        # Not "from resque_ext import _C": that turns a missing module into another ImportError.
+        return importlib.import_module("resque_ext._C"), ""
     except ModuleNotFoundError as error:
         if error.name != "resque_ext._C":
             raise

@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -85,8 +86,8 @@ class LayerReader:
 
     Args:
         model: the unwrapped model.
-        layer: the module whose output is read; None for what the last linear layer reads, found at
-            the first forward pass.
+        layer: the module whose output is read; "NAME:input" for what the module NAME reads; None
+            for what the last linear layer reads, found at the first forward pass.
 
     Attributes:
         name: the layer's name, or "NAME:input"; None until it is known.
@@ -94,25 +95,28 @@ class LayerReader:
 
     def __init__(self, model: nn.Module, layer: str | None) -> None:
         self._linears = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-        self._module = find_layer(model, layer) if layer is not None else None
+        self._module = None
+        self._reads_output = layer is not None and not str(layer).endswith(":input")
+        if layer is not None:
+            name = layer if self._reads_output else layer.removesuffix(":input")
+            # The model itself, where it is one linear layer, has no name.
+            self._module = model if layer == ":input" else find_layer(model, name)
         if layer is None and not self._linears:
             raise LayerError(
                 f"layer: expected a name, because {type(model).__name__} has no linear layer whose "
                 "input could be read, found None"
             )
         self.name = layer
-        self._asked = layer
         self._consume: Consumer | None = None
         self._runs = 0
         self._last: tuple[nn.Module, Tensor] | None = None
 
     def attach(self) -> list[torch.utils.hooks.RemovableHandle]:
         """Registers the hooks; the caller removes them."""
-        if self._asked is not None:
+        if self._reads_output:
             return [self._module.register_forward_hook(self._on_output)]  # type: ignore[union-attr]
-        return [
-            m.register_forward_pre_hook(self._on_input, with_kwargs=True) for m in self._linears
-        ]
+        modules = self._linears if self._module is None else (self._module,)
+        return [m.register_forward_pre_hook(self._on_input, with_kwargs=True) for m in modules]
 
     def run(self, forward: Callable[[], Any], consume: Consumer) -> Any:
         """One forward pass; `consume` gets the activation, once.
@@ -173,7 +177,9 @@ def to_device(inputs: Any, device: torch.device) -> Any:
     if isinstance(inputs, (list, tuple)):
         moved = [to_device(value, device) for value in inputs]
         return type(inputs)(*moved) if hasattr(inputs, "_fields") else type(inputs)(moved)
-    if type(inputs).__module__ == "numpy":
+    if isinstance(inputs, (np.ndarray, np.generic)):
+        if any(stride < 0 for stride in inputs.strides):
+            inputs = inputs.copy()  # torch has no negative strides
         return torch.as_tensor(inputs).to(device, non_blocking=True)
     return inputs
 

@@ -48,9 +48,9 @@ def score(
         old, new: batches ``(inputs, labels)``; labels are class indices [N]. Without `new`, `shift`
             makes the new side from the old batches, on the device.
         indices: names of indices; "resque_dist".
-        layer: the module whose output is the embedding; by default the representation that the last
-            linear layer reads. Outputs [N, D], [N, C, H, W] and [N, T, D] are taken; positions are
-            averaged.
+        layer: the module whose output is the embedding, or "NAME:input" for what a module reads; by
+            default the representation that the last linear layer reads. [N, D], [N, C, H, W] and
+            [N, T, D] are taken; positions are averaged.
         layers: for indices that read several layers; "auto" here.
         paired: the new batches are the old ones, row by row, after a shift (given by `shift`).
         shift: a function of a batch of inputs, such as :func:`resque_ext.shifts.make` gives; its
@@ -97,6 +97,8 @@ def score(
 def _check_arguments(model: Any, new: Any, indices: Iterable[str], layers: Any, shift: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, found {describe(model)}")
+    if not isinstance(indices, Iterable):
+        raise TypeError(f"indices: expected names among {INDICES}, found {indices!r}")
     names = (indices,) if isinstance(indices, str) else tuple(indices)
     unknown = [name for name in names if name not in INDICES]
     if unknown or not names:
@@ -169,8 +171,9 @@ def _adapted(
             modules[name].reset_running_stats()
             modules[name].momentum = None
             modules[name].training = True
-        for inputs, _ in run.batches(new, "new", "normalization"):
-            forward(model, inputs if shift is None else shift(inputs))
+        for inputs, labels in run.batches(new, "new", "normalization"):
+            if len(labels):  # a batch without rows would count as one with zero statistics
+                forward(model, inputs if shift is None else shift(inputs))
     return model
 
 
@@ -191,12 +194,9 @@ class _Run:
         device: torch.device,
         progress: bool,
     ) -> None:
-        self.layer, self.adapter, self.device, self.progress = (
-            layer,
-            batch_adapter,
-            device,
-            progress,
-        )
+        self.layer, self.adapter = layer, batch_adapter
+        self.device, self.progress = device, progress
+        self.layer_name: str | None = None  # what the first side read, for the second to read too
         self.acc: ResqueDist | None = None
         self.outputs: int | None = None  # K of a classifier's output [N, K]
         self.correct: dict[str, Tensor | int] = dict.fromkeys(SIDES, 0)
@@ -205,13 +205,13 @@ class _Run:
     def batches(self, data: Any, side: Side, what: str) -> Iterator[Batch]:
         """The side's batches on the device, the labels left where they are."""
         count = 0
+        if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+            raise TypeError(f"{side}: expected an iterable of batches, found {describe(data)}")
+        iterator = iter(data)
         try:
-            iterator = iter(data)
-        except TypeError:
-            raise TypeError(
-                f"{side}: expected an iterable of batches, found {describe(data)}"
-            ) from None
-        total = len(data) if hasattr(data, "__len__") else None
+            total = len(data)
+        except TypeError:  # a generator, or a DataLoader of an IterableDataset
+            total = None
         with tqdm(
             total=total, desc=f"{side} {what}", disable=not self.progress, leave=False
         ) as bar:
@@ -242,7 +242,7 @@ class _Run:
     def side(self, model: nn.Module, data: Any, side: Side) -> None:
         """One forward pass over one side."""
         with evaluating(model):
-            reader = LayerReader(model, self.layer)
+            reader = LayerReader(model, self.layer_name or self.layer)
             with no_hooks_left(reader.attach()):
                 for inputs, labels in self.batches(data, side, "side"):
                     self._batch(model, reader, inputs, labels, side)

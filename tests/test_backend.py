@@ -263,12 +263,6 @@ def loads(*path, only=False):
     return done.stdout.splitlines()
 
 
-SHADOWED = pytest.mark.xfail(
-    reason="`from resque_ext import _C` raises a plain ImportError where there is no such module"
-)
-
-
-@SHADOWED
 def test_a_checkout_uses_the_installed_extension_of_its_own_sources(checkout, installed):
     package, extension, missing, used = loads(checkout.parent, installed.parents[1])
     assert package == str(checkout / "__init__.py")
@@ -277,7 +271,6 @@ def test_a_checkout_uses_the_installed_extension_of_its_own_sources(checkout, in
     assert used == "works"
 
 
-@SHADOWED
 def test_a_checkout_refuses_an_installed_extension_of_other_sources(checkout, installed):
     with (checkout.parent / "csrc" / "resque.h").open("a") as file:
         file.write("\n")
@@ -289,7 +282,6 @@ def test_a_checkout_refuses_an_installed_extension_of_other_sources(checkout, in
     assert used.startswith(missing)
 
 
-@SHADOWED
 def test_a_package_without_an_extension_says_that_it_was_not_built(checkout):
     shutil.rmtree(checkout.parent / "csrc")
     _, extension, missing, used = loads(checkout.parent, only=True)

@@ -229,7 +229,6 @@ def test_a_changed_flag_makes_ninja_build_again(setup_py, monkeypatch, tmp_path)
     assert runs() == 2  # the bindings, which hold it, and the link
 
 
-@pytest.mark.xfail(reason="-I is not quoted in the commands")
 def test_a_checkout_in_a_folder_with_a_space(setup_py, monkeypatch, tmp_path):
     copied = tmp_path / "a b" / "csrc"
     shutil.copytree(setup_py.CSRC, copied)

@@ -699,7 +699,6 @@ def test_a_class_without_an_angle(case, name_of_backend):
     assert 0 < result.noise_floor < 1
 
 
-@pytest.mark.xfail(reason="compute() sums blocks outside of numpy.errstate")
 def test_an_overflow_is_told_once_and_by_the_error():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -825,7 +824,6 @@ def test_gradients_and_inference_mode():
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.xfail(reason="grow() and load_state_dict() leave inference tensors in the state")
 @pytest.mark.parametrize("what", ["grow", "load_state_dict"])
 def test_state_made_in_inference_mode_goes_on_outside(what):
     acc = filled()

@@ -255,12 +255,13 @@ class ResqueDist:
             return
         self._read_pending()
         self.num_classes += more
-        for state in (self._sides or {}).values():
-            state.counts = torch.cat([state.counts, state.counts.new_zeros(more * self.blocks)])
-            state.sums = torch.cat(
-                [state.sums, state.sums.new_zeros(more * self.blocks, state.sums.shape[1])]
-            )
-            state.seen = torch.cat([state.seen, state.seen.new_zeros(more)])
+        with torch.inference_mode(False), torch.no_grad():
+            for state in (self._sides or {}).values():
+                state.counts = torch.cat([state.counts, state.counts.new_zeros(more * self.blocks)])
+                state.sums = torch.cat(
+                    [state.sums, state.sums.new_zeros(more * self.blocks, state.sums.shape[1])]
+                )
+                state.seen = torch.cat([state.seen, state.seen.new_zeros(more)])
 
     def merge(self, other: ResqueDist) -> None:
         """Adds what `other` has seen, as if its batches had come after this one's own.
@@ -350,10 +351,11 @@ class ResqueDist:
         self._updates = {side: int(state[f"{side}.updates"]) for side in SIDES}
         if width:
             fields = ("counts", "sums", "seen", "nonfinite_rows")
-            self._sides = {
-                side: _SideState(**{f: state[f"{side}.{f}"].clone() for f in fields})
-                for side in SIDES
-            }
+            with torch.inference_mode(False), torch.no_grad():
+                self._sides = {
+                    side: _SideState(**{f: state[f"{side}.{f}"].clone() for f in fields})
+                    for side in SIDES
+                }
 
     def compute(self) -> ResqueDistResult:
         """The index of all data so far; more may follow.
@@ -373,14 +375,16 @@ class ResqueDist:
         counts = {s: self._sides[s].counts.cpu().numpy().reshape(shape) for s in SIDES}
         sums = {s: self._sides[s].sums.cpu().numpy().reshape(*shape, -1) for s in SIDES}
         rows = {s: counts[s].sum(axis=1) for s in SIDES}
-        per_class = _angles.angles(sums["old"].sum(axis=1), sums["new"].sum(axis=1))
+        with np.errstate(over="ignore", invalid="ignore"):  # such a class has no angle, and says so
+            totals = {s: sums[s].sum(axis=1) for s in SIDES}
+        per_class = _angles.angles(totals["old"], totals["new"])
         per_class[(rows["old"] == 0) | (rows["new"] == 0)] = np.nan
 
         missing = np.isnan(per_class)
         unseen = (rows["old"] == 0) & (rows["new"] == 0)
         wrong = missing & ~unseen if ignore_unseen else missing
         if self.missing == "error" and wrong.any():
-            self._raise_for_missing(wrong, rows, sums)
+            self._raise_for_missing(wrong, rows, totals)
         if missing.all():
             raise ValueError(
                 f"labels: expected a class with rows on both sides, found none of {len(missing)}"
@@ -414,7 +418,7 @@ class ResqueDist:
         self,
         missing: NDArray[np.bool_],
         rows: Mapping[str, NDArray[np.int64]],
-        sums: Mapping[str, NDArray[np.float64]],
+        totals: Mapping[str, NDArray[np.float64]],
     ) -> None:
         reasons = []
         for c in np.flatnonzero(missing)[:5]:
@@ -423,10 +427,9 @@ class ResqueDist:
                 reasons.append(f"class {c} has no {' and no '.join(empty)} rows")
                 continue
             for s in SIDES:
-                total = sums[s][c].sum(axis=0)
-                if not np.isfinite(total).all():
+                if not np.isfinite(totals[s][c]).all():
                     reasons.append(f"class {c} has a non-finite {s} sum")
-                elif not total.any():
+                elif not totals[s][c].any():
                     reasons.append(f"class {c} has a zero {s} sum")
         more = int(missing.sum()) - min(int(missing.sum()), 5)
         raise ValueError(
