@@ -6,13 +6,15 @@
 # OUTDIR gets build.log, tests.log, memcheck.log, racecheck.log, benchmarks.json and benchmarks.log.
 set -uo pipefail
 [ $# -eq 1 ] || { echo "usage: benchmarks/gpu.sh OUTDIR" >&2; exit 2; }
-cd "$(dirname "$0")/.." || exit 2
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
+cd "$(dirname "$0")/.." || exit 2
+deadline=$((SECONDS + 470))  # everything together in under eight minutes
 python=${PYTHON:-python3}
 failed=0
 step() {  # step NAME SECONDS COMMAND...: output to OUTDIR/NAME.log, the verdict here
-    local name=$1 limit=$2 begin=$SECONDS
+    local name=$1 limit=$2 begin=$SECONDS left=$((deadline - SECONDS))
     shift 2
+    [ $limit -lt $left ] || limit=$((left > 1 ? left : 1))
     if timeout "$limit" "$@" >"$out/$name.log" 2>&1; then
         echo "$name: ok, $((SECONDS - begin)) s: $(tail -n 1 "$out/$name.log" | cut -c1-140)"
     else
@@ -24,7 +26,7 @@ step() {  # step NAME SECONDS COMMAND...: output to OUTDIR/NAME.log, the verdict
 
 "$python" -c 'import torch; assert torch.cuda.is_available(), "no GPU"; print(torch.cuda.get_device_name(), torch.__version__, torch.version.cuda)' || exit 1
 arch=$("$python" -c 'import torch; print("".join(map(str, torch.cuda.get_device_capability())))')
-RESQUE_CUDA=1 RESQUE_CUDA_ARCHS=$arch step build 240 \
+RESQUE_CUDA=1 RESQUE_CUDA_ARCHS=$arch step build 150 \
     "$python" -m pip install --no-build-isolation --no-deps --force-reinstall .
 [ $failed = 0 ] || exit 1
 
@@ -32,16 +34,16 @@ RESQUE_CUDA=1 RESQUE_CUDA_ARCHS=$arch step build 240 \
 cd "$out" || exit 2
 root=$OLDPWD
 pytest=("$python" -m pytest -p no:cacheprovider --rootdir "$root" -c "$root/pyproject.toml")
-step tests 150 "${pytest[@]}" -q -k "cuda and not cuda_on_cpu" "$root/tests"
+step tests 120 "${pytest[@]}" -q -k "cuda and not cuda_on_cpu" "$root/tests"
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck; do
-        step $tool 90 compute-sanitizer --tool $tool --error-exitcode 9 --print-limit 5 \
+        step $tool 45 compute-sanitizer --tool $tool --error-exitcode 9 --print-limit 5 \
             "$python" "$root/benchmarks/every_kernel.py"
     done
 else
     echo "compute-sanitizer: not found, not run"
 fi
-step benchmarks 240 "${pytest[@]}" -q -s -k cuda --benchmark-only --benchmark-quiet \
+step benchmarks 200 "${pytest[@]}" -q -s -k cuda --benchmark-only --benchmark-quiet \
     --benchmark-json="$out/benchmarks.json" "$root/benchmarks"
 grep -E "GB/s|share|% of|of the bare passes|^torch " "$out/benchmarks.log"
 exit $failed

@@ -28,7 +28,8 @@ inline void validate(const Features& x) {
     expect(x.n >= 0 && x.n <= kMaxRows, "n", "0 <= n < 2^31 rows", x.n);
     expect(x.channels >= 0, "channels", "at least 0", x.channels);
     expect(x.positions >= 1, "positions", "at least 1", x.positions);
-    expect(x.channels <= 1 || x.stride_c == 1 || (x.positions > 1 && x.stride_p == 1), "stride_c",
+    const bool one = x.channels == 0 || (x.channels == 1 && x.positions == 1);
+    expect(one || x.stride_c == 1 || (x.positions > 1 && x.stride_p == 1), "stride_c",
            "1, or stride_p 1 with several positions", x.stride_c);
 }
 

@@ -87,13 +87,12 @@ def _initial() -> str:
     return name
 
 
-_DEFAULT = _initial()
-_current: contextvars.ContextVar[str] = contextvars.ContextVar("backend", default=_DEFAULT)
+_current: contextvars.ContextVar[str] = contextvars.ContextVar("backend")
 
 
 def current_backend() -> str:
     """The backend that ops run on here and now: "native" (compiled kernels) or "torch"."""
-    return _current.get()
+    return _current.get(None) or _initial()
 
 
 @contextlib.contextmanager
@@ -138,7 +137,7 @@ def kernels(device: torch.device) -> ModuleType:
     if device.type == "cuda" and not hasattr(module, "cuda"):
         raise BackendError(
             "features: expected tensors on the CPU, found them on "
-            f"{device}: resque_ext was built without CUDA kernels because no nvcc was found. "
+            f"{device}: resque_ext was built without CUDA kernels (no nvcc, or RESQUE_CUDA=0). "
             f"Install the CUDA toolkit, put nvcc on the PATH, then {_REINSTALL} (RESQUE_CUDA=1 "
             "makes a missing nvcc an error). Meanwhile resque_ext.backend('torch') runs on plain "
             "PyTorch."

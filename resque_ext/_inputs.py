@@ -27,15 +27,17 @@ def as_tensor(x: Any, name: str) -> Tensor:
     Raises:
         TypeError: anything else, or a sparse, quantized or complex tensor, or another device.
     """
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected an array without a mask, found a numpy masked array")
     if isinstance(x, np.ndarray):
         if x.dtype.kind not in "fiub":
             raise TypeError(f"{name}: expected real numbers, found numpy dtype {x.dtype}")
         if x.dtype == np.longdouble and x.dtype != np.float64:
             raise TypeError(f"{name}: expected at most float64, found numpy dtype {x.dtype}")
         x = x.astype(x.dtype.newbyteorder("="), copy=False)
-        # torch has no negative strides, warns of read-only memory, and lacks the wide unsigned
-        # types.
-        if any(s < 0 for s in x.strides) or not x.flags.writeable:
+        # torch has no negative or odd strides, warns of read-only memory, and lacks the wide
+        # unsigned types.
+        if any(s < 0 or s % x.itemsize for s in x.strides) or not x.flags.writeable:
             x = x.copy()
         if x.dtype.kind == "u" and x.dtype.itemsize > 1:
             if x.size and x.max() > np.iinfo(np.int64).max:
@@ -44,6 +46,8 @@ def as_tensor(x: Any, name: str) -> Tensor:
         x = torch.from_numpy(x)
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor or numpy.ndarray, found {describe(x)}")
+    if x.is_nested:
+        raise TypeError(f"{name}: expected a dense tensor, found a nested one")
     if x.layout != torch.strided or x.is_quantized or x.is_complex():
         kind = "quantized" if x.is_quantized else "complex" if x.is_complex() else str(x.layout)
         raise TypeError(f"{name}: expected a dense real tensor, found {kind} ({describe(x)})")
@@ -81,10 +85,10 @@ def check_labels(labels: Any, name: str = "labels") -> Tensor:
     y = as_tensor(labels, name)
     if y.dtype in (torch.uint8, torch.int8, torch.int16):
         y = y.to(torch.int32)
+    hint = " (one-hot labels: pass labels.argmax(1))" if y.dim() == 2 else ""
     if y.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name}: expected int32 or int64 class indices, found {describe(y)}")
+        raise TypeError(f"{name}: expected int32 or int64 class indices, found {describe(y)}{hint}")
     if y.dim() != 1:
-        hint = " (one-hot labels: pass labels.argmax(1))" if y.dim() == 2 else ""
         raise ValueError(f"{name}: expected shape [N], found {describe(y)}{hint}")
     return y
 

@@ -184,6 +184,18 @@ def to_device(inputs: Any, device: torch.device) -> Any:
     return inputs
 
 
+def copied(inputs: Any) -> Any:
+    """The same with every tensor copied, for a function that may change what it is given."""
+    if isinstance(inputs, Tensor):
+        return inputs.clone()
+    if isinstance(inputs, Mapping):
+        return {key: copied(value) for key, value in inputs.items()}
+    if isinstance(inputs, (list, tuple)):
+        copies = [copied(value) for value in inputs]
+        return type(inputs)(*copies) if hasattr(inputs, "_fields") else type(inputs)(copies)
+    return inputs
+
+
 def forward(model: nn.Module, inputs: Any) -> Any:
     """model(inputs), with a mapping as keyword arguments."""
     return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)

@@ -16,6 +16,7 @@ from resque_ext._inputs import DEVICES, check_labels, describe
 from resque_ext.indices.resque_dist import SIDES, ResqueDist, ResqueDistResult, Side
 from resque_ext.observe import (
     LayerReader,
+    copied,
     evaluating,
     forward,
     no_hooks_left,
@@ -45,7 +46,8 @@ def score(
 
     Args:
         model: a trained model; run in eval mode without gradients, and given back as it came.
-        old, new: batches ``(inputs, labels)``; labels are class indices [N]. Without `new`, `shift`
+        old, new: batches ``(inputs, labels)``; labels are class indices [N], inputs what the model
+            takes (a mapping as keyword arguments). Without `new`, `shift`
             makes the new side from the old batches, on the device.
         indices: names of indices; "resque_dist".
         layer: the module whose output is the embedding, or "NAME:input" for what a module reads; by
@@ -75,7 +77,7 @@ def score(
         ValueError: an empty side, a model without running statistics, or data that an index
             refuses.
     """
-    _check_arguments(model, new, indices, layers, shift)
+    _check_arguments(model, new, indices, layers, shift, batch_adapter)
     inner = unwrap(model)
     device = _device(inner, device)
     run = _Run(layer, batch_adapter, device, progress)
@@ -94,7 +96,9 @@ def score(
     return run.result(paired)
 
 
-def _check_arguments(model: Any, new: Any, indices: Iterable[str], layers: Any, shift: Any) -> None:
+def _check_arguments(
+    model: Any, new: Any, indices: Any, layers: Any, shift: Any, batch_adapter: Any
+) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, found {describe(model)}")
     if not isinstance(indices, Iterable):
@@ -103,7 +107,7 @@ def _check_arguments(model: Any, new: Any, indices: Iterable[str], layers: Any, 
     unknown = [name for name in names if name not in INDICES]
     if unknown or not names:
         raise ValueError(f"indices: expected names among {INDICES}, found {unknown or names}")
-    if layers != "auto":
+    if not isinstance(layers, str) or layers != "auto":
         raise ValueError(
             f"layers: expected 'auto', because {names} read one layer (see layer=), "
             f"found {layers!r}"
@@ -111,8 +115,9 @@ def _check_arguments(model: Any, new: Any, indices: Iterable[str], layers: Any, 
     if (new is None) == (shift is None):
         found = "both" if shift is not None else "neither"
         raise ValueError(f"new, shift: expected one of the two, found {found}")
-    if shift is not None and not callable(shift):
-        raise TypeError(f"shift: expected a function of a batch, found {describe(shift)}")
+    for name, function in (("shift", shift), ("batch_adapter", batch_adapter)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name}: expected a function of a batch, found {describe(function)}")
 
 
 def _device(model: nn.Module, device: torch.device | str | None) -> torch.device:
@@ -158,7 +163,7 @@ def _adapted(
             "adapt_normalization: expected a model with batch-norm running statistics, found "
             f"none in {type(model).__name__}; there is nothing to re-estimate"
         )
-    if iter(new) is new:
+    if isinstance(new, Iterator):
         raise TypeError(
             "adapt_normalization: expected new data that can be read twice (a list, a DataLoader), "
             f"found the one-shot iterator {type(new).__name__}"
@@ -173,7 +178,7 @@ def _adapted(
             modules[name].training = True
         for inputs, labels in run.batches(new, "new", "normalization"):
             if len(labels):  # a batch without rows would count as one with zero statistics
-                forward(model, inputs if shift is None else shift(inputs))
+                forward(model, inputs if shift is None else shift(copied(inputs)))
     return model
 
 
@@ -261,7 +266,7 @@ class _Run:
             with no_hooks_left(handles):
                 for inputs, labels in self.batches(data, "old", "and new side"):
                     self._batch(old_model, readers["old"], inputs, labels, "old")
-                    self._batch(new_model, readers["new"], shift(inputs), labels, "new")
+                    self._batch(new_model, readers["new"], shift(copied(inputs)), labels, "new")
         self.layer_name = readers["old"].name
 
     def _batch(
@@ -271,7 +276,8 @@ class _Run:
 
         def consume(activation: Tensor) -> None:
             if self.acc is None:
-                held.append(activation.clone())  # the number of classes is not known before the end
+                # A copy, because the number of classes is known at the end of the pass only.
+                held.append(activation.clone())
             else:
                 self._add(activation, labels, side)
 
@@ -293,7 +299,7 @@ class _Run:
         try:
             self.acc.update(activation, labels.to(activation.device, non_blocking=True), side)
         except (ValueError, TypeError) as error:
-            raise type(error)(f"{side}: {error}") from error
+            raise type(error)(f"{side}: {_without_hint(error)}") from error
 
     def result(self, paired: bool) -> ResqueDistResult:
         assert self.acc is not None  # every side had a batch
@@ -302,12 +308,25 @@ class _Run:
             s: float(self.correct[s]) / self.rows[s] if self.outputs and self.rows[s] else None
             for s in SIDES
         }
+        try:
+            result = self.acc._compute(ignore_unseen=True)
+        except ValueError as error:
+            raise ValueError(_without_hint(error)) from error
         return dataclasses.replace(
-            self.acc._compute(ignore_unseen=True),
+            result,
             layer=self.layer_name,
             old_accuracy=accuracy["old"],
             new_accuracy=accuracy["new"],
         )
+
+
+def _without_hint(error: Exception) -> str:
+    """The message without a hint at arguments that score does not have."""
+    message, hint, _ = str(error).partition(" (missing=")
+    message, other, _ = message.partition(" (nonfinite=")
+    if hint or other:
+        message += " (ResqueDist can leave such out of features that are taken by hand)"
+    return message
 
 
 def _label_bound(labels: Tensor) -> int:

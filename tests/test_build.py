@@ -345,3 +345,13 @@ def test_import_is_light():
     heavy = ["typer", "rich", "sklearn", "scipy", "matplotlib", "pynvml", "codecarbon", "pyarrow"]
     done = python(f"import sys, resque_ext; print([m for m in {heavy} if m in sys.modules])")
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_source_distribution_would_hold_the_sources():
+    """setuptools takes headers and kernels along only because MANIFEST.in names them."""
+    manifest = (Path(__file__).parents[1] / "MANIFEST.in").read_text()
+    assert "graft csrc" in manifest
+
+
+def test_readme_has_no_gaps():
+    assert "@@" not in (Path(__file__).parents[1] / "README.md").read_text()

@@ -1,5 +1,7 @@
 """class_order, to the last row, against lists that are filled one by one."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import oracles
 import pytest
@@ -13,6 +15,7 @@ from resque_ext.ops.class_order import class_order
 # On CUDA a digit has 8 bits and the largest key is the number of classes: 1, 2 and 3 passes.
 CLASSES = [1, 3, 255, 256, 257, 65_535, 65_536, 100_000]
 TILE = 2048  # rows that one block of the CUDA kernels sorts
+HERE = SimpleNamespace(device=torch.device("cpu"))
 IN_EVERY_ORDER = [f"cuda_on_cpu:{order}" for order in ("forward", "reverse", "random")]
 
 
@@ -44,6 +47,7 @@ def check(place, labels, classes, blocks=1, seen=None):
 @pytest.mark.parametrize("classes", CLASSES)
 def test_classes(place, classes, dtype):
     check(place, drawn(5_000, classes, dtype), classes)
+    check(place, drawn(5_000, classes, dtype, bad=0.02), classes)
 
 
 @pytest.mark.parametrize("n", [0, 1, TILE - 1, TILE, TILE + 1, 3 * TILE + 5])
@@ -55,6 +59,23 @@ def test_rows(place, n, classes):
 def test_more_tiles_than_threads(place):
     """Sums over the tiles go round twice: 257 tiles of 2,048 rows for 256 threads."""
     check(place, drawn(256 * TILE + 3, 10, np.int32), 10)
+
+
+# The CPU cuts 70,000 rows into 4 segments for its threads, or into 1 where there are many classes.
+@pytest.mark.parametrize(("classes", "blocks"), [(5, 1), (300, 3), (4_000, 2), (30_000, 1)])
+def test_segments_and_threads_of_the_cpu(classes, blocks):
+    seen = np.random.default_rng(3).integers(0, 99, classes).tolist()
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            for bad in (0.0, 0.0001):
+                labels = drawn(70_000, classes, bad=bad, seed=threads)
+                check(HERE, labels, classes, blocks, seen)
+            labels = np.sort(drawn(70_000, classes, np.int32))
+            check(HERE, labels, classes, blocks)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("place", IN_EVERY_ORDER, indirect=True)
@@ -79,7 +100,7 @@ def test_blocks_at_the_ends_of_digits(place, classes):
 
 def test_blocks_across_calls_deal_as_one_call(place):
     labels, blocks = drawn(1_000, 5), 3
-    whole, offsets, _ = class_order(torch.tensor(labels, device=place.device), 5, blocks)
+    _, offsets, _ = class_order(torch.tensor(labels, device=place.device), 5, blocks)
     sizes = np.zeros(15, np.int64)
     seen = np.zeros(5, np.int64)
     for part in np.split(labels, [10, 400, 401]):
@@ -153,11 +174,10 @@ def test_any_labels(place, data):
 def test_torch_backend(classes, blocks):
     labels = drawn(3_000, classes, bad=0.05)
     seen = np.random.default_rng(2).integers(0, 99, classes).tolist()
-    here = type("Here", (), {"device": torch.device("cpu")})
     with resque_ext.backend("torch"):
-        check(here, labels, classes, blocks)
-        check(here, labels, classes, blocks, seen)
-        check(here, labels[:0], classes, blocks)
+        check(HERE, labels, classes, blocks)
+        check(HERE, labels, classes, blocks, seen)
+        check(HERE, labels[:0], classes, blocks)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import warnings
 
 import numpy as np
@@ -967,3 +968,65 @@ def test_result_is_a_number_and_strict_json():
         np.testing.assert_array_equal(per_class, result.per_class)
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.value = 0.0
+
+
+@pytest.mark.parametrize("word", ["seen", "counts", "updates"])
+def test_a_state_with_negative_numbers_is_refused(word):
+    """`seen` decides where rows are written."""
+    acc = ResqueDist(2)
+    acc.update(torch.randn(8, 3), torch.arange(8) % 2, "old")
+    state = acc.state_dict()
+    state[f"old.{word}"] = torch.full_like(state[f"old.{word}"], -5)
+    with pytest.raises(ValueError, match=rf"old\.{word}.*at least 0, found -5"):
+        ResqueDist(2).load_state_dict(state)
+
+
+def test_a_state_that_is_none_is_named():
+    with pytest.raises(TypeError, match=r"^state: expected a mapping"):
+        ResqueDist(2).load_state_dict(None)
+
+
+def test_paired_sides_that_lost_their_pairs():
+    x, y = torch.randn(40, 3) + 1, torch.arange(40) % 2
+    halves = [ResqueDist(2, paired=True) for _ in range(2)]
+    halves[0].update(x[:20], y[:20], "old")
+    halves[1].update(x[:20], y[:20], "new")
+    with pytest.raises(ValueError, match=r"^paired: expected as many rows"):
+        halves[0].merge(halves[1])
+    acc = ResqueDist(2, paired=True, nonfinite="skip")
+    broken = x.clone()
+    broken[3, 1] = torch.nan
+    acc.update(x, y, "old")
+    acc.update(broken, y, "new")
+    found = acc.compute()
+    assert found.nonfinite_rows["new"] == 1
+    assert found.std_error is None
+
+
+def test_few_rows_of_many_classes_add_up():
+    """A batch that touches few groups goes by another way to the same sums."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(600, 5, generator=generator)
+    y = torch.randint(0, 300, (600,), generator=generator)
+    whole, parts = ResqueDist(300), ResqueDist(300)
+    whole.update(x, y, "old")
+    for start in range(0, 600, 7):
+        parts.update(x[start : start + 7], y[start : start + 7], "old")
+    a, b = whole.state_dict(), parts.state_dict()
+    for word in ("counts", "seen"):
+        assert torch.equal(a[f"old.{word}"], b[f"old.{word}"])
+    torch.testing.assert_close(a["old.sums"], b["old.sums"], rtol=1e-12, atol=1e-12)
+    assert int(a["old.counts"].sum()) == 600
+
+
+def test_positions_in_errors_count_from_the_first_row(monkeypatch):
+    # By its entry in sys.modules: the package's attribute of that name is the function.
+    monkeypatch.setattr(sys.modules[ResqueDist.__module__], "SEGMENT_ROWS", 10)
+    x, y = torch.randn(30, 3), torch.arange(30) % 2
+    wrong = y.clone()
+    wrong[25] = 9
+    with pytest.raises(ValueError, match="found 9 at position 25"):
+        ResqueDist(2).update(x, wrong, "old")
+    x[27, 1] = torch.nan
+    with pytest.raises(ValueError, match="first at row 27, column 1"):
+        ResqueDist(2).update(x, y, "old")

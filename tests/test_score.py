@@ -900,3 +900,38 @@ def test_progress_is_silent_or_on_stderr(capfd):
 )
 def test_indices_by_name(indices):
     assert run(mlp(), batches(), batches(), indices=indices).value == 0
+
+
+def test_a_shift_that_works_in_place_changes_neither_the_data_nor_the_index():
+    """Both passes over the new side, and the old side, start from the caller's own images."""
+    old = batches((2, 8, 8), seed=0)
+    kept = [(x.clone(), y) for x, y in old]
+    model = cnn()
+    for adapt in (False, True):
+        runs = [
+            score(model, old, shift=shift, adapt_normalization=adapt, progress=False).value
+            for shift in (lambda x: x * 3 + 1, lambda x: x.mul_(3).add_(1))
+        ]
+        assert runs[0] == runs[1]
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(old, kept, strict=True))
+
+
+def test_hints_name_no_argument_that_score_lacks():
+    old = [(torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, 2]))]
+    new = [(torch.randn(4, 4), torch.tensor([0, 0, 1, 1]))]
+    with pytest.raises(ValueError, match="class 2 has no new rows") as caught:
+        score(nn.Linear(4, 3), old, new, progress=False)
+    assert "missing=" not in str(caught.value)
+    bad = [(torch.full((4, 4), torch.nan), torch.tensor([0, 0, 1, 1]))]
+    with pytest.raises(ValueError, match="new: features: expected finite") as caught:
+        score(nn.Linear(4, 3), old, bad, progress=False)
+    assert "nonfinite=" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("batch_adapter", 5), ("layers", np.array(["auto", "x"]))]
+)
+def test_arguments_of_other_types_are_named(argument, value):
+    data = batches(seed=0)
+    with pytest.raises((TypeError, ValueError), match=f"^{argument}: expected"):
+        score(mlp(), data, data, progress=False, **{argument: value})

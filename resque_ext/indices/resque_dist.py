@@ -38,7 +38,8 @@ class ResqueDistResult:
         value: mean over classes of the angle between the old and the new class sum.
         per_class: [C] float64 angles, NaN for a class that was left out.
         std_error: standard error of `value` by a jackknife over blocks of samples, or None where a
-            class has fewer than two samples on a side.
+            class has fewer than two samples on a side, or where paired rows were left out on one
+            side only.
         noise_floor: what no shift at all would show at these sample sizes, or None likewise. A
             value near its floor is not evidence of a shift.
         counts: rows of each class behind the sums, by side: [C] int64.
@@ -96,6 +97,24 @@ class _SideState:
         return cls(zeros(classes * blocks), sums, zeros(classes), zeros())
 
 
+def _filled_groups(offsets: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """The groups that have rows, and where each starts, without the empty ones between.
+
+    A batch of few rows touches few of many groups, and only those should cost anything. The size,
+    that of the batch, is known without asking the device; what is left over is empty and points to
+    group 0, to which it adds nothing.
+    """
+    groups = offsets.numel() - 1
+    size = max(min(rows, groups), 1)
+    index = torch.arange(groups, device=offsets.device)
+    if size == groups:
+        return index, offsets
+    there = offsets.diff() > 0
+    slot = torch.where(there, there.cumsum(0) - 1, size + 1)  # the last place is for the empty ones
+    starts = offsets[-1:].repeat(size + 2).scatter_(0, slot, offsets[:-1])[: size + 1]
+    return offsets.new_zeros(size + 2).scatter_(0, slot, index)[:size], starts
+
+
 def default_blocks(num_classes: int) -> int:
     """Blocks a class: 16, fewer for many classes, whose errors average out (never under 4)."""
     return int(np.clip(2 ** int(np.log2(max(2048 // num_classes, 1))), 4, 16))
@@ -151,7 +170,7 @@ class ResqueDist:
     def reset(self) -> None:
         """Back to no data; any width and device may come next."""
         self._sides: dict[str, _SideState] | None = None
-        self._pending: list[tuple[str, int, Tensor, int]] = []
+        self._pending: list[tuple[str, int, Tensor, int, int]] = []
         self._updates = dict.fromkeys(SIDES, 0)
         self._fault: ValueError | None = None
 
@@ -194,15 +213,16 @@ class ResqueDist:
                 f"features: expected width {state.sums.shape[1]} on {state.sums.device} as in "
                 f"earlier updates, found {describe(x)}"
             )
-        counts, sums = torch.zeros_like(state.counts), None
+        parts, checks = [], []
         seen, bad_rows = state.seen, 0
-        checks = []
         for start in range(0, max(len(x), 1), SEGMENT_ROWS):
             rows, row_labels = x[start : start + SEGMENT_ROWS], y[start : start + SEGMENT_ROWS]
             order, offsets, status = class_order(row_labels, self.num_classes, self.blocks, seen)
             if x.device.type == "cpu":
-                self._check(status, len(rows), width)
-            part_counts, part_sums, _, faults = grouped_moments(
+                self._check(status, len(rows), width, start)
+            seen = seen + offsets[:: self.blocks].diff()
+            groups, offsets = _filled_groups(offsets, len(rows))
+            counts, sums, _, faults = grouped_moments(
                 rows,
                 order,
                 offsets,
@@ -210,26 +230,25 @@ class ResqueDist:
                 skip_nonfinite=self.nonfinite == "skip",
             )
             if x.device.type == "cpu":
-                self._check(faults, len(rows), width)
+                self._check(faults, len(rows), width, start)
             else:
-                checks.append((status + faults, len(rows)))
-            counts = counts + part_counts
-            sums = part_sums if sums is None else sums.add_(part_sums)
-            seen = seen + offsets[:: self.blocks].diff()
+                checks.append((status + faults, len(rows), start))
+            parts.append((groups, counts, sums))
             bad_rows = bad_rows + faults[4]
         # All is known to be right (or, on CUDA, will be read before any result is given).
         self._sides = sides
-        state.counts.add_(counts)
-        state.sums.add_(sums)
+        for groups, counts, sums in parts:
+            state.counts.index_add_(0, groups, counts)
+            state.sums.index_add_(0, groups, sums)
         state.seen = seen
         state.nonfinite_rows.add_(bad_rows)
-        self._pending += [(side, self._updates[side], words, rows) for words, rows in checks]
+        self._pending += [(side, self._updates[side], *check) for check in checks]
         self._updates[side] += 1
         if len(self._pending) >= _PENDING:
             self._read_pending()
 
-    def _check(self, words: Tensor, rows: int, width: int, where: str = "") -> None:
-        found = Status.read(words, rows, width)
+    def _check(self, words: Tensor, rows: int, width: int, first_row: int, where: str = "") -> None:
+        found = Status.read(words, rows, width, first_row)
         found.raise_for_labels("labels", self.num_classes, where)
         if self.nonfinite == "error":
             found.raise_for_nonfinite("features", where)
@@ -238,9 +257,10 @@ class ResqueDist:
         """Raises for the first wrong batch, again and again until reset(): it is in the sums."""
         if self._pending and self._fault is None:
             words = torch.stack([entry[2] for entry in self._pending]).cpu()
-            for (side, update, _, rows), word in zip(self._pending, words, strict=True):
+            for (side, update, _, rows, start), word in zip(self._pending, words, strict=True):
+                where = f" of update {update} (side={side!r})"
                 try:
-                    self._check(word, rows, self.width or 0, f" of update {update} (side={side!r})")
+                    self._check(word, rows, self.width or 0, start, where)
                 except ValueError as error:
                     self._fault = error
                     break
@@ -271,7 +291,8 @@ class ResqueDist:
 
         Raises:
             TypeError: not a ResqueDist.
-            ValueError: other classes, blocks or width.
+            ValueError: other classes, blocks or width, or, where this one is paired, sides of
+                either that are not.
         """
         if not isinstance(other, ResqueDist):
             raise TypeError(f"other: expected a ResqueDist, found {type(other).__name__}")
@@ -285,6 +306,9 @@ class ResqueDist:
         other._read_pending()
         if other._sides is None:
             return
+        if self.paired:  # the rows of a pair have to be in one block
+            self._check_pairing()
+            other._check_pairing(always=True)
         with torch.inference_mode(False), torch.no_grad():
             if self._sides is None:
                 device = other._sides["old"].sums.device
@@ -328,6 +352,8 @@ class ResqueDist:
             KeyError: a tensor is missing or unknown.
             ValueError: made for other classes or blocks, or a tensor's shape or dtype is wrong.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected a mapping of tensors, found {describe(state)}")
         expected = ResqueDist(self.num_classes, blocks=self.blocks).state_dict()
         if set(state) != set(expected):
             raise KeyError(
@@ -338,6 +364,11 @@ class ResqueDist:
             if state[key].numel() != 1 or int(state[key]) != int(expected[key]):
                 raise ValueError(
                     f"state[{key!r}]: expected {int(expected[key])}, found {state[key].tolist()}"
+                )
+        for key in (f"{s}.{f}" for s in SIDES for f in ("counts", "seen", "updates")):
+            if state[key].numel() and int(state[key].min()) < 0:
+                raise ValueError(
+                    f"state[{key!r}]: expected values of at least 0, found {int(state[key].min())}"
                 )
         width = state["old.sums"].shape[-1] if state["old.sums"].dim() else -1
         for key, tensor in expected.items():
@@ -391,23 +422,27 @@ class ResqueDist:
             )
         self._check_pairing()
         keep = ~missing
-        old, new = sums["old"][keep], sums["new"][keep]
+        old, new = (sums[s] if keep.all() else sums[s][keep] for s in SIDES)
+        error = None
+        if not self.paired or np.array_equal(counts["old"], counts["new"]):
+            error = _angles.std_error(
+                old, new, counts["old"][keep], counts["new"][keep], self.paired
+            )
         return ResqueDistResult(
             value=float(per_class[keep].mean()),
             per_class=per_class,
-            std_error=_angles.std_error(
-                old, new, counts["old"][keep], counts["new"][keep], self.paired
-            ),
+            std_error=error,
             noise_floor=_angles.noise_floor(old, counts["old"][keep], rows["new"][keep]),
             counts=rows,
             missing=tuple(np.flatnonzero(missing).tolist()),
             nonfinite_rows={s: int(self._sides[s].nonfinite_rows) for s in SIDES},
         )
 
-    def _check_pairing(self) -> None:
-        assert self._sides is not None
+    def _check_pairing(self, always: bool = False) -> None:
+        if self._sides is None or not (self.paired or always):
+            return
         old, new = (self._sides[s].seen.cpu() for s in SIDES)
-        if self.paired and not torch.equal(old, new):
+        if not torch.equal(old, new):
             c = int((old != new).nonzero()[0])
             raise ValueError(
                 "paired: expected as many rows of each class on both sides, found "

@@ -27,14 +27,19 @@ class Status:
     nonfinite_rows: int
 
     @classmethod
-    def read(cls, words: Tensor, rows: int, columns: int) -> Status:
-        """From the words of csrc/resque.h; on CUDA this waits for the device."""
+    def read(cls, words: Tensor, rows: int, columns: int, first_row: int = 0) -> Status:
+        """From the words of csrc/resque.h of `rows` rows, the first of which is `first_row`.
+
+        On CUDA this waits for the device.
+        """
         label_from_end, label, count, from_end, bad_rows = words.tolist()
         return cls(
-            label_position=rows - label_from_end if label_from_end else None,
+            label_position=first_row + rows - label_from_end if label_from_end else None,
             label=label if label_from_end else None,
             nonfinite_count=count,
-            nonfinite_position=divmod(rows * columns - from_end, columns) if from_end else None,
+            nonfinite_position=(
+                divmod((first_row + rows) * columns - from_end, columns) if from_end else None
+            ),
             nonfinite_rows=bad_rows,
         )
 

@@ -59,6 +59,8 @@ def class_moments(
     check_choice(nonfinite, ("error", "skip"), "nonfinite")
     if check is None:
         check = x.device.type == "cpu"
+    if not isinstance(check, bool):
+        raise TypeError(f"check: expected True, False or None, found {check!r}")
     return torch.ops.resque_ext.class_moments(x, y, num_classes, nonfinite == "skip", check)
 
 
@@ -80,7 +82,8 @@ def channel_view(features: Tensor) -> Tensor:
             s = features.stride()
         x = features.as_strided((n, c, h * w), (s[0], s[1], s[3] if w > 1 else s[2]))
     _, channels, positions = x.shape
-    adjacent = channels <= 1 or x.stride(1) == 1 or (positions > 1 and x.stride(2) == 1)
+    one = channels == 0 or (channels == 1 and positions == 1)
+    adjacent = one or x.stride(1) == 1 or (positions > 1 and x.stride(2) == 1)
     return x if adjacent else x.contiguous()
 
 
@@ -146,6 +149,10 @@ def _class_moments_status(
     features: Tensor, labels: Tensor, num_classes: int, skip_nonfinite: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The moments and, from the same pass, what was found wrong: see Status in csrc/resque.h."""
+    # Again, for who calls the registered op itself: what follows hands out raw pointers.
+    features, labels = check_features(features), check_labels(labels)
+    check_pair(features, labels, ("features", "labels"))
+    check_count(num_classes, "num_classes")
     n = features.shape[0]
     if n <= SEGMENT_ROWS:
         return _segment(features, labels, num_classes, skip_nonfinite)
