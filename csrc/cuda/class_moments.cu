@@ -286,7 +286,7 @@ __global__ void __launch_bounds__(kWarp* kSlotLanes) add_slots(Job<T> job) {
             }
         }
         part_sum[threadIdx.y][threadIdx.x] = sum.sum;
-        part_lost[threadIdx.y][threadIdx.x] = sum.lost;
+        part_lost[threadIdx.y][threadIdx.x] = is_finite(sum.sum) ? sum.lost : 0;
         __syncthreads();
         if (threadIdx.y == 0 && c < size) {
             Compensated all;

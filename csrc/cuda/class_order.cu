@@ -138,8 +138,8 @@ __global__ void __launch_bounds__(kThreads)
         if (valid && below == 0) next[warp][digit] += __popc(same);
         __syncwarp();
     }
-    __syncthreads();
 
+    // The barriers inside exclusive_sum also stand between the counting above and what follows.
     int32_t unused;
     const int digit = threadIdx.x;
     int32_t place = exclusive_sum(totals[digit], warp_sums, &unused);

@@ -81,6 +81,8 @@ def channel_view(features: Tensor) -> Tensor:
             features = features.contiguous()
             s = features.stride()
         x = features.as_strided((n, c, h * w), (s[0], s[1], s[3] if w > 1 else s[2]))
+    if x.numel() == 0:  # the strides of nothing can be anything
+        return x.new_empty(x.shape)
     _, channels, positions = x.shape
     one = channels == 0 or (channels == 1 and positions == 1)
     adjacent = one or x.stride(1) == 1 or (positions > 1 and x.stride(2) == 1)
