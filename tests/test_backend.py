@@ -249,11 +249,10 @@ def installed(tmp_path):
     return Path(shutil.copy(built, package))
 
 
-# What else is installed must not be found.
+# What else is installed must not be found; its folder stays, for torch may live there too.
 ALONE = """
-import pathlib, sys
-sys.path[1:] = [p for i, p in enumerate(sys.path[1:]) if i == 0 or not any(
-    pathlib.Path(p).glob("resque_ext/_C*"))]
+import importlib.machinery
+importlib.machinery.EXTENSION_SUFFIXES = []
 """
 
 

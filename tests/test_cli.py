@@ -420,7 +420,7 @@ def test_doctor(run):
 
 def test_doctor_knows_the_extras_of_the_package():
     tomllib = pytest.importorskip("tomllib")
-    path = ROOT / "pyproject.toml"
+    path = Path(__file__).parents[1] / "pyproject.toml"
     if not path.is_file():
         pytest.skip("not in a checkout")
     extras = tomllib.loads(path.read_text())["project"]["optional-dependencies"]
