@@ -14,7 +14,7 @@ using Team = void (*)(void (*work)(void*), void* context, unsigned threads, unsi
 
 // torch's OpenMP runtime, where the process has one, found by name and so without linking any. Its
 // threads are there already, and after an op of torch they keep spinning for a while: threads of our
-// own would share the processors with them (measured: 15 to 25% slower behind an x.sum()).
+// own would share the processors with them.
 Team find_team() { return reinterpret_cast<Team>(dlsym(RTLD_DEFAULT, "GOMP_parallel")); }
 
 }  // namespace
