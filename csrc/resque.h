@@ -64,6 +64,41 @@ struct ClassMoments {
     void* workspace;         // class_moments_workspace() bytes
 };
 
+// lloyd_step: one iteration of Lloyd's k-means. Every row goes to the centre that is nearest in float64,
+// sum over columns of (x - c)^2; equal distances go to the lowest index.
+struct LloydStep {
+    Features x;             // positions == 1
+    const double* centers;  // [k, channels], side by side
+    int64_t k;
+    int64_t* labels;        // [n] out
+    double* distances;      // [n] out: squared, to the centre of the row's label; or null
+    double* inertia;        // [1] out: sum of the squared distances
+    double* sums;           // [k, channels] out: of the rows of each label; or null, with counts
+    int64_t* counts;        // [k] out
+    int64_t* rechecked;     // [1] out: rows whose label the fast product left open
+    int64_t* status;        // [kStatusWords] in and out
+    void* workspace;        // lloyd_step_workspace() bytes
+};
+
+// row_distances: for every pair of rows and every number of bins, four distances between the rows'
+// histograms, each over its own row's min..max: wasserstein_heights, jensen_shannon, bhattacharyya, kl;
+// with `shared` four more over the pair's joint min..max: wasserstein, jensen_shannon, bhattacharyya, kl.
+struct RowDistances {
+    Features x_old, x_new;   // paired: the same dtype, n, channels and positions
+    const int32_t* bins;     // [bin_counts] in host memory, each from 2 to 256
+    int64_t bin_counts;
+    bool shared;
+    bool skip_nonfinite;     // leave pairs with a non-finite feature on either side out
+    double* sums;            // [bin_counts, 4 or 8] out: over the rows
+    double* rows;            // [n, bin_counts, 4 or 8] out, NaN for pairs left out; or null
+    int32_t* counts;         // [n, 2 or 4, sum of bins] out: histograms old, new, shared old, shared new; or null
+    int64_t* float64_edges;  // [bin_counts] out: histograms whose edges float32 could not tell apart
+    int64_t* status_old;     // [kStatusWords] in and out
+    int64_t* status_new;     // [kStatusWords] in and out
+    int64_t* left_out;       // [1] out: pairs left out, which either side's status alone cannot tell
+    void* workspace;         // row_distances_workspace() bytes
+};
+
 namespace cpu {
 int64_t class_order_workspace(int64_t n, int64_t classes, int64_t blocks);
 void class_order(const ClassOrder& args, int threads);
