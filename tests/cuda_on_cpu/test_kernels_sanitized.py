@@ -1,6 +1,7 @@
 """The CUDA kernels touch their own memory alone, do not race, and need each of their barriers."""
 
 import re
+from dataclasses import dataclass, field
 
 import pytest
 
@@ -9,73 +10,110 @@ from cuda_on_cpu.barriers import count_barriers, remove_barrier
 
 pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=str(build.unavailable()))
 
-MAIN = build.Path(__file__).parent / "kernels_main.cpp"
-SOURCES = {path.name: path.read_text() for path in sorted((build.CSRC / "cuda").glob("*.cu"))}
+CUDA = build.CSRC / "cuda"
+DRIVERS = build.Path(__file__).parent / "kernels"
 ORDERS = ["forward", "reverse", "random:7"]
-WORK = [("order",), ("order-many", "257"), ("moments",), ("moments-many", "1250")]
-# ThreadSanitizer makes a thread of each fiber, 20 us: fewer digits and blocks, and the same code.
-SMALLER = {
-    "class_order.cu": [("kDigitBits = 8", "kDigitBits = 6"), ("kThreads = 256", "kThreads = 64")],
-    "class_moments.cu": [("min(job.windows, int64_t{1024})", "min(job.windows, int64_t{2})")],
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A program of kernels/NAME.cpp and the .cu files that it runs, its own first."""
+
+    sources: tuple[str, ...]
+    work: tuple[tuple[str, ...], ...] = ((),)  # its arguments, one run each
+    # ThreadSanitizer makes a thread of each fiber, 20 us: smaller constants, and the same code.
+    smaller: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
+    less_work: tuple[tuple[str, ...], ...] = ((),)
+
+
+SMALLER_ORDER = (("kDigitBits = 8", "kDigitBits = 6"), ("kThreads = 256", "kThreads = 64"))
+SMALLER_MOMENTS = (("min(job.windows, int64_t{1024})", "min(job.windows, int64_t{2})"),)
+DRIVERS_OF = {
+    "class_order": Driver(
+        ("class_order.cu",), ((), ("257",)), {"class_order.cu": SMALLER_ORDER}, ((), ("17",))
+    ),
+    "class_moments": Driver(
+        ("class_moments.cu", "class_order.cu"),
+        ((), ("1250",)),
+        {"class_moments.cu": SMALLER_MOMENTS, "class_order.cu": SMALLER_ORDER},
+    ),
 }
-LESS_WORK = [("order",), ("order-many", "17"), ("moments",)]
+WORK = [(name, work) for name, driver in DRIVERS_OF.items() for work in driver.work]
+LESS_WORK = [(name, work) for name, driver in DRIVERS_OF.items() for work in driver.less_work]
 BARRIERS = [
     pytest.param(name, index, id=f"{name}-{index}")
-    for name, text in SOURCES.items()
-    for index in range(count_barriers(text))
+    for name, driver in DRIVERS_OF.items()
+    for index in range(count_barriers((CUDA / driver.sources[0]).read_text()))
 ]
 
 
-def smaller(name):
-    text = SOURCES[name]
-    for old, new in SMALLER.get(name, []):
-        assert text.count(old) == 1, f"{name} has no single {old!r} any more"
+def label(value):
+    return " ".join(value) or "all" if isinstance(value, tuple) else None
+
+
+def smaller(driver, source):
+    text = (CUDA / source).read_text()
+    for old, new in driver.smaller.get(source, ()):
+        assert text.count(old) == 1, f"{source} has no single {old!r} any more"
         text = text.replace(old, new)
     return text
 
 
-def kernels(folder, texts, sanitizer):
-    """The program with these sources in place of those of csrc/cuda."""
-    for name, text in texts.items():
-        (folder / name).write_text(text)
-    files = [folder / name if name in texts else build.CSRC / "cuda" / name for name in SOURCES]
-    return build.build_module([*files, MAIN], "kernels", sanitizer=sanitizer)
+def program(name, files, sanitizer):
+    return build.build_module(
+        [*files, DRIVERS / f"{name}.cpp"], name, include_dirs=[DRIVERS], sanitizer=sanitizer
+    )
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """The folder of the smaller sources: builds that share a file there compile it once."""
     folder = tmp_path_factory.mktemp("kernels")
-    return folder, kernels(folder, {name: smaller(name) for name in SOURCES}, "thread")
+
+    def files_of(name):
+        files = []
+        for source in DRIVERS_OF[name].sources:
+            files.append(folder / f"{name}_{source}")
+            files[-1].write_text(smaller(DRIVERS_OF[name], source))
+        return files
+
+    return files_of
+
+
+def test_every_source_has_a_driver():
+    """Each .cu file is somebody's own, and each driver's program is in the table."""
+    own = {driver.sources[0] for driver in DRIVERS_OF.values()}
+    assert own == {path.name for path in CUDA.glob("*.cu")}
+    assert set(DRIVERS_OF) == {path.stem for path in DRIVERS.glob("*.cpp")}
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("work", WORK, ids=" ".join)
-def test_no_memory_but_their_own(monkeypatch, tmp_path, work, order):
+@pytest.mark.parametrize(("name", "work"), WORK, ids=label)
+def test_no_memory_but_their_own(monkeypatch, name, work, order):
     monkeypatch.setenv("RESQUE_CUDA_ON_CPU_ORDER", order)
-    program = kernels(tmp_path, {}, "address")
-    done = build.run([program, *work], sanitizer="address", timeout=60)
+    files = [CUDA / source for source in DRIVERS_OF[name].sources]
+    done = build.run([program(name, files, "address"), *work], sanitizer="address", timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "right\n", "")
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("work", LESS_WORK, ids=" ".join)
-def test_no_races(monkeypatch, small, work, order):
+@pytest.mark.parametrize(("name", "work"), LESS_WORK, ids=label)
+def test_no_races(monkeypatch, small, name, work, order):
     monkeypatch.setenv("RESQUE_CUDA_ON_CPU_ORDER", order)
-    done = build.run([small[1], *work], sanitizer="thread", timeout=60)
+    built = program(name, small(name), "thread")
+    done = build.run([built, *work], sanitizer="thread", timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "right\n", "")
 
 
 @pytest.mark.parametrize(("name", "index"), BARRIERS)
 def test_every_barrier_is_needed(small, name, index):
     """Without it there is a race, or a wrong result."""
-    folder, program = small
-    broken = folder / f"without_{index}_{name}"
-    broken.write_text(remove_barrier(smaller(name), index))
-    files = [broken if other == name else folder / other for other in SOURCES]
-    program = build.build_module([*files, MAIN], "kernels", sanitizer="thread")
-    for work in LESS_WORK[2:] if name == "class_moments.cu" else LESS_WORK[:2]:
-        done = build.run([program, *work], sanitizer="thread", timeout=60)
+    files = small(name)
+    broken = files[0].with_name(f"without_{index}_{files[0].name}")
+    broken.write_text(remove_barrier(files[0].read_text(), index))
+    built = program(name, [broken, *files[1:]], "thread")
+    for work in DRIVERS_OF[name].less_work:
+        done = build.run([built, *work], sanitizer="thread", timeout=60)
         if re.search("ThreadSanitizer: data race", done.stderr) or done.stdout != "right\n":
             return
     pytest.fail(f"nothing is wrong without barrier {index} of {name}")
