@@ -35,6 +35,8 @@ ClassMoments class_moments(const Features& x, uintptr_t order, uintptr_t offsets
             pointer<int64_t>(status), pointer<void>(workspace)};
 }
 
+SpatialMean spatial_mean(const Features& x, uintptr_t means) { return {x, pointer<void>(means)}; }
+
 #ifdef RESQUE_WITH_CUDA
 template <typename Args, void (*launcher)(const Args&, int, void*)>
 void on_stream(const Args& args, int device, uintptr_t stream) {
@@ -66,6 +68,7 @@ PYBIND11_MODULE(_C, m) {
     py::class_<Features>(m, "Features", py::module_local()).def(py::init(&features));
     py::class_<ClassOrder>(m, "ClassOrder", py::module_local()).def(py::init(&class_order));
     py::class_<ClassMoments>(m, "ClassMoments", py::module_local()).def(py::init(&class_moments));
+    py::class_<SpatialMean>(m, "SpatialMean", py::module_local()).def(py::init(&spatial_mean));
 
     m.def("build_info", &build_info);
 
@@ -74,6 +77,7 @@ PYBIND11_MODULE(_C, m) {
     cpu.def("class_order", &cpu::class_order, unlocked);
     cpu.def("class_moments_workspace", &cpu::class_moments_workspace);
     cpu.def("class_moments", &cpu::class_moments, unlocked);
+    cpu.def("spatial_mean", &cpu::spatial_mean, unlocked);
 
 #ifdef RESQUE_WITH_CUDA
     auto cuda = m.def_submodule("cuda");
@@ -81,5 +85,6 @@ PYBIND11_MODULE(_C, m) {
     cuda.def("class_order", &on_stream<ClassOrder, cuda::class_order>, unlocked);
     cuda.def("class_moments_workspace", &cuda::class_moments_workspace);
     cuda.def("class_moments", &on_stream<ClassMoments, cuda::class_moments>, unlocked);
+    cuda.def("spatial_mean", &on_stream<SpatialMean, cuda::spatial_mean>, unlocked);
 #endif
 }

@@ -64,6 +64,12 @@ struct ClassMoments {
     void* workspace;         // class_moments_workspace() bytes
 };
 
+// spatial_mean: the mean over the positions of every row and channel, summed in float64.
+struct SpatialMean {
+    Features x;
+    void* means;  // [n, channels] out: float64 where the features are, else float32
+};
+
 // lloyd_step: one iteration of Lloyd's k-means. Every row goes to the centre that is nearest in float64,
 // sum over columns of (x - c)^2; equal distances go to the lowest index.
 struct LloydStep {
@@ -106,6 +112,8 @@ void class_order(const ClassOrder& args, int threads);
 int64_t class_moments_workspace(const Features& x, int64_t groups, bool squares);
 void class_moments(const ClassMoments& args, int threads);
 
+void spatial_mean(const SpatialMean& args, int threads);
+
 // The instruction set that the kernels run on here: "avx512", "avx2" or "baseline".
 const char* instruction_set();
 }  // namespace cpu
@@ -119,6 +127,8 @@ void class_order(const ClassOrder& args, int device, void* stream);
 
 int64_t class_moments_workspace(const Features& x, int64_t groups, bool squares);
 void class_moments(const ClassMoments& args, int device, void* stream);
+
+void spatial_mean(const SpatialMean& args, int device, void* stream);
 }  // namespace cuda
 
 }  // namespace resque

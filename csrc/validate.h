@@ -33,6 +33,8 @@ inline void validate(const Features& x) {
            "1, or stride_p 1 with several positions", x.stride_c);
 }
 
+inline void validate(const SpatialMean& a) { validate(a.x); }
+
 inline void validate(const ClassMoments& a) {
     validate(a.x);
     expect(a.groups >= 1 && a.groups <= kMaxRows, "groups", "1 <= groups < 2^31", a.groups);

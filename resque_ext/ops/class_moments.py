@@ -10,11 +10,11 @@ from torch import Tensor
 from resque_ext import _backend
 from resque_ext._inputs import check_choice, check_count, check_features, check_labels, check_pair
 from resque_ext.ops import reference
+from resque_ext.ops._features import channel_view, kernel_view
 from resque_ext.ops._library import define
 from resque_ext.ops._status import Status, merge_status
 from resque_ext.ops.class_order import class_order
 
-DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 # Rows of one call into the extension, whose `order` is int32; more rows go in several calls.
 SEGMENT_ROWS = 2**30
 
@@ -64,31 +64,6 @@ def class_moments(
     return torch.ops.resque_ext.class_moments(x, y, num_classes, nonfinite == "skip", check)
 
 
-def channel_view(features: Tensor) -> Tensor:
-    """Features [N, D], [N, C, H, W] or [N, T, D] as [n, channels, positions] that a kernel can
-    read.
-
-    A view, or one explicit copy where neither channels nor positions lie side by side.
-    """
-    if features.dim() == 2:
-        x = features.unsqueeze(2)
-    elif features.dim() == 3:
-        x = features.transpose(1, 2)
-    else:
-        n, c, h, w = features.shape
-        s = features.stride()
-        if h > 1 and w > 1 and s[2] != w * s[3]:
-            features = features.contiguous()
-            s = features.stride()
-        x = features.as_strided((n, c, h * w), (s[0], s[1], s[3] if w > 1 else s[2]))
-    if x.numel() == 0:  # the strides of nothing can be anything
-        return x.new_empty(x.shape)
-    _, channels, positions = x.shape
-    one = channels == 0 or (channels == 1 and positions == 1)
-    adjacent = one or x.stride(1) == 1 or (positions > 1 and x.stride(2) == 1)
-    return x if adjacent else x.contiguous()
-
-
 def grouped_moments(
     features: Tensor,
     order: Tensor,
@@ -107,11 +82,9 @@ def grouped_moments(
     if _backend.current_backend() == "torch":
         return reference.class_moments(x, order, offsets, squares, skip_nonfinite)
     device, groups = x.device, offsets.numel() - 1
-    n, channels, positions = x.shape
+    channels = x.shape[1]
     kernels, extension = _backend.kernels(device), _backend.extension()
-    view = extension.Features(
-        x.data_ptr(), DTYPE_CODES[x.dtype], n, channels, positions, *x.stride()
-    )
+    view = kernel_view(x)
     counts = torch.empty(groups, dtype=torch.int64, device=device)
     sums = torch.empty(groups, channels, dtype=torch.float64, device=device)
     sumsq = torch.empty(groups if squares else 0, channels, dtype=torch.float64, device=device)

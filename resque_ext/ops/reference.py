@@ -67,3 +67,9 @@ def class_moments(
     if squares:
         sumsq.index_add_(0, group, pooled * pooled)
     return torch.bincount(group, minlength=groups), sums, sumsq, status
+
+
+def spatial_mean(features: Tensor) -> Tensor:
+    """See :func:`resque_ext.ops.spatial_mean`; features are [n, c, positions]."""
+    means = features.double().mean(2)
+    return means if features.dtype == torch.float64 else means.float()

@@ -37,6 +37,7 @@ DRIVERS_OF = {
         ((), ("1250",)),
         {"class_moments.cu": SMALLER_MOMENTS, "class_order.cu": SMALLER_ORDER},
     ),
+    "spatial_mean": Driver(("spatial_mean.cu",)),
 }
 WORK = [(name, work) for name, driver in DRIVERS_OF.items() for work in driver.work]
 LESS_WORK = [(name, work) for name, driver in DRIVERS_OF.items() for work in driver.less_work]
