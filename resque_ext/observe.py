@@ -30,15 +30,23 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module, versions: bool = False) -> Iterator[None]:
     """Eval mode, no gradients, compiled code set aside (its graphs would run past hooks).
 
     Every module's own train or eval state comes back on the way out, also when something fails.
+
+    Args:
+        model: what is to be run.
+        versions: tensors count their in-place changes, which they do not in inference mode.
     """
     training = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        with (
+            torch.inference_mode(not versions),
+            torch.no_grad(),
+            torch.compiler.set_stance("force_eager"),
+        ):
             yield
     finally:
         for module, mode in training.items():
@@ -55,20 +63,20 @@ def no_hooks_left(handles: list[torch.utils.hooks.RemovableHandle]) -> Iterator[
             handle.remove()
 
 
-def find_layer(model: nn.Module, name: str) -> nn.Module:
-    """The module called `name`.
+def find_layer(model: nn.Module, name: str, argument: str = "layer") -> nn.Module:
+    """The module called `name`, which came as `argument`.
 
     Raises:
         TypeError: not a string.
         KeyError: no such module; the message has the nearest names.
     """
     if not isinstance(name, str):
-        raise TypeError(f"layer: expected a module's name, found {name!r}")
+        raise TypeError(f"{argument}: expected a module's name, found {name!r}")
     modules = dict(model.named_modules())
     if not name or name not in modules:
         near = difflib.get_close_matches(name, modules, n=3) or [n for n in modules if n][-3:]
         raise LayerError(
-            f"layer: expected the name of a module of {type(model).__name__}, found {name!r} "
+            f"{argument}: expected the name of a module of {type(model).__name__}, found {name!r} "
             f"(nearest: {', '.join(near)})"
         )
     return modules[name]

@@ -3,57 +3,92 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm.auto import tqdm
 
-from resque_ext._inputs import DEVICES, check_labels, describe
-from resque_ext.indices.resque_dist import SIDES, ResqueDist, ResqueDistResult, Side
-from resque_ext.observe import (
-    LayerReader,
-    copied,
-    evaluating,
-    forward,
-    no_hooks_left,
-    to_device,
-    unwrap,
-)
+from resque_ext._inputs import DEVICES, describe
+from resque_ext.collectors import COLLECTORS, Facts, make_collectors
+from resque_ext.layers import choose_layers
+from resque_ext.observe import copied, evaluating, forward, unwrap
+from resque_ext.passes import Passes
 
-INDICES = ("resque_dist",)
-Batch = tuple[Any, Tensor]
+INDICES = tuple(COLLECTORS)
+
+
+class Scores(Mapping[str, Any]):
+    """Several indices of one model and one pair of sides: each index's own result, by its name.
+
+    Attributes:
+        layer: the embedding's layer, where an index reads one.
+        layers: the layers that were read, where an index reads them.
+        skipped: layers that were not read, each with the reason.
+        old_accuracy, new_accuracy: of the model, where it is a classifier and the side was run.
+    """
+
+    def __init__(self, results: Mapping[str, Any], facts: Facts) -> None:
+        self._results = dict(results)
+        self.layer, self.layers, self.skipped = facts.layer, facts.layers, facts.skipped
+        self.old_accuracy, self.new_accuracy = facts.old_accuracy, facts.new_accuracy
+
+    def __getitem__(self, name: str) -> Any:
+        return self._results[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._results)
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def __float__(self) -> float:
+        raise TypeError(
+            f"scores: expected one index to make a float of, found {len(self)}: choose one of "
+            f"{', '.join(map(repr, self))}"
+        )
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{name}={float(result):.4g}" for name, result in self.items())
+        return f"Scores({values})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and None, for JSON: every index's own by its name."""
+        return {name: result.to_dict() for name, result in self.items()}
 
 
 def score(
     model: nn.Module,
-    old: Iterable[Any],
+    old: Iterable[Any] | None,
     new: Iterable[Any] | None = None,
     indices: Iterable[str] = ("resque_dist",),
     layer: str | None = None,
-    layers: Any = "auto",
+    layers: str | Iterable[str] | Callable[[str, nn.Module], Any] = "auto",
     paired: bool = False,
     shift: Callable[[Any], Any] | None = None,
     adapt_normalization: bool = False,
     batch_adapter: Callable[[Any], tuple[Any, Any]] | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
-) -> ResqueDistResult:
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Any:
     """What reusing `model` on new data will cost, from one forward pass over each side.
 
     Args:
         model: a trained model; run in eval mode without gradients, and given back as it came.
         old, new: batches ``(inputs, labels)``; labels are class indices [N], inputs what the model
-            takes (a mapping as keyword arguments). Without `new`, `shift`
-            makes the new side from the old batches, on the device.
-        indices: names of indices; "resque_dist".
+            takes (a mapping as keyword arguments). Without `new`, `shift` makes the new side from
+            the old batches, on the device. `old` may be None for "resque_task", which reads the new
+            side alone.
+        indices: names of indices: "resque_dist", "resque_task", "preindex", "arm". "preindex"
+            compares every sample with itself and needs `shift` or `paired`.
         layer: the module whose output is the embedding, or "NAME:input" for what a module reads; by
             default the representation that the last linear layer reads. [N, D], [N, C, H, W] and
-            [N, T, D] are taken; positions are averaged.
-        layers: for indices that read several layers; "auto" here.
+            [N, T, D] are taken; positions are averaged (see `options` for others).
+        layers: what "preindex" and "arm" read. "auto": every module with `out_features` or
+            `out_channels` above the number of the classifier's outputs; else names of modules, or a
+            function of (name, module) that says which.
         paired: the new batches are the old ones, row by row, after a shift (given by `shift`).
         shift: a function of a batch of inputs, such as :func:`resque_ext.shifts.make` gives; its
             `reset()`, where it has one, is called before each pass, so that every pass sees the
@@ -64,57 +99,92 @@ def score(
         batch_adapter: makes ``(inputs, labels)`` of any other batch.
         device: where to run; by default where the model is. A model elsewhere is copied.
         progress: show a progress bar on stderr.
+        options: further arguments of an index, by its name: those of its accumulator or function,
+            such as ``{"arm": {"per": "filter"}, "preindex": {"distance": "kl"}}``.
 
     Returns:
-        The index's own result, with `layer` and both sides' accuracy where the model is a
+        One index: its own result, with `layer` and both sides' accuracy where the model is a
         classifier: its output (or the output's `logits`) is [N, K] with K >= 2, and every label
-        then has to be below K. Classes that neither side has are listed in `missing`.
+        then has to be below K. Several: :class:`Scores`, a mapping of such results by name. Classes
+        that neither side has are listed in `missing`.
 
     Raises:
         TypeError: a batch that is not ``(inputs, labels)``; a one-shot iterator where two passes
-            are needed.
+            are needed; an option that an index does not have.
         KeyError: no such layer, or a layer that does not run.
         ValueError: an empty side, a model without running statistics, or data that an index
             refuses.
     """
-    _check_arguments(model, new, indices, layers, shift, batch_adapter)
+    names = _check_names(indices)
+    _check_arguments(model, old, new, names, shift, batch_adapter)
+    paired = bool(paired) or shift is not None
+    collectors = make_collectors(names, options, paired)
     inner = unwrap(model)
     device = _device(inner, device)
-    run = _Run(layer, batch_adapter, device, progress)
-    if shift is not None:
-        paired = True
+    passes = Passes(
+        list(collectors.values()),
+        layer,
+        lambda m: choose_layers(m, layers),
+        batch_adapter,
+        device,
+        progress,
+        classifier=old is not None,
+    )
     inner = _on_device(inner, device)
+    if passes.reads_layers:
+        choose_layers(inner, layers)  # what is wrong with the argument shows before any pass
+    elif not isinstance(layers, str) or layers != "auto":
+        raise ValueError(
+            f"layers: expected 'auto', because {names} read one layer (see layer=), "
+            f"found {layers!r}"
+        )
     adapted = None
     if adapt_normalization:
-        adapted = _adapted(inner, old if shift is not None else new, run, shift)
+        adapted = _adapted(inner, old if shift is not None else new, passes, shift)
     if shift is not None:
         _restart(shift)
-        run.both(inner, adapted or inner, old, shift)
+        passes.shifted(inner, adapted or inner, old, shift)
+    elif passes.reads_vectors:
+        passes.paired(inner, adapted or inner, old, new)
     else:
-        run.side(inner, old, "old")
-        run.side(adapted or inner, new, "new")
-    return run.result(paired)
+        if any(c.reads_old for c in collectors.values()):
+            passes.side(inner, old, "old")
+        passes.side(adapted or inner, new, "new")
+    facts = Facts(
+        passes.layer_name,
+        passes.layer_names,
+        passes.skipped,
+        passes.accuracy("old"),
+        passes.accuracy("new"),
+    )
+    results = {name: collector.result(facts) for name, collector in collectors.items()}
+    return results[names[0]] if len(names) == 1 else Scores(results, facts)
 
 
-def _check_arguments(
-    model: Any, new: Any, indices: Any, layers: Any, shift: Any, batch_adapter: Any
-) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, found {describe(model)}")
+def _check_names(indices: Any) -> tuple[str, ...]:
     if not isinstance(indices, Iterable):
         raise TypeError(f"indices: expected names among {INDICES}, found {indices!r}")
     names = (indices,) if isinstance(indices, str) else tuple(indices)
     unknown = [name for name in names if name not in INDICES]
     if unknown or not names:
         raise ValueError(f"indices: expected names among {INDICES}, found {unknown or names}")
-    if not isinstance(layers, str) or layers != "auto":
-        raise ValueError(
-            f"layers: expected 'auto', because {names} read one layer (see layer=), "
-            f"found {layers!r}"
-        )
+    if len(set(names)) < len(names):
+        raise ValueError(f"indices: expected every name once, found {names}")
+    return names
+
+
+def _check_arguments(
+    model: Any, old: Any, new: Any, names: tuple[str, ...], shift: Any, batch_adapter: Any
+) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, found {describe(model)}")
     if (new is None) == (shift is None):
         found = "both" if shift is not None else "neither"
         raise ValueError(f"new, shift: expected one of the two, found {found}")
+    readers = [name for name in names if COLLECTORS[name].reads_old]
+    if old is None and (readers or shift is not None):
+        reader = f"{readers[0]!r} reads it" if readers else "shift makes the new side of it"
+        raise TypeError(f"old: expected batches, because {reader}, found None")
     for name, function in (("shift", shift), ("batch_adapter", batch_adapter)):
         if function is not None and not callable(function):
             raise TypeError(f"{name}: expected a function of a batch, found {describe(function)}")
@@ -150,7 +220,7 @@ def _on_device(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _adapted(
-    model: nn.Module, new: Any, run: _Run, shift: Callable[[Any], Any] | None
+    model: nn.Module, new: Any, run: Passes, shift: Callable[[Any], Any] | None
 ) -> nn.Module:
     """A copy of the model with batch-norm statistics of the new side: cumulative averages."""
     norms = [
@@ -187,154 +257,3 @@ def _restart(shift: Callable[[Any], Any] | None) -> None:
     reset = getattr(shift, "reset", None)
     if callable(reset):
         reset()
-
-
-class _Run:
-    """The passes over both sides and what they add up to."""
-
-    def __init__(
-        self,
-        layer: str | None,
-        batch_adapter: Callable[[Any], tuple[Any, Any]] | None,
-        device: torch.device,
-        progress: bool,
-    ) -> None:
-        self.layer, self.adapter = layer, batch_adapter
-        self.device, self.progress = device, progress
-        self.layer_name: str | None = None  # what the first side read, for the second to read too
-        self.acc: ResqueDist | None = None
-        self.outputs: int | None = None  # K of a classifier's output [N, K]
-        self.correct: dict[str, Tensor | int] = dict.fromkeys(SIDES, 0)
-        self.rows = dict.fromkeys(SIDES, 0)
-
-    def batches(self, data: Any, side: Side, what: str) -> Iterator[Batch]:
-        """The side's batches on the device, the labels left where they are."""
-        count = 0
-        if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
-            raise TypeError(f"{side}: expected an iterable of batches, found {describe(data)}")
-        iterator = iter(data)
-        try:
-            total = len(data)
-        except TypeError:  # a generator, or a DataLoader of an IterableDataset
-            total = None
-        with tqdm(
-            total=total, desc=f"{side} {what}", disable=not self.progress, leave=False
-        ) as bar:
-            for batch in iterator:
-                inputs, labels = self._unpack(batch, side)
-                yield to_device(inputs, self.device), labels
-                count += 1
-                bar.update()
-        if count == 0:
-            raise ValueError(f"{side}: expected at least one batch, found none")
-
-    def _unpack(self, batch: Any, side: Side) -> Batch:
-        if self.adapter is not None:
-            batch = self.adapter(batch)
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            found = describe(batch)
-            if isinstance(batch, (tuple, list)):
-                found = f"{type(batch).__name__} of ({'; '.join(map(describe, batch))})"
-            elif isinstance(batch, dict):
-                found = f"dict of ({'; '.join(f'{k}: {describe(v)}' for k, v in batch.items())})"
-            raise TypeError(
-                f"{side}: expected batches (inputs, labels), found {found}; batch_adapter= turns "
-                "any batch into such a pair"
-            )
-        inputs, labels = batch
-        return inputs, check_labels(labels, f"{side} labels")
-
-    def side(self, model: nn.Module, data: Any, side: Side) -> None:
-        """One forward pass over one side."""
-        with evaluating(model):
-            reader = LayerReader(model, self.layer_name or self.layer)
-            with no_hooks_left(reader.attach()):
-                for inputs, labels in self.batches(data, side, "side"):
-                    self._batch(model, reader, inputs, labels, side)
-        self.layer_name = reader.name
-
-    def both(
-        self, old_model: nn.Module, new_model: nn.Module, data: Any, shift: Callable[[Any], Any]
-    ) -> None:
-        """Each old batch as it is and shifted, so that the sides are paired for certain."""
-        with evaluating(old_model), evaluating(new_model):
-            readers = {"old": LayerReader(old_model, self.layer)}
-            readers["new"] = (
-                readers["old"] if new_model is old_model else LayerReader(new_model, self.layer)
-            )
-            handles = [h for reader in set(readers.values()) for h in reader.attach()]
-            with no_hooks_left(handles):
-                for inputs, labels in self.batches(data, "old", "and new side"):
-                    self._batch(old_model, readers["old"], inputs, labels, "old")
-                    self._batch(new_model, readers["new"], shift(copied(inputs)), labels, "new")
-        self.layer_name = readers["old"].name
-
-    def _batch(
-        self, model: nn.Module, reader: LayerReader, inputs: Any, labels: Tensor, side: Side
-    ) -> None:
-        held: list[Tensor] = []
-
-        def consume(activation: Tensor) -> None:
-            if self.acc is None:
-                # A copy, because the number of classes is known at the end of the pass only.
-                held.append(activation.clone())
-            else:
-                self._add(activation, labels, side)
-
-        output = reader.run(lambda: forward(model, inputs), consume)
-        logits = getattr(output, "logits", output)
-        if self.acc is None:
-            self.outputs = _classifier_outputs(logits, labels)
-            self.acc = ResqueDist(self.outputs or _label_bound(labels))
-            self._add(held[0], labels, side)
-        if self.outputs is not None:
-            hits = logits.argmax(1) == labels.to(logits.device, non_blocking=True)
-            self.correct[side] = self.correct[side] + hits.sum()
-        self.rows[side] += len(labels)
-
-    def _add(self, activation: Tensor, labels: Tensor, side: Side) -> None:
-        assert self.acc is not None
-        if self.outputs is None:
-            self.acc.grow(_label_bound(labels))
-        try:
-            self.acc.update(activation, labels.to(activation.device, non_blocking=True), side)
-        except (ValueError, TypeError) as error:
-            raise type(error)(f"{side}: {_without_hint(error)}") from error
-
-    def result(self, paired: bool) -> ResqueDistResult:
-        assert self.acc is not None  # every side had a batch
-        self.acc.paired = paired
-        accuracy = {
-            s: float(self.correct[s]) / self.rows[s] if self.outputs and self.rows[s] else None
-            for s in SIDES
-        }
-        try:
-            result = self.acc._compute(ignore_unseen=True)
-        except ValueError as error:
-            raise ValueError(_without_hint(error)) from error
-        return dataclasses.replace(
-            result,
-            layer=self.layer_name,
-            old_accuracy=accuracy["old"],
-            new_accuracy=accuracy["new"],
-        )
-
-
-def _without_hint(error: Exception) -> str:
-    """The message without a hint at arguments that score does not have."""
-    message, hint, _ = str(error).partition(" (missing=")
-    message, other, _ = message.partition(" (nonfinite=")
-    if hint or other:
-        message += " (ResqueDist can leave such out of features that are taken by hand)"
-    return message
-
-
-def _label_bound(labels: Tensor) -> int:
-    return max(int(labels.max()) + 1, 1) if len(labels) else 1
-
-
-def _classifier_outputs(output: Any, labels: Tensor) -> int | None:
-    """K where the output reads as scores of K classes, one row a sample."""
-    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < 2:
-        return None
-    return output.shape[1] if output.shape[0] == len(labels) else None
