@@ -1,0 +1,77 @@
+"""`resque-ext demo`: the indices on real images, from training to table."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from resque_ext import demo
+from resque_ext.cli.app import app
+from resque_ext.cli.output import (
+    Json,
+    make_console,
+    make_table,
+    print_json,
+    progress_bar,
+    show_angle,
+    show_with_error,
+)
+
+
+@app.command("demo")
+def _demo(
+    as_json: Json = False,
+    seed: Annotated[int, typer.Option(help="Of the split, training and shifts.")] = 0,
+) -> None:
+    """Train a small classifier of real digits and score shifts of its images, in under a minute."""
+    with progress_bar() as progress:
+        result = demo.run(seed, progress)
+    if as_json:
+        print_json(result)
+        return
+    console = make_console()
+    images, accuracy = result["images"], result["accuracy"]
+    table = make_table(
+        f"RESQUE_dist: {images['old']} images of training against {images['new']} shifted ones",
+        "shift",
+        "level",
+        "index",
+        "re-estimated",
+        "noise floor",
+        "accuracy drop",
+    )
+    units = {}
+    for row in result["rows"]:
+        first = row["kind"] not in units
+        if first:
+            table.add_section()
+            units[row["kind"]] = row["unit"]
+        again = row["reestimated"]
+        table.add_row(
+            row["kind"] if first else "",
+            f"{row['level']:g}",
+            show_with_error(row["value"], row["std_error"]),
+            show_with_error(again["value"], again["std_error"]),
+            show_angle(row["noise_floor"]),
+            f"{100 * row['accuracy_drop']:.1f} %",
+        )
+    console.print(table)
+    console.print(
+        "index: the mean angle between old and new class means inside the model, in units of pi, "
+        "± its standard error. 0: no change; at or below the noise floor: nothing detected.\n"
+        "re-estimated: the same with batch-norm statistics taken from the new images first, "
+        "without any training. What is left is what retraining would have to pay for."
+    )
+    del units["none"]
+    seconds = result["seconds"]["total"]
+    console.print(
+        f"\nOld side: the images that the model was trained on (accuracy {accuracy['old']:.1%}). "
+        f"New side: held-out images (accuracy {accuracy['held_out']:.1%} without a shift), which "
+        "it has never seen, shifted; so the sides are not paired. Accuracy drop: old minus new. On "
+        "grey images impulse and salt_and_pepper are one law, drawn twice.\n"
+        f"Levels: {'; '.join(f'{kind}: {unit}' for kind, unit in units.items())}.\n"
+        f"Read at layer {escape(result['layer'])}; seed {seed}; {seconds:.1f} s.",
+        style="dim",
+    )

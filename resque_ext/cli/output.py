@@ -1,0 +1,82 @@
+"""What the commands print with: tables for people, one JSON object for machines, a progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+PLAIN_WIDTH = 100  # of tables that no terminal shows
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+
+def make_console() -> Console:
+    # rich takes 80 columns where no terminal is; COLUMNS, where it is set, still decides.
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else PLAIN_WIDTH
+    return Console(width=width, highlight=False)
+
+
+def make_table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
+    return table
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[str, float], None]]:
+    """A bar on stderr while the block runs; nothing where stderr is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda what, share: bar.update(task, description=escape(what), completed=share)
+
+
+def print_json(result: dict[str, Any]) -> None:
+    print(json.dumps(strict(result), allow_nan=False))
+
+
+def strict(value: Any) -> Any:
+    """The value with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: strict(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show_angle(value: float | None) -> str:
+    """Four decimals, or three digits where that is more: small angles are resolved."""
+    if value is None:
+        return "unknown"
+    return f"{value:.4f}" if value == 0 or value >= 0.001 else f"{value:.3g}"
+
+
+def show_with_error(value: float, error: float | None) -> str:
+    if error is None:
+        return show_angle(value)
+    return (
+        f"{show_angle(value)} ± {error:.4f}"
+        if error >= 0.0001
+        else f"{show_angle(value)} ± {error:.1g}"
+    )
+
+
+def show_time(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
