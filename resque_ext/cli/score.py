@@ -1,0 +1,151 @@
+"""`resque-ext score`: indices of a model and two sides of labelled inputs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from resque_ext import score, shifts
+from resque_ext.cli.app import app
+from resque_ext.cli.output import (
+    Json,
+    make_console,
+    make_table,
+    print_json,
+    show_angle,
+)
+from resque_ext.loading import (
+    TRANSFORMS,
+    Normalize,
+    load_model,
+    make_transform,
+    open_batches,
+    shifted_before,
+)
+from resque_ext.scoring import INDICES, Scores
+
+# typer evaluates annotations from their text, so what is put together stands here.
+INDEX_HELP = f"{', '.join(INDICES)}; may be repeated. Default: resque_dist."
+TRANSFORM_HELP = f'In turn: {", ".join(TRANSFORMS)}, as NAME={{"size": 224}}; repeatable.'
+
+
+@app.command("score")
+def _score(
+    model: Annotated[str, typer.Argument(help="module:callable that returns the model.")],
+    old: Annotated[
+        Path | None,
+        typer.Option(
+            help="Old side: .npz or .safetensors with `inputs` and `labels`, or a folder "
+            "with one subfolder of images a class."
+        ),
+    ] = None,
+    new: Annotated[Path | None, typer.Option(help="New side, likewise.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="state_dict, .safetensors or .pt.")] = None,
+    index: Annotated[
+        list[str] | None,
+        typer.Option(help=INDEX_HELP),
+    ] = None,
+    shift: Annotated[
+        str | None, typer.Option(help="Makes the new side of the old: KIND=LEVEL, gaussian=0.2.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the shift.")] = 0,
+    paired: Annotated[
+        bool, typer.Option("--paired", help="NEW holds OLD's samples in order, shifted.")
+    ] = False,
+    adapt_normalization: Annotated[
+        bool, typer.Option("--adapt-normalization", help="Re-estimate batch-norm on NEW first.")
+    ] = False,
+    layer: Annotated[str | None, typer.Option(help="The embedding's layer.")] = None,
+    layers: Annotated[
+        list[str] | None, typer.Option(help="Layers that preindex and arm read; repeatable.")
+    ] = None,
+    transform: Annotated[
+        list[str] | None,
+        typer.Option(help=TRANSFORM_HELP),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples of a batch.")] = 64,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="List every layer.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Indices of a model on old and new data: labelled arrays or folders of images."""
+    names = tuple(index or ("resque_dist",))
+    transforms = [make_transform(text) for text in transform or ()]
+    if any(isinstance(t, Normalize) for t in transforms[:-1]):
+        raise ValueError("transform: expected normalize as the last one, found it before others")
+    if per_layer and not {"preindex", "arm"} & set(names):
+        raise ValueError(
+            f"per-layer: expected preindex or arm among the indices, found {', '.join(names)}"
+        )
+    if new is None and shift is None:
+        raise ValueError("new: expected --new or --shift, found neither")
+    shifting = None if shift is None else shifted_before(_shift(shift, seed), transforms)
+    loaded = load_model(model, weights)
+    olds = open_batches(old, transforms, batch_size) if old is not None else None
+    classes = olds.classes if olds is not None and names != ("resque_task",) else None
+    news = open_batches(new, transforms, batch_size, classes) if new is not None else None
+    found = score(
+        loaded,
+        olds,
+        news,
+        names,
+        layer,
+        layers or "auto",
+        paired,
+        shifting,
+        adapt_normalization,
+        device=device,
+        progress=sys.stderr.isatty(),
+    )
+    results = dict(found) if isinstance(found, Scores) else {names[0]: found}
+    if as_json:
+        _print_as_json(model, results)
+        return
+    console = make_console()
+    table = make_table(f"{escape(model)}: old against new", "index", "value", "± se", "noise floor")
+    for name, result in results.items():
+        error, floor = (getattr(result, key, None) for key in ("std_error", "noise_floor"))
+        table.add_row(name, show_angle(result.value), show_angle(error), show_angle(floor))
+    console.print(table)
+    _print_facts(console, results)
+    if per_layer:
+        _print_layers(console, results)
+
+
+def _shift(text: str, seed: int) -> Any:
+    kind, _, level = text.partition("=")
+    try:
+        number = float(level)
+    except ValueError:
+        raise ValueError(f"shift: expected KIND=LEVEL, found {text!r}") from None
+    return shifts.make(kind, number, seed)
+
+
+def _print_as_json(model: str, results: dict[str, Any]) -> None:
+    print_json({"model": model, "indices": {k: r.to_dict() for k, r in results.items()}})
+
+
+def _print_facts(console: Any, results: dict[str, Any]) -> None:
+    first = next(iter(results.values()))
+    for side in ("old", "new"):
+        accuracy = getattr(first, f"{side}_accuracy", None)
+        if accuracy is not None:
+            console.print(f"accuracy on the {side} side: {accuracy:.1%}")
+    layer = next((r.layer for r in results.values() if getattr(r, "layer", None)), None)
+    if layer is not None:
+        console.print(f"embedding read at {escape(layer)}")
+    skipped = next((r.skipped for r in results.values() if getattr(r, "skipped", None)), {})
+    for name, reason in skipped.items():
+        console.print(f"not read: {escape(name)}: {escape(reason)}")
+
+
+def _print_layers(console: Any, results: dict[str, Any]) -> None:
+    tables = {k: r.layer_values for k, r in results.items() if hasattr(r, "layer_values")}
+    table = make_table("By layer", "layer", *tables)
+    for name in next(iter(tables.values())):
+        table.add_row(escape(name), *(show_angle(values[name]) for values in tables.values()))
+    console.print(table)

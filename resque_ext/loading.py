@@ -1,0 +1,360 @@
+"""Models and labelled inputs by name: what the command line takes, and nothing is ever evaluated.
+
+A model is `module:callable` and weights in a file of plain tensors; inputs are arrays, or a folder
+of images with one subfolder a class; transforms are names from a registry with JSON arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from resque_ext._inputs import as_tensor, check_count, check_labels, describe
+from resque_ext.files import load_arrays
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+
+
+def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.Module:
+    """The model that `module:callable` returns when called without arguments, in eval mode.
+
+    Args:
+        name: such as ``torchvision.models:resnet18`` or ``mine:make_model`` for ``mine.py`` in the
+            current folder.
+        weights: a state_dict: .safetensors, or .pt, .pth or .bin read with ``weights_only=True``.
+
+    Raises:
+        ValueError: no such module or callable; weights that are damaged or of another model.
+        TypeError: what it returns is no model.
+        FileNotFoundError: no such file.
+    """
+    module_name, colon, path = name.partition(":")
+    if not colon or not module_name or not path:
+        raise ValueError(f"model: expected module:callable, found {name!r}")
+    with _current_folder_first():
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            missing = error.name or module_name
+            if missing != module_name and not module_name.startswith(f"{missing}."):
+                raise  # of the caller's own imports
+            raise ValueError(f"model: expected a module, found none called {missing!r}") from None
+        for part in path.split("."):
+            try:
+                found = getattr(found, part)
+            except AttributeError:
+                raise ValueError(
+                    f"model: expected {module_name} to have {path!r}, found no {part!r}"
+                ) from None
+        if not callable(found):
+            raise TypeError(f"model: expected {name!r} to be callable, found {describe(found)}")
+        model = found if isinstance(found, nn.Module) else found()
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model: expected {name!r} to return a torch.nn.Module, found {describe(model)}"
+        )
+    if weights is not None:
+        _load_weights(model, Path(weights))
+    return model.eval()
+
+
+@contextlib.contextmanager
+def _current_folder_first() -> Iterator[None]:
+    """As `python -m` does; a program started by its name does not look there."""
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a file of weights, found none")
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".safetensors":
+            state: Any = safetensors.torch.load_file(path)
+        elif suffix in (".pt", ".pth", ".bin"):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            raise ValueError(
+                f"{path}: expected the suffix .safetensors, .pt, .pth or .bin, found {suffix!r}"
+            )
+    except ValueError:
+        raise
+    # Damaged bytes end in exceptions of nearly every type.
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path}: expected a whole file of plain tensors, found {first}") from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path}: expected tensors by name, found {describe(state)}")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path}: expected the weights of {type(model).__name__}, found others: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Labelled inputs in batches of one size, readable again and again.
+
+    Attributes:
+        classes: names of the classes, where the data have names for them.
+    """
+
+    read: Callable[[slice], tuple[Tensor, Tensor]]
+    samples: int
+    batch_size: int
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return -(-self.samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, self.samples, self.batch_size):
+            yield self.read(slice(start, min(start + self.batch_size, self.samples)))
+
+
+def open_batches(
+    path: str | os.PathLike[str],
+    transforms: Sequence[Callable[[Tensor], Tensor]] = (),
+    batch_size: int = 64,
+    classes: Sequence[str] | None = None,
+) -> Batches:
+    """The labelled inputs of a file or folder.
+
+    Args:
+        path: .npz or .safetensors with the arrays `inputs` [N, ...] and `labels` [N] (uint8 inputs
+            are images: they become floats in [0, 1]), or a folder with one subfolder of images a
+            class, in the order of their names.
+        transforms: functions of a batch of inputs, in turn; of one image [1, C, H, W] for a folder,
+            whose images may differ in size.
+        batch_size: samples of a batch, at least 1.
+        classes: names that the subfolders must have; for a second side.
+
+    Raises:
+        FileNotFoundError, ValueError, TypeError: one line: path, what was expected, what was found.
+    """
+    path, batch_size = Path(path), check_count(batch_size, "batch_size")
+    if path.is_dir():
+        return _open_folder(path, transforms, batch_size, classes)
+    inputs, labels = (
+        as_tensor(a, n) for a, n in zip(load_arrays(path, ARRAYS), ARRAYS, strict=True)
+    )
+    labels = check_labels(labels, f"{path}: labels")
+    if inputs.dim() < 2 or len(inputs) != len(labels) or len(labels) == 0:
+        raise ValueError(
+            f"{path}: expected inputs [N, ...] and as many labels, found inputs "
+            f"({describe(inputs)}) and labels ({describe(labels)})"
+        )
+
+    def read(rows: slice) -> tuple[Tensor, Tensor]:
+        x = inputs[rows]
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        return functools.reduce(lambda value, f: f(value), transforms, x), labels[rows]
+
+    return Batches(read, len(labels), batch_size)
+
+
+ARRAYS = ("inputs", "labels")
+
+
+def _open_folder(
+    path: Path,
+    transforms: Sequence[Callable[[Tensor], Tensor]],
+    batch_size: int,
+    classes: Sequence[str] | None,
+) -> Batches:
+    decode = _decoder()
+    found = tuple(sorted(f.name for f in path.iterdir() if f.is_dir() and f.name[0] != "."))
+    if classes is not None and found != tuple(classes):
+        differing = sorted(set(found) ^ set(classes))
+        raise ValueError(
+            f"{path}: expected the subfolders of the other side, one a class, found others: "
+            f"{', '.join(differing[:5])} on one side alone"
+        )
+    files = [
+        (file, label)
+        for label, name in enumerate(found)
+        for file in sorted((path / name).rglob("*"))
+        if file.suffix.lower() in IMAGES and file.is_file()
+    ]
+    if not files:
+        raise ValueError(
+            f"{path}: expected subfolders of images, one a class, found none "
+            f"({len(found)} subfolders; images end in {', '.join(IMAGES)})"
+        )
+
+    def read_one(file: Path) -> Tensor:
+        try:
+            image = decode(file)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(f"{file}: expected an image, found {error}") from None
+        return functools.reduce(lambda value, f: f(value), transforms, image.unsqueeze(0))[0]
+
+    def read(rows: slice) -> tuple[Tensor, Tensor]:
+        images = [read_one(file) for file, _ in files[rows]]
+        sizes = {tuple(image.shape) for image in images}
+        if len(sizes) > 1:
+            raise ValueError(
+                f"{path}: expected images of one size, found {sorted(sizes)[:3]} (the transforms "
+                "resize and center_crop make them one)"
+            )
+        return torch.stack(images), torch.tensor([label for _, label in files[rows]])
+
+    return Batches(read, len(files), batch_size, found)
+
+
+def _decoder() -> Callable[[Path], Tensor]:
+    try:
+        from PIL import Image
+        from torchvision.transforms.v2 import functional
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("torchvision", "PIL"):
+            raise
+        raise ValueError(
+            "data: expected torchvision, which reads images, found none: "
+            "pip install 'resque-ext[models]'"
+        ) from None
+
+    def decode(file: Path) -> Tensor:
+        with Image.open(file) as image:
+            return functional.pil_to_tensor(image.convert("RGB")).float() / 255
+
+    return decode
+
+
+def _resize(size: int) -> Callable[[Tensor], Tensor]:
+    size = check_count(size, "resize: size")
+
+    def resize(x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        scale = size / min(height, width)
+        to = [max(round(height * scale), size), max(round(width * scale), size)]
+        return nn.functional.interpolate(x, to, mode="bilinear", antialias=True).clamp(0, 1)
+
+    return resize
+
+
+def _center_crop(size: int) -> Callable[[Tensor], Tensor]:
+    size = check_count(size, "center_crop: size")
+
+    def center_crop(x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if min(height, width) < size:
+            raise ValueError(
+                f"center_crop: expected images of at least {size}x{size}, found {height}x{width}"
+            )
+        top, left = (height - size) // 2, (width - size) // 2
+        return x[..., top : top + size, left : left + size]
+
+    return center_crop
+
+
+def _grayscale() -> Callable[[Tensor], Tensor]:
+    """ITU-R BT.601 luma, as image libraries compute it."""
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    return lambda x: (x * weights.to(x)).sum(-3, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """(x - mean) / std for every channel; shifts of images belong before it."""
+
+    mean: Tensor  # [C, 1, 1]
+    std: Tensor  # [C, 1, 1]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x - self.mean.to(x)) / self.std.to(x)
+
+    def undo(self, x: Tensor) -> Tensor:
+        return x * self.std.to(x) + self.mean.to(x)
+
+
+def _normalize(mean: Sequence[float], std: Sequence[float]) -> Normalize:
+    values = []
+    for name, given in (("mean", mean), ("std", std)):
+        numbers = isinstance(given, (list, tuple)) and all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) for v in given
+        )
+        if not numbers or not given:
+            raise ValueError(f"normalize: {name}: expected a list of numbers, found {given!r}")
+        values.append(torch.tensor(given, dtype=torch.float32).view(-1, 1, 1))
+    if len(mean) != len(std) or not all(v > 0 for v in std):
+        raise ValueError(
+            f"normalize: expected as many std above 0 as mean, found mean {mean} and std {std}"
+        )
+    return Normalize(*values)
+
+
+TRANSFORMS: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
+    "resize": _resize,
+    "center_crop": _center_crop,
+    "grayscale": _grayscale,
+    "normalize": _normalize,
+}
+
+
+def make_transform(text: str) -> Callable[[Tensor], Tensor]:
+    """A transform of the registry from ``NAME`` or ``NAME=JSON``, such as ``resize={"size": 256}``.
+
+    Raises:
+        ValueError: no such name, no JSON object, or arguments that do not fit.
+    """
+    name, _, arguments = text.partition("=")
+    make = TRANSFORMS.get(name)
+    if make is None:
+        raise ValueError(f"transform: expected one of {', '.join(TRANSFORMS)}, found {name!r}")
+    try:
+        given = json.loads(arguments or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"transform: expected JSON after {name}=, found {error}") from None
+    if not isinstance(given, dict):
+        raise ValueError(f"transform: expected a JSON object after {name}=, found {given!r}")
+    try:
+        return make(**given)
+    except TypeError as error:
+        raise ValueError(f"transform: {name}: {error}") from None
+
+
+def shifted_before(
+    shift: Callable[[Tensor], Tensor], transforms: Sequence[Callable[[Tensor], Tensor]]
+) -> Callable[[Tensor], Tensor]:
+    """`shift`, which is defined on images in [0, 1], for inputs that `transforms` normalized."""
+    if not transforms or not isinstance(transforms[-1], Normalize):
+        return shift
+    return _Denormalized(shift, transforms[-1])
+
+
+@dataclass(frozen=True)
+class _Denormalized:
+    shift: Any
+    normalize: Normalize
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # Back from a normalization that rounds: 1e-8 outside of [0, 1] is no other image.
+        return self.normalize(self.shift(self.normalize.undo(x).clamp(0, 1)))
+
+    def reset(self) -> None:
+        if hasattr(self.shift, "reset"):
+            self.shift.reset()
