@@ -11,14 +11,19 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import resque_ext
+
+# For `conftest` itself: with --import-mode=importlib pytest leaves sys.path alone.
+sys.path.insert(0, str(Path(__file__).parent))
 
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 

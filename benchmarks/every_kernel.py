@@ -8,6 +8,7 @@ import torch
 import resque_ext
 from resque_ext.ops.class_moments import grouped_moments
 from resque_ext.ops.class_order import class_order
+from resque_ext.ops.pair_counts import _pair_counts_status
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SHAPES = ((3_000, 5), (3_000, 64), (600, 40, 3, 3), (300, 16, 4, 4), (200, 7, 24))
@@ -23,9 +24,13 @@ def main() -> None:
                     x = x.to(memory_format=torch.channels_last)
                 for classes in (3, 300):
                     check(x, torch.randint(classes, shape[:1], device="cuda"), classes)
+                count(x)
     for classes in (1, 255, 256, 65_536):
         labels = torch.randint(-1, classes + 1, (5_000,), device="cuda", dtype=torch.int32)
         compare(class_order(labels, classes, 4), labels, classes)
+    for classes in (1, 96, 300):  # tables in shared memory, and in the result
+        for dtypes in ((torch.int64, torch.int32), (torch.int32, torch.int64)):
+            check_pairs(classes, dtypes)
     print("every kernel ran and agreed with plain PyTorch")
 
 
@@ -41,6 +46,19 @@ def check(x: torch.Tensor, labels: torch.Tensor, classes: int) -> None:
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-5)
 
 
+def count(x: torch.Tensor) -> None:
+    """With the NaN and the infinity that are in x by now, and with values of every exponent."""
+    op = torch.ops.resque_ext.value_histogram_status
+    wide = torch.randint(-(2**15), 2**15, (4 * x.numel(),), device="cuda", dtype=torch.int16)
+    for values in (x, x.flatten()[1:], wide.view(x.dtype)):
+        for by_channel in (False, True) if values.dim() > 1 else (False,):
+            ours = op(values, 12, False, by_channel)
+            with resque_ext.backend("torch"):
+                plain = op(values, 12, False, by_channel)
+            assert torch.equal(ours[0], plain[0])
+            assert torch.equal(ours[1], plain[1])
+
+
 def compare(ours: tuple[torch.Tensor, ...], labels: torch.Tensor, classes: int) -> None:
     with resque_ext.backend("torch"):
         plain = class_order(labels, classes, 4)
@@ -48,6 +66,15 @@ def compare(ours: tuple[torch.Tensor, ...], labels: torch.Tensor, classes: int) 
     assert torch.equal(ours[0][:grouped], plain[0][:grouped])
     assert torch.equal(ours[1], plain[1])
     assert torch.equal(ours[2], plain[2])
+
+
+def check_pairs(classes: int, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    a, b = (torch.randint(-1, classes + 1, (9_000,), device="cuda").to(d) for d in dtypes)
+    for pair in ((a, b), (a.sort().values, b.sort().values), (a[::2], b[1::2])):
+        ours = _pair_counts_status(*pair, classes, classes)
+        with resque_ext.backend("torch"):
+            plain = _pair_counts_status(*pair, classes, classes)
+        assert all(torch.equal(x, y) for x, y in zip(ours, plain, strict=True))
 
 
 if __name__ == "__main__":

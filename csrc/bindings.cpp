@@ -35,7 +35,41 @@ ClassMoments class_moments(const Features& x, uintptr_t order, uintptr_t offsets
             pointer<int64_t>(status), pointer<void>(workspace)};
 }
 
+PairCounts pair_counts(uintptr_t labels_a, bool int64_a, int64_t stride_a, uintptr_t labels_b,
+                       bool int64_b, int64_t stride_b, int64_t n, int64_t count_a, int64_t count_b,
+                       uintptr_t table, uintptr_t status_a, uintptr_t status_b, uintptr_t workspace) {
+    return {pointer<const void>(labels_a), pointer<const void>(labels_b), int64_a, int64_b, stride_a,
+            stride_b, n, count_a, count_b, pointer<int64_t>(table), pointer<int64_t>(status_a),
+            pointer<int64_t>(status_b), pointer<void>(workspace)};
+}
+
+LloydStep lloyd_step(const Features& x, uintptr_t centers, int64_t k, uintptr_t labels,
+                     uintptr_t distances, uintptr_t inertia, uintptr_t sums, uintptr_t counts,
+                     uintptr_t rechecked, uintptr_t status, uintptr_t workspace) {
+    return {x, pointer<const double>(centers), k, pointer<int64_t>(labels),
+            pointer<double>(distances), pointer<double>(inertia), pointer<double>(sums),
+            pointer<int64_t>(counts), pointer<int64_t>(rechecked), pointer<int64_t>(status),
+            pointer<void>(workspace)};
+}
+
 SpatialMean spatial_mean(const Features& x, uintptr_t means) { return {x, pointer<void>(means)}; }
+
+RowDistances row_distances(const Features& x_old, const Features& x_new, uintptr_t bins,
+                           int64_t bin_counts, bool shared, bool skip_nonfinite, uintptr_t sums,
+                           uintptr_t rows, uintptr_t counts, uintptr_t float64_edges,
+                           uintptr_t status_old, uintptr_t status_new, uintptr_t left_out,
+                           uintptr_t workspace) {
+    return {x_old, x_new, pointer<const int32_t>(bins), bin_counts, shared, skip_nonfinite,
+            pointer<double>(sums), pointer<double>(rows), pointer<int32_t>(counts),
+            pointer<int64_t>(float64_edges), pointer<int64_t>(status_old),
+            pointer<int64_t>(status_new), pointer<int64_t>(left_out), pointer<void>(workspace)};
+}
+
+ValueHistogram value_histogram(const Features& x, bool by_channel, int64_t bits, uintptr_t counts,
+                               uintptr_t status, uintptr_t workspace) {
+    return {x, by_channel, bits, pointer<int64_t>(counts), pointer<int64_t>(status),
+            pointer<void>(workspace)};
+}
 
 #ifdef RESQUE_WITH_CUDA
 template <typename Args, void (*launcher)(const Args&, int, void*)>
@@ -68,7 +102,11 @@ PYBIND11_MODULE(_C, m) {
     py::class_<Features>(m, "Features", py::module_local()).def(py::init(&features));
     py::class_<ClassOrder>(m, "ClassOrder", py::module_local()).def(py::init(&class_order));
     py::class_<ClassMoments>(m, "ClassMoments", py::module_local()).def(py::init(&class_moments));
+    py::class_<PairCounts>(m, "PairCounts", py::module_local()).def(py::init(&pair_counts));
+    py::class_<LloydStep>(m, "LloydStep", py::module_local()).def(py::init(&lloyd_step));
     py::class_<SpatialMean>(m, "SpatialMean", py::module_local()).def(py::init(&spatial_mean));
+    py::class_<RowDistances>(m, "RowDistances", py::module_local()).def(py::init(&row_distances));
+    py::class_<ValueHistogram>(m, "ValueHistogram", py::module_local()).def(py::init(&value_histogram));
 
     m.def("build_info", &build_info);
 
@@ -77,7 +115,15 @@ PYBIND11_MODULE(_C, m) {
     cpu.def("class_order", &cpu::class_order, unlocked);
     cpu.def("class_moments_workspace", &cpu::class_moments_workspace);
     cpu.def("class_moments", &cpu::class_moments, unlocked);
+    cpu.def("pair_counts_workspace", &cpu::pair_counts_workspace);
+    cpu.def("pair_counts", &cpu::pair_counts, unlocked);
+    cpu.def("lloyd_step_workspace", &cpu::lloyd_step_workspace);
+    cpu.def("lloyd_step", &cpu::lloyd_step, unlocked);
     cpu.def("spatial_mean", &cpu::spatial_mean, unlocked);
+    cpu.def("row_distances_workspace", &cpu::row_distances_workspace);
+    cpu.def("row_distances", &cpu::row_distances, unlocked);
+    cpu.def("value_histogram_workspace", &cpu::value_histogram_workspace);
+    cpu.def("value_histogram", &cpu::value_histogram, unlocked);
 
 #ifdef RESQUE_WITH_CUDA
     auto cuda = m.def_submodule("cuda");
@@ -85,6 +131,14 @@ PYBIND11_MODULE(_C, m) {
     cuda.def("class_order", &on_stream<ClassOrder, cuda::class_order>, unlocked);
     cuda.def("class_moments_workspace", &cuda::class_moments_workspace);
     cuda.def("class_moments", &on_stream<ClassMoments, cuda::class_moments>, unlocked);
+    cuda.def("pair_counts_workspace", &cuda::pair_counts_workspace);
+    cuda.def("pair_counts", &on_stream<PairCounts, cuda::pair_counts>, unlocked);
     cuda.def("spatial_mean", &on_stream<SpatialMean, cuda::spatial_mean>, unlocked);
+    cuda.def("lloyd_step_workspace", &cuda::lloyd_step_workspace);
+    cuda.def("lloyd_step", &on_stream<LloydStep, cuda::lloyd_step>, unlocked);
+    cuda.def("row_distances_workspace", &cuda::row_distances_workspace);
+    cuda.def("row_distances", &on_stream<RowDistances, cuda::row_distances>, unlocked);
+    cuda.def("value_histogram_workspace", &cuda::value_histogram_workspace);
+    cuda.def("value_histogram", &on_stream<ValueHistogram, cuda::value_histogram>, unlocked);
 #endif
 }

@@ -4,18 +4,44 @@ __version__ = "0.1.0"
 
 from resque_ext import ops, shifts
 from resque_ext._backend import BackendError, backend, build_info
-from resque_ext.indices import ResqueDist, ResqueDistResult, resque_dist
+from resque_ext.indices import (
+    Arm,
+    ArmResult,
+    PreIndexResult,
+    RepresentationDistance,
+    RepresentationDistanceResult,
+    ResqueDist,
+    ResqueDistResult,
+    ResqueTaskResult,
+    adjusted_rand_index,
+    arm,
+    preindex,
+    representation_distance,
+    resque_dist,
+    resque_task,
+)
 from resque_ext.scoring import score
 
 __all__ = [
+    "Arm",
+    "ArmResult",
     "BackendError",
+    "PreIndexResult",
+    "RepresentationDistance",
+    "RepresentationDistanceResult",
     "ResqueDist",
     "ResqueDistResult",
+    "ResqueTaskResult",
     "__version__",
+    "adjusted_rand_index",
+    "arm",
     "backend",
     "build_info",
     "ops",
+    "preindex",
+    "representation_distance",
     "resque_dist",
+    "resque_task",
     "score",
     "shifts",
 ]

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from resque_ext._inputs import check_choice
+from resque_ext.indices import (
+    Arm,
+    ArmResult,
+    PreIndexResult,
+    RepresentationDistance,
+    ResqueTaskResult,
+    resque_task,
+)
+from resque_ext.indices._sources import EMBEDDINGS
+from resque_ext.indices.preindex import PreIndexOptions, combine
+from resque_ext.indices.representation_distance import paired_layers
 from resque_ext.indices.resque_dist import SIDES, ResqueDist, ResqueDistResult, Side
+from resque_ext.ops import spatial_mean
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,164 @@ class ResqueDistCollector:
         )
 
 
+class ResqueTaskCollector:
+    """RESQUE_task: the new side's embeddings are kept, for k-means reads them many times."""
+
+    reads_old = False
+    embeddings: tuple[Side, ...] = ("new",)
+    vectors = pooled = raw = False
+
+    def __init__(
+        self,
+        paired: bool,
+        num_classes: int | None = None,
+        init: Any = "class-means",
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        seed: int = 0,
+        embedding: str = "pooled",
+        baselines: bool = True,
+    ) -> None:
+        check_choice(embedding, EMBEDDINGS, "embedding")
+        self.kept = KeptEmbeddings(flatten=embedding == "flattened")
+        self.options = {
+            "num_classes": num_classes,
+            "init": init,
+            "max_iter": max_iter,
+            "tol": tol,
+            "seed": seed,
+            "baselines": baselines,
+        }
+
+    def add_embedding(self, x: Tensor, labels: Tensor, side: Side, outputs: int | None) -> None:
+        self.kept.add(x, labels)
+
+    def result(self, facts: Facts) -> ResqueTaskResult:
+        result = resque_task(self.kept.shards, self.kept.labels, **self.options)
+        return dataclasses.replace(result, layer=facts.layer)
+
+
+class KeptEmbeddings:
+    """One side's embeddings, batch by batch, where the model has put them.
+
+    Attributes:
+        shards: [n, D] each: pooled to float32, or flattened as they are.
+    """
+
+    def __init__(self, flatten: bool) -> None:
+        self.flatten = flatten
+        self.shards: list[Tensor] = []
+        self._labels: list[Tensor] = []
+
+    def add(self, x: Tensor, labels: Tensor) -> None:
+        if not len(labels):
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            # A copy, where nothing is averaged: what comes after may change it in place.
+            whole = self.flatten or x.dim() == 2
+            self.shards.append(x.flatten(1).clone() if whole else spatial_mean(x))
+            self._labels.append(labels.to(x.device, torch.int64, non_blocking=True))
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.cat(self._labels) if self._labels else torch.empty(0, dtype=torch.int64)
+
+
+class ArmCollector:
+    """ARM: every layer's output goes into the histograms of its side."""
+
+    reads_old = True
+    embeddings: tuple[Side, ...] = ()
+    vectors = False
+
+    def __init__(
+        self,
+        paired: bool,
+        per: str = "layer",
+        pool: bool = True,
+        scale: str | None = None,
+        max_bytes: int = 2**30,
+        exact: bool = False,
+    ) -> None:
+        self.acc = Arm(per=per, pool=pool, scale=scale, max_bytes=max_bytes, exact=exact)
+        self.pooled, self.raw = pool, not pool
+
+    def add_pooled(self, layers: Mapping[str, Tensor], side: Side) -> None:
+        self._update(layers, side)
+
+    def add_raw(self, layer: str, x: Tensor, side: Side) -> None:
+        self._update({layer: x}, side)
+
+    def discard(self, layers: Iterable[str]) -> None:
+        self.acc.discard(layers)
+
+    def _update(self, layers: Mapping[str, Tensor], side: Side) -> None:
+        try:
+            self.acc.update(layers, side)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{side}: {without_hint(error)}") from error
+
+    def result(self, facts: Facts) -> ArmResult:
+        return with_facts(self.acc.compute(), facts)
+
+
+class PreIndexCollector:
+    """PreIndex: every layer's vectors in pairs, and both sides' embeddings for the clusterings."""
+
+    reads_old = True
+    embeddings: tuple[Side, ...] = SIDES
+    vectors = True
+    pooled = raw = False
+
+    def __init__(
+        self,
+        paired: bool,
+        distance: str = "jensen_shannon",
+        bins: int = 32,
+        ari: str = "new",
+        s: float = 0.0,
+        s_bar: float = 0.0,
+        ranges: str = "own",
+        all_bins: Sequence[int] = (16, 32, 64),
+        embedding: str = "flattened",
+    ) -> None:
+        if not paired:
+            raise ValueError(
+                "paired: expected True, or shift=, for 'preindex', which compares every sample "
+                "with itself, found False"
+            )
+        check_choice(embedding, EMBEDDINGS, "embedding")
+        self.options = PreIndexOptions(distance, bins, ari, s, s_bar, ranges, tuple(all_bins))
+        self.acc = RepresentationDistance(self.options.all_bins, shared=self.options.shared)
+        self.kept = {side: KeptEmbeddings(embedding == "flattened") for side in SIDES}
+
+    def add_embedding(self, x: Tensor, labels: Tensor, side: Side, outputs: int | None) -> None:
+        self.kept[side].add(x, labels)
+
+    def add_vectors(self, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
+        try:
+            self.acc.update(paired_layers(old, new))
+        except (ValueError, TypeError) as error:
+            raise type(error)(without_hint(error)) from error
+
+    def result(self, facts: Facts) -> PreIndexResult:
+        old, new = (self.kept[side] for side in SIDES)
+        result = combine(
+            self.options, self.acc.compute(), old.shards, new.shards, new.labels, "pooled"
+        )
+        return with_facts(dataclasses.replace(result, layer=facts.layer), facts)
+
+
+def with_facts(result: Any, facts: Facts) -> Any:
+    """The result of an index that reads layers, with what is known of the run."""
+    return dataclasses.replace(
+        result,
+        skipped=dict(facts.skipped),
+        old_accuracy=facts.old_accuracy,
+        new_accuracy=facts.new_accuracy,
+    )
+
+
 def without_hint(error: Exception) -> str:
     """The message without a hint at arguments that score does not have."""
     message, hint, _ = str(error).partition(" (missing=")
@@ -80,7 +252,12 @@ def label_bound(labels: Tensor) -> int:
     return max(int(labels.max()) + 1, 1) if len(labels) else 1
 
 
-COLLECTORS: Mapping[str, Any] = {"resque_dist": ResqueDistCollector}
+COLLECTORS: Mapping[str, Any] = {
+    "resque_dist": ResqueDistCollector,
+    "resque_task": ResqueTaskCollector,
+    "preindex": PreIndexCollector,
+    "arm": ArmCollector,
+}
 
 
 def make_collectors(

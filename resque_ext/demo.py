@@ -1,4 +1,4 @@
-"""A small classifier of handwritten digits, its images shifted, and what the index says of it."""
+"""A small classifier of handwritten digits, its images shifted or given new tasks, all indices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from resque_ext import doctor, shifts
 from resque_ext.indices import ResqueDistResult
-from resque_ext.scoring import score
+from resque_ext.scoring import Scores, score
 
 # Levels that turn 8x8 images of thin strokes from nearly readable to hardly: what is mild on a
 # photograph of 224x224 leaves no trace here, and a blur of 3 pixels leaves no digit.
@@ -25,6 +25,13 @@ LEVELS: dict[str, tuple[float, ...]] = {
     "contrast": (0.1, 0.2, 0.4, 0.8),
     "brightness": (0.05, 0.1, 0.2, 0.4),
     "frost": (0.1, 0.2, 0.4, 0.6),
+}
+# New tasks for the same images, from one that the model half knows to one that has no answer.
+TASKS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+    "the ten digits": lambda y, _: y,
+    "pairs: 0 or 1, 2 or 3, ...": lambda y, _: y // 2,
+    "even or odd": lambda y, _: y % 2,
+    "labels at random": lambda y, g: y[torch.randperm(len(y), generator=g)],
 }
 EPOCHS = 15
 BATCH = 64
@@ -89,12 +96,16 @@ def train(
 
 
 def run(seed: int = 0, progress: Callable[[str, float], None] = lambda *_: None) -> dict[str, Any]:
-    """Trains the classifier and scores every shift of `LEVELS`; plain values for JSON.
+    """Trains the classifier, scores every shift of `LEVELS` and every task of `TASKS`.
 
-    The old side is what the model was trained on, as the index is defined; the new side is the
-    held-out images, shifted: other digits than the model has seen, as in practice. So the sides are
-    not paired, and even the new side without a shift (kind "none") is a sample of its own, which is
-    what the noise floor allows for.
+    For RESQUE_dist the old side is what the model was trained on, as the index is defined; the new
+    side is the held-out images, shifted: other digits than the model has seen, as in practice. So
+    the sides are not paired, and even the new side without a shift (kind "none") is a sample of its
+    own, which is what the noise floor allows for. PreIndex compares every image with itself, so
+    there, and for ARM, the old side is the held-out images without the shift.
+
+    Returns:
+        Plain values for JSON: `rows`, one a shift and level, and `tasks`, one a task.
 
     Args:
         seed: of the split, the training and the shifts, 0 to 2^32 - 1. torch's global generator is
@@ -126,7 +137,18 @@ def run(seed: int = 0, progress: Callable[[str, float], None] = lambda *_: None)
         with _one_thread():
             plain = score(model, _batches(*old), new, progress=False)
             adapted = score(model, _batches(*old), new, adapt_normalization=True, progress=False)
-        rows.append(_row(kind, level, plain, adapted))
+            layers = score(
+                model,
+                _batches(*held_out),
+                new,
+                indices=("preindex", "arm"),
+                paired=True,
+                progress=False,
+            )
+        rows.append(_row(kind, level, plain, adapted, layers))
+    progress("tasks", 1.0)
+    with _one_thread():
+        tasks = _score_tasks(model, held_out, seed)
     progress("done", 1.0)
     return {
         "environment": doctor.environment("scikit-learn") | {"device": "cpu"},
@@ -137,6 +159,7 @@ def run(seed: int = 0, progress: Callable[[str, float], None] = lambda *_: None)
         "layer": plain.layer,
         "accuracy": {"old": rows[0]["old_accuracy"], "held_out": rows[0]["new_accuracy"]},
         "rows": rows,
+        "tasks": tasks,
         "seconds": {
             "training": trained - start,
             "scoring": time.perf_counter() - trained,
@@ -160,8 +183,34 @@ def _batches(images: Tensor, labels: Tensor) -> Batches:
     return list(zip(images.split(256), labels.split(256), strict=True))
 
 
+def _score_tasks(
+    model: nn.Module, held_out: tuple[Tensor, Tensor], seed: int
+) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(seed)
+    tasks = []
+    for name, relabel in TASKS.items():
+        labels = relabel(held_out[1], generator)
+        data = _batches(held_out[0], labels)
+        result = score(model, None, data, indices="resque_task", progress=False)
+        tasks.append(
+            {
+                "task": name,
+                "classes": len(result.classes),
+                "value": result.value,
+                "std_error": result.std_error,
+                "linear_probe_error": result.linear_probe_error,
+                "nearest_class_mean_error": result.nearest_class_mean_error,
+            }
+        )
+    return tasks
+
+
 def _row(
-    kind: str, level: float, plain: ResqueDistResult, adapted: ResqueDistResult
+    kind: str,
+    level: float,
+    plain: ResqueDistResult,
+    adapted: ResqueDistResult,
+    layers: Scores,
 ) -> dict[str, Any]:
     return {
         "kind": kind,
@@ -171,6 +220,12 @@ def _row(
         "std_error": plain.std_error,
         "noise_floor": plain.noise_floor,
         "reestimated": {"value": adapted.value, "std_error": adapted.std_error},
+        "preindex": {
+            "value": layers["preindex"].value,
+            "p": layers["preindex"].p[32]["jensen_shannon"],
+            "inv_ari": layers["preindex"].inv_ari["new"],
+        },
+        "arm": {"value": layers["arm"].value, "noise_floor": layers["arm"].noise_floor},
         "old_accuracy": plain.old_accuracy,
         "new_accuracy": plain.new_accuracy,
         "reestimated_accuracy": adapted.new_accuracy,

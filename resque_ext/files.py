@@ -1,4 +1,4 @@
-"""Named arrays from .npz and .safetensors files; nothing in a file is ever executed."""
+"""Arrays from .npz, .npy and .safetensors files; nothing in a file is ever executed."""
 
 from __future__ import annotations
 
@@ -43,6 +43,29 @@ def load_arrays(path: str | os.PathLike[str], names: Sequence[str] = NAMES) -> t
         return reader(path, tuple(names))
     except MemoryError:
         raise ValueError(f"{path}: expected arrays that fit in memory, found larger ones") from None
+
+
+def map_array(path: str | os.PathLike[str]) -> NDArray[Any]:
+    """The array of a .npy file, mapped into memory: rows are read when they are looked at.
+
+    Nothing that is written to it reaches the file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a regular file, or not one whole array of numbers, in one line as above.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected a .npy file, found none")
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a .npy file, found no regular file")
+    content = _content(path)
+    if content != "a single .npy array":
+        raise ValueError(f"{path}: expected a single .npy array, found {content}")
+    try:
+        return np.load(path, mmap_mode="c", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path}: expected a whole numeric array, found {error}") from None
 
 
 def _read_npz(path: Path, names: tuple[str, ...]) -> tuple[Array, ...]:

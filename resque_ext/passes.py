@@ -52,6 +52,7 @@ class Collector(Protocol):
     def add_vectors(self, old: Vectors, new: Vectors) -> None: ...
     def add_pooled(self, layers: Vectors, side: Side) -> None: ...
     def add_raw(self, layer: str, x: Tensor, side: Side) -> None: ...
+    def discard(self, layers: set[str]) -> None: ...
 
 
 class Passes:
@@ -227,6 +228,9 @@ class Passes:
         """The layers that count; known once the classes are."""
         if self.kept is None and self.outputs is not None:
             self.kept = drop_narrow(reader, self.outputs)
+            for collector in self.collectors:
+                if collector.raw:  # what the first pass has given it already
+                    collector.discard(set(reader.names) - self.kept)
         return set(reader.names) if self.kept is None else self.kept
 
     def count(self, logits: Any, labels: Tensor, side: Side) -> None:
@@ -241,7 +245,8 @@ class Passes:
         if reader.layers is not None:
             kept = self.keep(reader.layers)
             self.layer_names = tuple(name for name in reader.layers.names if name in kept)
-            self.skipped = dict(reader.layers.skipped)
+            # The width rule is applied, and so noted, on the first side.
+            self.skipped = {**reader.layers.skipped, **self.skipped}
 
 
 class _Reader:

@@ -29,6 +29,9 @@ class Recorder:
     def add_raw(self, layer, x, side):
         self.outputs[side].append((layer, x.clone()))
 
+    def discard(self, layers):
+        self.discarded = layers
+
 
 class TokensNet(nn.Module):
     """Convolution, tokens, a linear layer changed in place, one used twice, and idle ones."""

@@ -758,7 +758,7 @@ FAILURES = {
         ValueError,
         ["indices: expected names among", "'resque_dist'", "found ['preindex']"],
     ),
-    "an unknown index": ({"indices": "arm"}, ValueError, ["indices: expected", "found ['arm']"]),
+    "an unknown index": ({"indices": "emd"}, ValueError, ["indices: expected", "found ['emd']"]),
     "no index": ({"indices": []}, ValueError, ["indices: expected names among", "found ()"]),
     "layers": ({"layers": ["0"]}, ValueError, ["layers: expected 'auto'", "found ['0']", "layer="]),
     "new and shift": (

@@ -37,8 +37,7 @@ bool is_finite(double x) { return std::isfinite(x); }
 bool is_finite(Half x) { return (x.bits & 0x7c00) != 0x7c00; }
 bool is_finite(BFloat x) { return (x.bits & 0x7f80) != 0x7f80; }
 
-constexpr int kRows = 8;         // summed at once
-constexpr int64_t kTile = 1024;  // columns at a time: 16 KB of sums and squares stay in the L1
+constexpr int kRows = 32;        // summed at once, at most
 constexpr int64_t kStreamWindow = 16384;  // rows at most
 constexpr int64_t kStreamGroups = 32;
 constexpr int64_t kLeastTile = 32;  // rows
@@ -46,6 +45,7 @@ constexpr int64_t kLeastTile = 32;  // rows
 // How the work is cut: fixed by the sizes, so that the result is.
 struct Plan {
     bool streaming;
+    int rows;         // summed at once
     int64_t window;   // rows
     int64_t windows;
     int64_t tile;     // rows, streaming
@@ -55,18 +55,19 @@ struct Plan {
 
     Plan(const Features& x, int64_t groups, bool squares) {
         const int64_t size = x.dtype == DType::float64 ? 8 : x.dtype == DType::float32 ? 4 : 2;
-        tile = std::clamp<int64_t>((int64_t{1} << 20) / std::max<int64_t>(x.channels * size, 1), kLeastTile,
-                                   kStreamWindow);
+        const int64_t bytes = std::max<int64_t>(x.channels * size, 1);  // of a row
+        rows = static_cast<int>(std::clamp<int64_t>((int64_t{1} << 16) / bytes, 8, kRows));
+        tile = std::clamp<int64_t>((int64_t{1} << 20) / bytes, kLeastTile, kStreamWindow);
         streaming = x.positions == 1 && groups <= kStreamGroups && 4 * groups <= tile &&
                     x.n >= 32768;
         // Gathering slots cost 64 / (window * size) of the bytes: under 1% at 2,048 rows. Smaller
         // batches get smaller windows, so that there are some for every thread.
-        window = streaming ? std::clamp<int64_t>(x.n / 32 / kRows * kRows, 1024, kStreamWindow)
-                           : std::clamp<int64_t>(x.n / 64 / kRows * kRows, 32, 2048);
+        window = streaming ? std::clamp<int64_t>(x.n / 32 / 8 * 8, 1024, kStreamWindow)
+                           : std::clamp<int64_t>(x.n / 64 / 8 * 8, 32, 4096);
         windows = (x.n + window - 1) / window;
         slots = streaming ? groups : 2;
         slot = x.channels * (squares ? 2 : 1);
-        pooled = x.positions > 1 ? kRows * x.channels : 0;
+        pooled = x.positions > 1 ? rows * x.channels : 0;
     }
 };
 
@@ -78,10 +79,9 @@ struct Faults {
 // The rows to come, in the order in which they will be wanted; past the end, the last one again.
 struct Ahead {
     const int32_t* list;
-    int64_t next, end;
+    int64_t at, end;
 
-    int64_t take() { return list[std::min(next++, end - 1)]; }
-    int64_t behind() const { return list[std::min(next + kRows, end) - 1]; }  // kRows behind the taken
+    int64_t row(int64_t later) const { return list[std::min(at + later, end - 1)]; }
 };
 
 template <typename T, bool Squares>
@@ -110,7 +110,7 @@ class Worker {
         const int64_t begin = window_ * plan_.window;
         const int64_t end = std::min(begin + plan_.window, a_.offsets[a_.groups]);
         const int64_t* group = std::upper_bound(a_.offsets, a_.offsets + a_.groups + 1, begin) - 1;
-        Ahead ahead{a_.order, begin + kRows, end};
+        Ahead ahead{a_.order, begin, end};
         for (int64_t i = begin; i < end;) {
             while (group[1] <= i) ++group;
             const int64_t g = group - a_.offsets, stop = std::min(group[1], end);
@@ -146,7 +146,7 @@ class Worker {
                 runs[run++] = static_cast<int16_t>(listed - before);
             }
         }
-        Ahead ahead{rows_, kRows, listed};
+        Ahead ahead{rows_, 0, listed};
         int64_t at = 0;
         for (int64_t r = 0; r < run; ++r) {
             const int64_t g = r % a_.groups;
@@ -175,28 +175,27 @@ class Worker {
     }
 
     void add(const int32_t* rows, int64_t count, Ahead& ahead, double* sums, double* sumsq) {
-        for (int64_t i = 0; i < count; i += kRows) {
-            const int some = static_cast<int>(std::min<int64_t>(kRows, count - i));
+        const int soon = plan_.rows, later = soon + soon / 2, page = 2 * soon;
+        for (int64_t i = 0; i < count; i += plan_.rows) {
+            const int some = static_cast<int>(std::min<int64_t>(plan_.rows, count - i));
             if (a_.x.positions > 1) {
                 const double* mean[kRows];
                 for (int r = 0; r < some; ++r) {
                     pool_(a_.x, row(rows[i + r]), pooled_ + r * a_.x.channels);
                     mean[r] = pooled_ + r * a_.x.channels;
                 }
-                add_pooled_(mean, some, mean, a_.x.channels, sums, sumsq);
+                add_pooled_(mean, some, nullptr, nullptr, a_.x.channels, sums, sumsq);
                 continue;
             }
-            const T *at[kRows], *later[kRows];
+            const T *at[kRows], *next[kRows], *after[kRows];
             for (int r = 0; r < some; ++r) {
                 at[r] = row(rows[i + r]);
-                later[r] = row(ahead.take());
-                __builtin_prefetch(row(ahead.behind()));
+                next[r] = row(ahead.row(soon + r));
+                after[r] = row(ahead.row(later + r));
+                __builtin_prefetch(row(ahead.row(page + r)));
             }
-            for (int64_t c = 0; c < a_.x.channels; c += kTile) {
-                add_rows_(at, some, later, std::min(kTile, a_.x.channels - c), sums + c,
-                          Squares ? sumsq + c : nullptr);
-                for (int r = 0; r < some; ++r) at[r] += kTile, later[r] += kTile;
-            }
+            ahead.at += some;
+            add_rows_(at, some, next, after, a_.x.channels, sums, sumsq);
         }
     }
 
@@ -241,9 +240,10 @@ class Worker {
     double* slots_;
     double* pooled_;
     int32_t* rows_;  // [window] scratch: rows in another order, or those that are kept
-    void (*add_rows_)(const T* const*, int, const T* const*, int64_t, double*, double*) =
+    void (*add_rows_)(const T* const*, int, const T* const*, const T* const*, int64_t, double*, double*) =
         RESQUE_PICK(add_rows<T, Squares>);
-    void (*add_pooled_)(const double* const*, int, const double* const*, int64_t, double*, double*) =
+    void (*add_pooled_)(const double* const*, int, const double* const*, const double* const*, int64_t,
+                        double*, double*) =
         RESQUE_PICK(add_rows<double, Squares>);
     void (*pool_)(const Features&, const T*, double*) = RESQUE_PICK(pool_row<T>);
 };

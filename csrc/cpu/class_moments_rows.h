@@ -7,10 +7,11 @@ namespace resque::cpu {
 
 #define RESQUE_DECLARE(set)                                                                       \
     namespace set {                                                                               \
-    /* sum[c] += row[0][c] + ..., and so the squares, for up to 8 rows; prefetches as many others. */ \
+    /* sum[c] += row[0][c] + ..., and so the squares, over the rows. Meanwhile it prefetches as many   \
+       rows that come soon, and as many that come later; null for none. */                         \
     template <typename T, bool Squares>                                                           \
-    void add_rows(const T* const* row, int rows, const T* const* ahead, int64_t width, double* sum, \
-                  double* sumsq);                                                                 \
+    void add_rows(const T* const* row, int rows, const T* const* soon, const T* const* later,      \
+                  int64_t width, double* sum, double* sumsq);                                      \
     /* The mean over the positions of one row, in float64: mean [channels]. */                    \
     template <typename T>                                                                         \
     void pool_row(const Features& x, const T* row, double* mean);                                 \

@@ -49,27 +49,31 @@ RESQUE_INLINE Word8 widen(Short8 v) {
 #endif
 }
 
-RESQUE_INLINE Double8 load8(const double* p) { return load_bits<Double8>(p); }
+// Eight values as float32, which holds every 16-bit float.
+RESQUE_INLINE Float8 load8_single(const float* p) { return load_bits<Float8>(p); }
 
-RESQUE_INLINE Double8 load8(const float* p) {
-    return widen(load_bits<Float8>(p));
-}
-
-RESQUE_INLINE Double8 load8(const BFloat* p) {
+RESQUE_INLINE Float8 load8_single(const BFloat* p) {
     const Word8 bits = widen(load_bits<Short8>(p)) << 16;
-    return widen(load_bits<Float8>(&bits));
+    return load_bits<Float8>(&bits);
 }
 
 // float16 in float32's place has its exponent 112 too low, denormals included, so one exact product
 // mends all finite values; exponent 31 (infinity, NaN) then reads as 2^16 or more, and gets float32's.
-RESQUE_INLINE Double8 load8(const Half* p) {
+RESQUE_INLINE Float8 load8_single(const Half* p) {
     const Word8 bits = widen(load_bits<Short8>(p));
     const Word8 magnitude = (bits & 0x7fffu) << 13;
     const Float8 scaled = load_bits<Float8>(&magnitude) * 0x1p112f;
     Word8 wide = load_bits<Word8>(&scaled);
     wide |= (Word8)(wide >= 0x47800000u) & 0x7f800000u;
     wide |= (bits & 0x8000u) << 16;
-    return widen(load_bits<Float8>(&wide));
+    return load_bits<Float8>(&wide);
+}
+
+RESQUE_INLINE Double8 load8(const double* p) { return load_bits<Double8>(p); }
+
+template <typename T>
+RESQUE_INLINE Double8 load8(const T* p) {
+    return widen(load8_single(p));
 }
 
 RESQUE_INLINE double load1(const double* p) { return *p; }

@@ -15,6 +15,7 @@
 // and read: 64 / (window rows * sizeof(T)) of the features, 6% at 256 rows of float32 if every window
 // were cut twice, half of that for few classes. Several spatial positions are first averaged by
 // spatial_mean, which writes 1 / positions of what it reads.
+#include "cuda/class_moments.cuh"
 #include "cuda/common.cuh"
 #include "cuda/spatial_mean.cuh"
 #include "dispatch.h"
@@ -35,6 +36,10 @@ int64_t window_rows(int64_t n, int64_t channels) {
     return rows;
 }
 
+// What is added up beside the sums: nothing; the squares; or the squares of the distances from the
+// group's center, of all groups together.
+enum class Second { kNone, kSquares, kSpread };
+
 // Everything the kernels below read and write.
 template <typename T>
 struct Job {
@@ -52,19 +57,26 @@ struct Job {
     int* marks;        // [windows] nonzero where a sum is not finite
     int64_t* status;
     bool skip_nonfinite;
+    const double* centers;  // [groups, channels] where there is a spread
+    double* spreads;        // [windows, threads of a window]
 };
 
 // Sums of V columns of one run of rows.
-template <int V, bool Squares>
+template <int V, Second kSecond>
 struct Sums {
+    static constexpr bool kSquares = kSecond == Second::kSquares, kSpread = kSecond == Second::kSpread;
     double sum[V];
-    double sumsq[Squares ? V : 1];
+    double sumsq[kSquares ? V : 1];
+    double center[kSpread ? V : 1], spread = 0;
 
-    __device__ __forceinline__ void clear() {
+    // Before the first row of a group; its center's columns are those from `at`.
+    __device__ __forceinline__ void begin(const double* centers, int64_t at) {
 #pragma unroll
         for (int v = 0; v < V; ++v) sum[v] = 0;
 #pragma unroll
-        for (int v = 0; v < (Squares ? V : 1); ++v) sumsq[v] = 0;
+        for (int v = 0; v < (kSquares ? V : 1); ++v) sumsq[v] = 0;
+#pragma unroll
+        for (int v = 0; v < (kSpread ? V : 0); ++v) center[v] = centers[at + v];
     }
 
     template <typename T>
@@ -73,7 +85,8 @@ struct Sums {
         for (int v = 0; v < V; ++v) {
             const double value = to_double(x.value[v]);
             sum[v] += value;
-            if (Squares) sumsq[v] += value * value;
+            if (kSquares) sumsq[v] += value * value;
+            if (kSpread) spread += (value - center[v]) * (value - center[v]);
         }
     }
 
@@ -88,7 +101,7 @@ struct Sums {
 #pragma unroll
         for (int v = 0; v < V; ++v) {
             sum_out[v] = sum[v];
-            if (Squares) sumsq_out[v] = sumsq[v];
+            if (kSquares) sumsq_out[v] = sumsq[v];
         }
     }
 };
@@ -113,22 +126,23 @@ struct Place {
     __device__ __forceinline__ bool cut_behind() const { return group_end > end; }
 };
 
-template <bool Squares, int V, typename T>
+template <int V, Second kSecond, typename T>
 __device__ __forceinline__ void write_run(const Job<T>& job, int64_t w, int64_t column,
-                                          const Place& at, const Sums<V, Squares>& run) {
+                                          const Place& at, const Sums<V, kSecond>& run) {
+    constexpr bool kSquares = kSecond == Second::kSquares;
     if (at.cut_before() || at.cut_behind()) {
         // slot 0: a run that began in an earlier window; slot 1: one that begins here and goes on
         const int64_t slot = 2 * w + (at.cut_before() ? 0 : 1);
-        double* out = job.slots + slot * (Squares ? 2 : 1) * job.channels + column;
+        double* out = job.slots + slot * (kSquares ? 2 : 1) * job.channels + column;
         run.write(out, out + job.channels);
     } else {
         const int64_t out = at.group * job.channels + column;
-        run.write(job.sums + out, Squares ? job.sumsq + out : nullptr);
+        run.write(job.sums + out, kSquares ? job.sumsq + out : nullptr);
     }
 }
 
 // blockDim (x: columns in packs of V, y: windows).
-template <typename T, int V, bool Squares>
+template <typename T, int V, Second kSecond>
 __global__ void __launch_bounds__(kThreads) sum_windows(Job<T> job) {
     const int64_t w = blockIdx.x * static_cast<int64_t>(blockDim.y) + threadIdx.y;
     const int64_t column = (blockIdx.y * static_cast<int64_t>(blockDim.x) + threadIdx.x) * V;
@@ -143,8 +157,8 @@ __global__ void __launch_bounds__(kThreads) sum_windows(Job<T> job) {
 
     const T* x = job.x + column;
     bool finite = true;
-    Sums<V, Squares> run;
-    run.clear();
+    Sums<V, kSecond> run;
+    run.begin(job.centers, at.group * job.channels + column);
     for (int64_t i = at.begin; i < at.end; i += kRowsInFlight) {
         Pack<T, V> row[kRowsInFlight];
 #pragma unroll
@@ -156,18 +170,19 @@ __global__ void __launch_bounds__(kThreads) sum_windows(Job<T> job) {
         for (int r = 0; r < kRowsInFlight; ++r) {
             if (i + r < at.end) {
                 if (i + r == at.group_end) {
-                    write_run<Squares>(job, w, column, at, run);
+                    write_run(job, w, column, at, run);
                     finite = finite && run.finite();
-                    run.clear();
                     at.next(job.offsets, job.groups, i + r);
+                    run.begin(job.centers, at.group * job.channels + column);
                 }
                 run.add(row[r]);
             }
         }
     }
-    write_run<Squares>(job, w, column, at, run);
+    write_run(job, w, column, at, run);
     finite = finite && run.finite();
     if (!finite) atomicOr(&job.marks[w], 1);
+    if (kSecond == Second::kSpread) job.spreads[w * ceil_div(job.channels, V) + column / V] = run.spread;
     if (first_column && at.cut_behind() && !at.cut_before()) job.leaders[w] = at.group;
 }
 
@@ -201,30 +216,13 @@ __global__ void __launch_bounds__(kThreads) mend_windows(Job<T> job) {
     at.begin = w * job.window;
     at.end = min(at.begin + job.window, job.offsets[job.groups]);
 
-    const int lane = threadIdx.x % kWarp;
     for (int64_t i = at.begin + threadIdx.x / kWarp; i < at.end; i += kThreads / kWarp) {
         const int64_t row = job.order[i];
-        int count = 0;
-        for (int64_t c = lane; c < job.channels; c += kWarp) {
-            if (is_finite(to_double(job.x[row * job.stride_n + c]))) continue;
-            // this lane's first is its lowest column
-            if (count == 0) {
-                atomic_max(&job.status[kNonfiniteFromEnd],
-                           job.n * job.channels - (row * job.channels + c));
-            }
-            ++count;
-        }
-        for (int step = kWarp / 2; step > 0; step /= 2) {
-            count += __shfl_xor_sync(0xffffffffu, count, step);
-        }
-        if (lane == 0) {
-            leave_out[i - at.begin] = count > 0;
-            if (count > 0) {
-                atomic_add(&job.status[kNonfiniteCount], count);
-                atomic_add(&job.status[kNonfiniteRows], 1);
-                if (job.skip_nonfinite) {
-                    atomic_add(&job.counts[find_group(job.offsets, job.groups, i)], -1);
-                }
+        const bool bad = report_nonfinite(job.x + row * job.stride_n, row, job.n, job.channels, job.status);
+        if (threadIdx.x % kWarp == 0) {
+            leave_out[i - at.begin] = bad;
+            if (bad && job.skip_nonfinite) {
+                atomic_add(&job.counts[find_group(job.offsets, job.groups, i)], -1);
             }
         }
     }
@@ -232,20 +230,21 @@ __global__ void __launch_bounds__(kThreads) mend_windows(Job<T> job) {
     if (!job.skip_nonfinite) return;
 
     for (int64_t c = threadIdx.x; c < job.channels; c += kThreads) {
+        constexpr Second kSecond = Squares ? Second::kSquares : Second::kNone;
         at.enter(job.offsets, find_group(job.offsets, job.groups, at.begin));
-        Sums<1, Squares> run;
-        run.clear();
+        Sums<1, kSecond> run;
+        run.begin(nullptr, 0);
         for (int64_t i = at.begin; i < at.end; ++i) {
             if (i == at.group_end) {
-                write_run<Squares>(job, w, c, at, run);
-                run.clear();
+                write_run(job, w, c, at, run);
+                run.begin(nullptr, 0);
                 at.next(job.offsets, job.groups, i);
             }
             if (!leave_out[i - at.begin]) {
                 run.add(load_pack<T, 1>(job.x + job.order[i] * job.stride_n + c));
             }
         }
-        write_run<Squares>(job, w, c, at, run);
+        write_run(job, w, c, at, run);
     }
 }
 
@@ -317,38 +316,42 @@ struct Layout {
     }
 };
 
-template <typename T, int V, bool Squares>
+template <typename T, int V, Second kSecond>
 void launch_windows(const Job<T>& job, cudaStream_t stream) {
     const int64_t packs = ceil_div(job.channels, V);
     int lanes = 1;
     while (lanes < kThreads && lanes < packs) lanes *= 2;
     const dim3 block(lanes, kThreads / lanes);
     const dim3 grid(ceil_div(job.windows, block.y), ceil_div(packs, lanes));
-    LAUNCH((sum_windows<T, V, Squares>), grid, block, 0, stream)(job);
+    LAUNCH((sum_windows<T, V, kSecond>), grid, block, 0, stream)(job);
 }
 
-template <typename T, bool Squares>
+// Whether a thread can take the columns of 16 bytes.
+bool is_wide(const void* x, int64_t size, int64_t stride_n, int64_t channels) {
+    return reinterpret_cast<uintptr_t>(x) % 16 == 0 && stride_n * size % 16 == 0 && channels * size % 16 == 0;
+}
+
+template <typename T, Second kSecond>
 void launch_sums(const ClassMoments& a, const Layout& layout, const T* x, int64_t stride_n,
-                 cudaStream_t stream) {
+                 const double* centers, double* spreads, cudaStream_t stream) {
+    constexpr bool Squares = kSecond == Second::kSquares;
     char* space = static_cast<char*>(a.workspace);
     const Job<T> job{x, a.x.n, a.x.channels, stride_n, a.order, a.offsets, a.groups,
                      layout.window, layout.windows, a.counts, a.sums, a.sumsq,
                      reinterpret_cast<double*>(space + layout.slots),
                      reinterpret_cast<int64_t*>(space + layout.leaders),
-                     reinterpret_cast<int*>(space + layout.marks), a.status, a.skip_nonfinite};
+                     reinterpret_cast<int*>(space + layout.marks), a.status, a.skip_nonfinite,
+                     centers, spreads};
     const int64_t warps = kThreads / kWarp;
     LAUNCH((count_groups<T, Squares>), min(ceil_div(job.groups, warps), int64_t{1} << 16), kThreads, 0,
            stream)(job);
     if (job.windows == 0 || job.channels == 0) return;
 
     check(cudaMemsetAsync(job.marks, 0, job.windows * 4, stream), "cudaMemsetAsync");
-    constexpr int kPack = 16 / sizeof(T);
-    const bool wide = reinterpret_cast<uintptr_t>(x) % 16 == 0 && stride_n % kPack == 0 &&
-                      job.channels % kPack == 0;
-    if (wide) {
-        launch_windows<T, kPack, Squares>(job, stream);
+    if (is_wide(x, sizeof(T), stride_n, job.channels)) {
+        launch_windows<T, 16 / sizeof(T), kSecond>(job, stream);
     } else {
-        launch_windows<T, 1, Squares>(job, stream);
+        launch_windows<T, 1, kSecond>(job, stream);
     }
     LAUNCH((mend_windows<T, Squares>), job.windows, kThreads, 0, stream)(job);
     const int64_t size = (Squares ? 2 : 1) * job.channels;
@@ -356,17 +359,18 @@ void launch_sums(const ClassMoments& a, const Layout& layout, const T* x, int64_
     LAUNCH((add_slots<T, Squares>), grid, dim3(kWarp, kSlotLanes), 0, stream)(job);
 }
 
-template <typename T, bool Squares>
+template <typename T, Second kSecond>
 void launch(const ClassMoments& a, cudaStream_t stream) {
-    const Layout layout(a.x, Squares);
+    const Layout layout(a.x, a.squares);
     if (a.x.positions == 1) {
-        launch_sums<T, Squares>(a, layout, static_cast<const T*>(a.x.data), a.x.stride_n, stream);
+        launch_sums<T, kSecond>(a, layout, static_cast<const T*>(a.x.data), a.x.stride_n, nullptr, nullptr,
+                                stream);
         return;
     }
     using Mean = std::conditional_t<std::is_same_v<T, double>, double, float>;
     Mean* means = reinterpret_cast<Mean*>(static_cast<char*>(a.workspace) + layout.means);
     launch_spatial_mean<T>(a.x, means, stream);
-    launch_sums<Mean, Squares>(a, layout, means, a.x.channels, stream);
+    launch_sums<Mean, kSecond>(a, layout, means, a.x.channels, nullptr, nullptr, stream);
 }
 
 }  // namespace
@@ -381,11 +385,26 @@ void class_moments(const ClassMoments& a, int device, void* stream) {
     const DeviceGuard guard(device);
     dispatch<__half, __nv_bfloat16>(a.x.dtype, [&](auto type) {
         dispatch_bool(a.squares, [&](auto squares) {
-            launch<typename decltype(type)::type, decltype(squares)::value>(
+            launch<typename decltype(type)::type,
+                   decltype(squares)::value ? Second::kSquares : Second::kNone>(
                 a, static_cast<cudaStream_t>(stream));
         });
     });
     check(cudaGetLastError(), "class_moments");
+}
+
+int64_t spread_parts(const Features& x) {
+    const int64_t size = x.dtype == DType::float64 ? 8 : x.dtype == DType::float32 ? 4 : 2;
+    const int64_t pack = is_wide(x.data, size, x.stride_n, x.channels) ? 16 / size : 1;
+    return Layout(x, false).windows * ceil_div(x.channels, pack);
+}
+
+void class_spreads(const ClassMoments& a, const double* centers, double* spreads, cudaStream_t stream) {
+    dispatch<__half, __nv_bfloat16>(a.x.dtype, [&](auto type) {
+        using T = typename decltype(type)::type;
+        launch_sums<T, Second::kSpread>(a, Layout(a.x, false), static_cast<const T*>(a.x.data), a.x.stride_n,
+                                        centers, spreads, stream);
+    });
 }
 
 }  // namespace resque::cuda

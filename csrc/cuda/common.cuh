@@ -1,4 +1,5 @@
-// What the CUDA kernels share: wide loads, the search for a row's group, and the launcher's contract.
+// What the CUDA kernels share: wide loads, the search for a row's group, faults of a row, and the
+// launcher's contract.
 #pragma once
 
 #include "cuda/gpu.h"
@@ -51,8 +52,30 @@ __device__ __forceinline__ void atomic_max(int64_t* address, int64_t value) {
     atomicMax(reinterpret_cast<unsigned long long*>(address), static_cast<unsigned long long>(value));
 }
 
-__device__ __forceinline__ void atomic_add(int64_t* address, int64_t value) {
-    atomicAdd(reinterpret_cast<unsigned long long*>(address), static_cast<unsigned long long>(value));
+// What stood there before.
+__device__ __forceinline__ int64_t atomic_add(int64_t* address, int64_t value) {
+    return static_cast<int64_t>(
+        atomicAdd(reinterpret_cast<unsigned long long*>(address), static_cast<unsigned long long>(value)));
+}
+
+// Says in `status` what of row `row` of [n, width], at x, is not finite; whether anything is. The whole
+// warp calls.
+template <typename T>
+__device__ bool report_nonfinite(const T* x, int64_t row, int64_t n, int64_t width, int64_t* status) {
+    const int lane = threadIdx.x % kWarp;
+    int count = 0;
+    for (int64_t c = lane; c < width; c += kWarp) {
+        if (is_finite(to_double(x[c]))) continue;
+        // this lane's first is its lowest column
+        if (count == 0) atomic_max(&status[kNonfiniteFromEnd], n * width - (row * width + c));
+        ++count;
+    }
+    for (int step = kWarp / 2; step > 0; step /= 2) count += __shfl_xor_sync(0xffffffffu, count, step);
+    if (lane == 0 && count > 0) {
+        atomic_add(&status[kNonfiniteCount], count);
+        atomic_add(&status[kNonfiniteRows], 1);
+    }
+    return count > 0;
 }
 
 inline void check(cudaError_t error, const char* what) {
@@ -60,6 +83,13 @@ inline void check(cudaError_t error, const char* what) {
         throw std::runtime_error(std::string(what) + ": " + cudaGetErrorName(error) + " (" +
                                  cudaGetErrorString(error) + ")");
     }
+}
+
+// Lets `kernel` ask for `bytes` of dynamic shared memory; without this it gets 48 KB at most.
+template <typename Kernel>
+void allow_shared(Kernel* kernel, int64_t bytes) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+          "cudaFuncSetAttribute");
 }
 
 // Makes `device` current and gives the caller's back on the way out, also when something throws.

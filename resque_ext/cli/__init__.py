@@ -16,13 +16,21 @@ from typing import Any
 import typer
 
 from resque_ext import BackendError
-from resque_ext.cli import bench, demo, dist, doctor, score
+from resque_ext.cli import bench, demo, dist, doctor, energy, score, task
 from resque_ext.cli.app import app
 from resque_ext.cli.output import PLAIN_WIDTH
 
 __all__ = ["COMMANDS", "PLAIN_WIDTH", "main"]
 
-COMMANDS = (demo, score, dist, doctor, bench)  # each registers its command with the app
+COMMANDS = (
+    demo,
+    score,
+    dist,
+    task,
+    energy,
+    doctor,
+    bench,
+)  # each registers its command with the app
 USER_ERRORS = (ValueError, TypeError, IndexError, KeyError, OSError, BackendError)
 # typer's own usage errors; their base class lives in click or, for newer typers, inside typer.
 UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

@@ -34,12 +34,13 @@ def _demo(
     console = make_console()
     images, accuracy = result["images"], result["accuracy"]
     table = make_table(
-        f"RESQUE_dist: {images['old']} images of training against {images['new']} shifted ones",
+        f"Shifts: {images['old']} images of training, {images['new']} others shifted",
         "shift",
         "level",
-        "index",
+        "RESQUE_dist",
         "re-estimated",
-        "noise floor",
+        "PreIndex",
+        "ARM",
         "accuracy drop",
     )
     units = {}
@@ -54,15 +55,42 @@ def _demo(
             f"{row['level']:g}",
             show_with_error(row["value"], row["std_error"]),
             show_with_error(again["value"], again["std_error"]),
-            show_angle(row["noise_floor"]),
+            show_angle(row["preindex"]["value"]),
+            show_angle(row["arm"]["value"]),
             f"{100 * row['accuracy_drop']:.1f} %",
         )
     console.print(table)
+    floor = show_angle(result["rows"][0]["noise_floor"])
     console.print(
-        "index: the mean angle between old and new class means inside the model, in units of pi, "
-        "± its standard error. 0: no change; at or below the noise floor: nothing detected.\n"
+        "RESQUE_dist: the mean angle between old and new class means inside the model, in units of "
+        f"pi, ± its standard error. 0: no change; at or below the noise floor of {floor}: nothing "
+        "detected.\n"
         "re-estimated: the same with batch-norm statistics taken from the new images first, "
-        "without any training. What is left is what retraining would have to pay for."
+        "without any training. What is left is what retraining would have to pay for.\n"
+        "PreIndex: how far the layers' histograms move, plus 1 - ARI of the embeddings' clusters. "
+        "ARM: the Wasserstein distance of the layers' activations, in their own unit.\n"
+    )
+    table = make_table(
+        "New tasks for the same model: RESQUE_task, 1 - ARI of classes and clusters",
+        "task",
+        "classes",
+        "RESQUE_task",
+        "linear-probe error",
+        "class-mean error",
+    )
+    for row in result["tasks"]:
+        table.add_row(
+            row["task"],
+            str(row["classes"]),
+            show_with_error(row["value"], row["std_error"]),
+            f"{row['linear_probe_error']:.1%}",
+            f"{row['nearest_class_mean_error']:.1%}",
+        )
+    console.print(table)
+    console.print(
+        "RESQUE_task: 0 where the embeddings' clusters are the task's classes, about 1 where they "
+        "have nothing to do with them. Errors: of simple classifiers of the embeddings, on images "
+        "left out in turn."
     )
     del units["none"]
     seconds = result["seconds"]["total"]

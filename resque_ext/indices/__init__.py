@@ -1,5 +1,29 @@
 """The indices: streaming, mergeable accumulators over ops; they know nothing of models."""
 
+from resque_ext.indices._contingency import adjusted_rand_index
+from resque_ext.indices.arm import Arm, ArmResult, arm
+from resque_ext.indices.preindex import PreIndexResult, preindex
+from resque_ext.indices.representation_distance import (
+    RepresentationDistance,
+    RepresentationDistanceResult,
+    representation_distance,
+)
 from resque_ext.indices.resque_dist import ResqueDist, ResqueDistResult, resque_dist
+from resque_ext.indices.resque_task import ResqueTaskResult, resque_task
 
-__all__ = ["ResqueDist", "ResqueDistResult", "resque_dist"]
+__all__ = [
+    "Arm",
+    "ArmResult",
+    "PreIndexResult",
+    "RepresentationDistance",
+    "RepresentationDistanceResult",
+    "ResqueDist",
+    "ResqueDistResult",
+    "ResqueTaskResult",
+    "adjusted_rand_index",
+    "arm",
+    "preindex",
+    "representation_distance",
+    "resque_dist",
+    "resque_task",
+]

@@ -51,14 +51,18 @@ class Status:
                 f"position {self.label_position}{where}"
             )
 
-    def raise_for_nonfinite(self, name: str, where: str = "") -> None:
+    def raise_for_nonfinite(
+        self,
+        name: str,
+        where: str = "",
+        hint: str = " (nonfinite='skip' leaves such rows out)",
+    ) -> None:
         """ValueError with the number of non-finite features and the first one's position."""
         if self.nonfinite_count:
             row, column = self.nonfinite_position or (0, 0)
             raise ValueError(
                 f"{name}: expected finite values, found {self.nonfinite_count} NaN or infinite in "
-                f"{self.nonfinite_rows} rows, the first at row {row}, column {column}{where} "
-                "(nonfinite='skip' leaves such rows out)"
+                f"{self.nonfinite_rows} rows, the first at row {row}, column {column}{where}{hint}"
             )
 
 

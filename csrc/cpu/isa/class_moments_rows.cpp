@@ -5,54 +5,87 @@
 
 namespace resque::cpu::RESQUE_ISA {
 
-// R: the number of rows where it is known when compiled, else 0.
-template <int R, typename T, bool Squares>
-RESQUE_INLINE void add_columns(const T* const* row, int rows, const T* const* ahead, int64_t width,
-                               double* sum, double* sumsq) {
-    constexpr int64_t kLine = 64 / sizeof(T);
-    const int count = R ? R : rows;
-    const auto add8 = [&](int64_t c) RESQUE_INLINE_LAMBDA {
-        // The rows among themselves first: an eighth of the roundings in the long sum.
-        Double8 s = load8(row[0] + c), q{};
-        if constexpr (Squares) q = s * s;
-        for (int r = 1; r < count; ++r) {
-            const Double8 x = load8(row[r] + c);
-            s += x;
-            if constexpr (Squares) q += x * x;
+// Columns that are summed at once in registers: the accumulators, two of them for each eight lanes, stay
+// there over all the rows.
+#if defined(__AVX512F__)
+constexpr int kStrip = 64;
+#elif defined(__AVX2__)
+constexpr int kStrip = 16;
+#else
+constexpr int kStrip = 8;
+#endif
+constexpr int kPiece = 64;  // columns that are asked for at once, a whole number of lines
+
+// The rows to come, row after row and piece by piece: one step for each piece that is summed, so that
+// memory is asked evenly. Row after row, because the next line of the same page is the cheapest to get.
+template <typename T>
+struct Pieces {
+    const T* const* soon;
+    const T* const* later;
+    int64_t width, column = 0;
+
+    RESQUE_INLINE void next() {
+        constexpr int kLine = 64 / sizeof(T);
+        if (!soon) return;
+        const int64_t left = width - column;
+        for (int64_t c = 0; c < (left < kPiece ? left : kPiece); c += kLine) {
+            __builtin_prefetch(*later + column + c, 0, 2);
+            __builtin_prefetch(*soon + column + c, 0, 2);
         }
-        s += load8(sum + c);
-        std::memcpy(sum + c, &s, sizeof s);
-        if constexpr (Squares) {
-            q += load8(sumsq + c);
-            std::memcpy(sumsq + c, &q, sizeof q);
-        }
-    };
-    int64_t c = 0;
-    for (; c + kLine <= width; c += kLine) {
-        // A line of each row in turn: measured faster than row after row.
-        for (int r = 0; r < count; ++r) __builtin_prefetch(ahead[r] + c);
-        for (int64_t k = 0; k < kLine; k += 8) add8(c + k);
+        column += kPiece;
+        if (column >= width) column = 0, ++soon, ++later;
     }
-    for (; c + 8 <= width; c += 8) add8(c);
+};
+
+template <int Width, bool Squares, typename T, typename Next>
+RESQUE_INLINE void add_strip(const T* const* row, int rows, int64_t c, double* sum, double* sumsq,
+                             const Next& next) {
+    // The rows among themselves first: a sixteenth of the roundings in the long sum.
+    Double8 s[Width / 8] = {}, q[Width / 8] = {};
+    for (int r = 0; r < rows; ++r) {
+        next();
+        const T* const at = row[r] + c;
+        for (int k = 0; k < Width / 8; ++k) {
+            const Double8 x = load8(at + 8 * k);
+            s[k] += x;
+            if constexpr (Squares) q[k] += x * x;
+        }
+    }
+    for (int k = 0; k < Width / 8; ++k) {
+        s[k] += load8(sum + c + 8 * k);
+        std::memcpy(sum + c + 8 * k, &s[k], sizeof s[k]);
+        if constexpr (Squares) {
+            q[k] += load8(sumsq + c + 8 * k);
+            std::memcpy(sumsq + c + 8 * k, &q[k], sizeof q[k]);
+        }
+    }
+}
+
+template <typename T, bool Squares>
+void add_rows(const T* const* row, int rows, const T* const* soon, const T* const* later, int64_t width,
+              double* sum, double* sumsq) {
+    Pieces<T> ahead{soon, later, width};
+    const auto ask = [&]() RESQUE_INLINE_LAMBDA { ahead.next(); };
+    const auto rest = []() RESQUE_INLINE_LAMBDA {};
+    int64_t c = 0;
+    for (; c + kPiece <= width; c += kPiece) {
+        add_strip<kStrip, Squares>(row, rows, c, sum, sumsq, ask);
+        for (int s = kStrip; s < kPiece; s += kStrip) {
+            add_strip<kStrip, Squares>(row, rows, c + s, sum, sumsq, rest);
+        }
+    }
+    if (c == width) return;
+    for (int r = 0; r < rows; ++r) ahead.next();
+    for (; c + 8 <= width; c += 8) add_strip<8, Squares>(row, rows, c, sum, sumsq, rest);
     for (; c < width; ++c) {
         double s = 0, q = 0;
-        for (int r = 0; r < count; ++r) {
+        for (int r = 0; r < rows; ++r) {
             const double x = load1(row[r] + c);
             s += x;
             if constexpr (Squares) q += x * x;
         }
         sum[c] += s;
         if constexpr (Squares) sumsq[c] += q;
-    }
-}
-
-template <typename T, bool Squares>
-void add_rows(const T* const* row, int rows, const T* const* ahead, int64_t width, double* sum,
-              double* sumsq) {
-    if (rows == 8) {
-        add_columns<8, T, Squares>(row, rows, ahead, width, sum, sumsq);
-    } else {
-        add_columns<0, T, Squares>(row, rows, ahead, width, sum, sumsq);
     }
 }
 
@@ -65,7 +98,7 @@ void pool_row(const Features& x, const T* row, double* mean) {
             const int some = static_cast<int>(p + 8 <= x.positions ? 8 : x.positions - p);
             const T* at[8];
             for (int r = 0; r < some; ++r) at[r] = row + (p + r) * x.stride_p;
-            add_rows<T, false>(at, some, at, x.channels, mean, nullptr);
+            add_rows<T, false>(at, some, nullptr, nullptr, x.channels, mean, nullptr);
         }
         for (int64_t c = 0; c < x.channels; ++c) mean[c] /= positions;
         return;
@@ -86,11 +119,11 @@ void pool_row(const Features& x, const T* row, double* mean) {
     }
 }
 
-#define RESQUE_INSTANTIATE(T)                                                                  \
-    template void add_rows<T, true>(const T* const*, int, const T* const*, int64_t, double*,   \
-                                    double*);                                                  \
-    template void add_rows<T, false>(const T* const*, int, const T* const*, int64_t, double*,  \
-                                     double*);                                                 \
+#define RESQUE_INSTANTIATE(T)                                                                       \
+    template void add_rows<T, true>(const T* const*, int, const T* const*, const T* const*, int64_t, \
+                                    double*, double*);                                              \
+    template void add_rows<T, false>(const T* const*, int, const T* const*, const T* const*, int64_t, \
+                                     double*, double*);                                             \
     template void pool_row<T>(const Features&, const T*, double*);
 RESQUE_INSTANTIATE(float)
 RESQUE_INSTANTIATE(double)

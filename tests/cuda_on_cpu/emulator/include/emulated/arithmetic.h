@@ -80,6 +80,16 @@ inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
   return static_cast<unsigned long long>(static_cast<unsigned __int128>(a) * b >> 64);
 }
 
+// The lesser and the greater of two pairs of 16-bit numbers.
+inline unsigned __vminu2(unsigned a, unsigned b) {
+  const unsigned low = (a & 0xffff) < (b & 0xffff) ? a : b, high = a >> 16 < b >> 16 ? a : b;
+  return (high & 0xffff0000u) | (low & 0xffff);
+}
+inline unsigned __vmaxu2(unsigned a, unsigned b) {
+  const unsigned low = (a & 0xffff) < (b & 0xffff) ? b : a, high = a >> 16 < b >> 16 ? b : a;
+  return (high & 0xffff0000u) | (low & 0xffff);
+}
+
 inline int __float_as_int(float x) { return cuda_on_cpu::bits_as<int>(x); }
 inline unsigned __float_as_uint(float x) { return cuda_on_cpu::bits_as<unsigned>(x); }
 inline float __int_as_float(int x) { return cuda_on_cpu::bits_as<float>(x); }

@@ -1,0 +1,119 @@
+// What CUDA C++ has no words for on sm_80 and later: a tensor core's product and copies to shared memory
+// that run on while the thread does. Each has a twin for the emulator, from the same documentation, so
+// that all but the one line of PTX runs there: the twin of the product takes its operands from the
+// lanes that PTX says hold them, the twin of the copies lets nothing arrive before somebody waits.
+#pragma once
+
+#include "cuda/gpu.h"
+
+#include <cstdint>
+#include <cstring>
+
+namespace resque::cuda {
+
+// Two neighbours in float16 as the 32 bits of a register.
+__device__ __forceinline__ uint32_t bits_of(__half2 pair) {
+    uint32_t bits;
+    memcpy(&bits, &pair, 4);
+    return bits;
+}
+
+#ifndef RESQUE_CUDA_ON_CPU
+
+// sum += a b, [16, 8] += [16, 16] [16, 8], products of float16 added in float32. Where lane 4 g + t
+// holds them (columns of a and rows of b may be permuted, both alike):
+//   a[0], a[1]: rows g, g + 8; columns 2 t, 2 t + 1      a[2], a[3]: the same rows; columns 2 t + 8, 2 t + 9
+//   b0: rows 2 t, 2 t + 1; column g                      b1: rows 2 t + 8, 2 t + 9; column g
+//   sum[0], sum[1]: row g; columns 2 t, 2 t + 1          sum[2], sum[3]: row g + 8; the same columns
+__device__ __forceinline__ void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
+                                             uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// A thread's copies of 16 bytes from global to shared memory, in groups. What it copied is there for
+// itself after wait(), for others after a barrier behind that.
+class Copies {
+   public:
+    __device__ __forceinline__ void start(void* shared, const void* global) {
+        const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to), "l"(global) : "memory");
+    }
+    __device__ __forceinline__ void close_group() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+
+    // Until no more than the kLatest last groups are on their way.
+    template <int kLatest>
+    __device__ __forceinline__ void wait() {
+        asm volatile("cp.async.wait_group %0;\n" ::"n"(kLatest) : "memory");
+    }
+};
+
+#else
+
+inline float half_of(uint32_t pair, int which) {
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(pair >> (16 * which))));
+}
+
+// The sum is rounded towards zero, as tensor cores round it.
+inline void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const auto together = [](uint32_t low, uint32_t high) { return uint64_t{high} << 32 | low; };
+    double total[4] = {sum[0], sum[1], sum[2], sum[3]};
+    for (int q = 0; q < 4; ++q) {  // the lane of a quad
+        uint64_t row[2], column[2];
+        for (int i = 0; i < 2; ++i) {
+            row[i] = __shfl_sync(0xffffffffu, together(a[i], a[i + 2]), 4 * g + q);
+            column[i] = __shfl_sync(0xffffffffu, together(b0, b1), 4 * (2 * t + i) + q);
+        }
+        for (int k = 0; k < 4; ++k) {  // columns 2 q, 2 q + 1, 2 q + 8, 2 q + 9 of a
+            for (int i = 0; i < 4; ++i) {
+                const float x = half_of(static_cast<uint32_t>(row[i / 2] >> (32 * (k / 2))), k % 2);
+                const float y = half_of(static_cast<uint32_t>(column[i % 2] >> (32 * (k / 2))), k % 2);
+                total[i] += static_cast<double>(x) * y;
+            }
+        }
+    }
+    for (int i = 0; i < 4; ++i) {
+        sum[i] = static_cast<float>(total[i]);
+        if (fabs(static_cast<double>(sum[i])) > fabs(total[i])) sum[i] = nextafterf(sum[i], 0.0f);
+    }
+}
+
+class Copies {
+   public:
+    void start(void* shared, const void* global) {
+        if (pendings_ == kPending) __trap();
+        pending_[pendings_++] = {shared, global, group_};
+    }
+    void close_group() { ++group_; }
+
+    template <int kLatest>
+    void wait() {
+        int kept = 0;
+        for (int i = 0; i < pendings_; ++i) {
+            if (pending_[i].group >= group_ - kLatest) {
+                pending_[kept++] = pending_[i];
+            } else {
+                memcpy(pending_[i].to, pending_[i].from, 16);
+            }
+        }
+        pendings_ = kept;
+    }
+
+   private:
+    static constexpr int kPending = 64;
+    struct Copy {
+        void* to;
+        const void* from;
+        int group;
+    };
+    Copy pending_[kPending];
+    int pendings_ = 0, group_ = 0;
+};
+
+#endif
+
+}  // namespace resque::cuda

@@ -1,0 +1,445 @@
+"""ARM: how far the activations of every layer move, as distances between whole distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resque_ext._inputs import as_tensor, check_choice, check_features, describe
+from resque_ext.indices._arm_distance import layer_distance
+from resque_ext.indices._arm_result import ArmResult
+from resque_ext.indices._arm_state import (
+    DTYPES,
+    Bins,
+    FilterBins,
+    Samples,
+    Staged,
+    State,
+    reads_at_once,
+)
+from resque_ext.ops.spatial_mean import spatial_mean
+from resque_ext.ops.value_histogram import Values, check_finite
+
+Side = Literal["old", "new"]
+SIDES: tuple[Side, Side] = ("old", "new")
+PER = ("layer", "filter")
+_PENDING = 16_384  # unread CUDA statuses kept at most; then one wait reads them all
+_META = 7  # numbers in the `meta` of a layer's side
+
+
+class _Layer(NamedTuple):
+    """A layer of a batch, ready to be added."""
+
+    layer: str
+    where: str  # its name in messages
+    state: State
+    parts: list[Staged]
+
+
+class Arm:
+    """ARM, streamed: one pass, bounded memory, mergeable without any rounding.
+
+    A layer's distance is the Wasserstein distance W1 between the distributions of its old and of
+    its new activations over all samples; ARM is the mean over layers. Sides need not be paired, nor
+    have equally many samples.
+
+    Args:
+        per: "layer": the activations of all filters together. "filter": W1 of each filter by
+            itself, averaged over the filters.
+        pool: [N, C, H, W] and [N, T, D] are averaged over positions or tokens first; False takes
+            every position as a value. [N, D] is taken as it is.
+        scale: None, or "old-std": each layer's distance is divided by the standard deviation of its
+            old activations, because layers differ in scale.
+        max_bytes: the most that the state may take; a batch that would take more is refused. A
+            layer takes 1 MB a side; with per="filter" 2 bytes a value, until the filters' bins are
+            smaller (8 bytes each, some hundreds a filter).
+        nonfinite: "error": NaN or infinity in what is counted raises. "skip": such values are left
+            out and counted in the result.
+        exact: keep float32 and float64 values as they are and sort them, 4 or 8 bytes a value,
+            instead of counting them over bins.
+
+    Values that come as bfloat16 or float16 (and are not averaged) are counted exactly. float32
+    values, so pooled ones, are counted over the patterns of their 16 top bits, float64 ones like
+    float32: a value is known to 2^-8 of itself, and what that means for the distance is its
+    `bound`.
+
+    The noise floor of per="layer" is the distance between two halves of the old side, batches dealt
+    to them in turn, times sqrt((1/N + 1/M) / (1/N1 + 1/N2)) for N old and M new samples, N1 + N2 =
+    N; so batches have to be alike, as shuffled ones are, and two or more. That of per="filter" is
+    the mean over filters of sqrt(2/pi (1/N + 1/M)) * integral of sqrt(F (1 - F)), F the old
+    distribution function: what a difference of two distribution functions of independent samples
+    has for its mean, which several positions of one sample are not.
+
+    On the CPU a wrong batch raises in update() and leaves the state as it was. On CUDA update()
+    does not wait for the device: non-finite values raise in compute(), or in a later update() at
+    the latest after 16,384 layers, until reset(). With per="filter" it waits when it turns values
+    into bins, once in 4,096 values of a filter or less often.
+
+    Source: ARM as published (the activations of all filters), its distance as
+    scipy.stats.wasserstein_distance defines it.
+    """
+
+    def __init__(
+        self,
+        *,
+        per: str = "layer",
+        pool: bool = True,
+        scale: str | None = None,
+        max_bytes: int = 2**30,
+        nonfinite: str = "error",
+        exact: bool = False,
+    ) -> None:
+        check_choice(per, PER, "per")
+        check_choice(nonfinite, ("error", "skip"), "nonfinite")
+        if scale is not None:
+            check_choice(scale, ("old-std",), "scale")
+        for flag, name in ((pool, "pool"), (exact, "exact")):
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name}: expected True or False, found {flag!r}")
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, (int, np.integer)):
+            raise TypeError(f"max_bytes: expected an integer, found {max_bytes!r}")
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes: expected at least 1, found {max_bytes}")
+        self.per, self.pool, self.scale, self.exact = per, pool, scale, exact
+        self.max_bytes, self.nonfinite = int(max_bytes), nonfinite
+        self.reset()
+
+    def __repr__(self) -> str:
+        options = f"per={self.per!r}, pool={self.pool}, scale={self.scale!r}, exact={self.exact}"
+        return f"Arm({options}, layers={len(self._states['old'].keys() | self._states['new'])})"
+
+    def reset(self) -> None:
+        """Back to no data; any layers and device may come next."""
+        self._states: dict[str, dict[str, State]] = {side: {} for side in SIDES}
+        self._pending: list[tuple[list[tuple[Values, Tensor]], str, str]] = []
+        self._fault: ValueError | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the state takes now."""
+        return sum(state.nbytes for states in self._states.values() for state in states.values())
+
+    def update(self, activations: Mapping[str, Any], side: Side) -> None:
+        """Adds a batch of some layers to one side.
+
+        Args:
+            activations: by layer, [N, D], [N, C, H, W] or [N, T, D] of float32, float64, float16 or
+                bfloat16. A layer keeps its dtype and device within a side, and its width.
+            side: "old" or "new".
+
+        Raises:
+            TypeError, ValueError: naming the layer, what was expected and what came; also when
+                the state would take more than `max_bytes`.
+        """
+        check_choice(side, SIDES, "side")
+        # State made under a caller's inference mode could not be updated outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            self._add(_checked(activations, "activations"), side, "activations")
+
+    def discard(self, layers: Iterable[str]) -> None:
+        """Forgets these layers on both sides; those that are not there are passed over."""
+        for layer in set(layers):
+            for states in self._states.values():
+                states.pop(layer, None)
+
+    def _add(
+        self, layers: Mapping[str, Tensor], side: Side, name: str, in_halves: bool = False
+    ) -> None:
+        """A batch, or two: the even and the odd rows."""
+        batch: list[_Layer] = []
+        for layer, x in layers.items():
+            where = f"{name}[{layer!r}]"
+            x = spatial_mean(x) if self.pool and x.dim() > 2 else x
+            state = self._state(layer, x, side, where)
+            parts = []
+            for first, step in ((0, 2), (1, 2)) if in_halves else ((0, 1),):
+                values = Values.of(x[first::step], False, state.by_channel)
+                parts.append(state.stage(values._replace(rows=(first, step))))
+            if reads_at_once(x.device) and self.nonfinite == "error":
+                check_finite([(part.values, part.status) for part in parts], where)
+            batch.append(_Layer(layer, where, state, parts))
+        self._make_room(side, batch, name)
+        # All is known to be right (or, on CUDA, will be read before any result is given).
+        for layer, where, state, parts in batch:
+            self._states[side][layer] = state
+            update = "" if in_halves else f" of update {state.updates} (side={side!r})"
+            found = [(part.values.without_data(), state.commit(part)) for part in parts]
+            if not reads_at_once(state.device) and self.nonfinite == "error":
+                self._pending.append((found, where, update))
+        if len(self._pending) >= _PENDING:
+            self._read_pending()
+
+    def _state(self, layer: str, x: Tensor, side: Side, where: str) -> State:
+        """The layer's state on this side, a new one at first; checks that `x` goes with it."""
+        width = x.shape[2] if x.dim() == 3 else x.shape[1]
+        if width == 0:
+            raise ValueError(f"{where}: expected at least one column, found {describe(x)}")
+        states = [self._states[s].get(layer) for s in (side, *SIDES)]
+        for known in filter(None, states):
+            if known.width != width:
+                raise ValueError(
+                    f"{where}: expected width {known.width} as in earlier updates, found "
+                    f"{describe(x)}"
+                )
+        state = states[0]
+        if state is None:
+            return self._new_state(x.dtype, width, x.device)
+        if (state.dtype, state.device) != (x.dtype, x.device):
+            raise ValueError(
+                f"{where}: expected {state.dtype} on {state.device} as in earlier updates of the "
+                f"{side} side, found {describe(x)}"
+            )
+        return state
+
+    def _new_state(self, dtype: torch.dtype, width: int, device: torch.device) -> State:
+        if self.exact and dtype.itemsize > 2:
+            return Samples(dtype, width, device, self.per == "filter")
+        kind = FilterBins if self.per == "filter" else Bins
+        return kind(dtype, width, device)
+
+    def _make_room(self, side: Side, batch: Sequence[_Layer], name: str) -> None:
+        def needed() -> int:
+            new = [b.state.nbytes for b in batch if b.layer not in self._states[side]]
+            more = [b.state.bytes_of(part.values) for b in batch for part in b.parts]
+            return self.nbytes + sum(new) + sum(more)
+
+        if needed() <= self.max_bytes:
+            return
+        for states in self._states.values():
+            for state in states.values():
+                state.compact()
+        self._check_bytes(needed(), name)
+
+    def _check_bytes(self, needed: int, name: str) -> None:
+        if needed > self.max_bytes:
+            raise ValueError(
+                f"{name}: expected a state of at most max_bytes={self.max_bytes}, found that it "
+                f"would take {needed} bytes"
+            )
+
+    def _read_pending(self) -> None:
+        """Raises for the first wrong batch, again and again until reset(): it is in the counts."""
+        if self._pending and self._fault is None:
+            # One wait for all statuses of a device.
+            statuses = [status for found, _, _ in self._pending for _, status in found]
+            words = iter(_to_cpu(statuses))
+            for found, name, where in self._pending:
+                try:
+                    check_finite([(values, next(words)) for values, _ in found], name, where)
+                except ValueError as error:
+                    self._fault = error
+                    break
+        self._pending = []
+        if self._fault is not None:
+            raise self._fault
+
+    def merge(self, other: Arm) -> None:
+        """Adds what `other` has seen: any split of the data gives exactly the same distances.
+
+        `other` stays as it is and may live on another device.
+
+        Raises:
+            TypeError: not an Arm.
+            ValueError: other options, or widths or dtypes of a layer, or too many bytes.
+        """
+        if not isinstance(other, Arm):
+            raise TypeError(f"other: expected an Arm, found {type(other).__name__}")
+        mine, theirs = ((a.per, a.pool, a.exact) for a in (self, other))
+        if mine != theirs:
+            raise ValueError(f"other: expected (per, pool, exact) = {mine}, found {theirs}")
+        self._read_pending()
+        other._read_pending()
+        merged: dict[str, dict[str, State]] = {side: dict(self._states[side]) for side in SIDES}
+        with torch.inference_mode(False), torch.no_grad():
+            for side in SIDES:
+                for layer, theirs_ in other._states[side].items():
+                    known = merged[side].get(layer)
+                    like = known or next(
+                        (s[layer] for s in self._states.values() if layer in s), theirs_
+                    )
+                    dtype = theirs_.dtype if known is None else known.dtype
+                    if (like.width, dtype) != (theirs_.width, theirs_.dtype):
+                        raise ValueError(
+                            f"other: expected width {like.width} and {dtype} of layer {layer!r} on "
+                            f"the {side} side, found {theirs_.width} and {theirs_.dtype}"
+                        )
+                    merged[side][layer] = (known or theirs_.like()).merged(theirs_)
+        needed = sum(state.nbytes for states in merged.values() for state in states.values())
+        self._check_bytes(needed, "other")
+        self._states = merged
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole state as plain tensors, ready for safetensors."""
+        self._read_pending()
+        config = [PER.index(self.per), self.pool, self.exact]
+        state = {"config": torch.tensor([int(number) for number in config])}
+        with torch.inference_mode(False), torch.no_grad():
+            for side in SIDES:
+                for layer, kept in self._states[side].items():
+                    parts = {"meta": kept.meta()} | kept.tensors()
+                    state |= {f"{side}.{part}.{layer}": x for part, x in parts.items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Replaces the state by one of :meth:`state_dict`; nothing changes when it does not fit.
+
+        Raises:
+            KeyError: a tensor is missing or unknown.
+            TypeError: something that is not a tensor.
+            ValueError: made with other options, or a tensor is not what it should be.
+        """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected a mapping of tensors, found {describe(state)}")
+        tensors = {key: as_tensor(x, f"state[{key!r}]") for key, x in state.items()}
+        config = tensors.pop("config", None)
+        expected = [PER.index(self.per), int(self.pool), int(self.exact)]
+        if config is None:
+            raise KeyError("state: expected the key 'config', found none")
+        if config.tolist() != expected:
+            raise ValueError(
+                f"state['config']: expected {expected} of (per, pool, exact), found "
+                f"{config.tolist()}"
+            )
+        parts: dict[tuple[str, str], dict[str, Tensor]] = {}
+        for key, x in tensors.items():
+            side, part, layer = ([*str(key).split(".", 2), "", ""])[:3]
+            parts.setdefault((side, layer), {})[part] = x
+        loaded: dict[str, dict[str, State]] = {side: {} for side in SIDES}
+        with torch.inference_mode(False), torch.no_grad():
+            for (side, layer), fields in parts.items():
+                loaded_state = self._loaded(side, layer, fields)
+                loaded[side][layer] = loaded_state
+        for layer in loaded["old"].keys() & loaded["new"].keys():
+            widths = [loaded[side][layer].width for side in SIDES]
+            if widths[0] != widths[1]:
+                raise ValueError(f"state: expected one width of {layer!r}, found {widths}")
+        self._check_bytes(sum(s.nbytes for p in loaded.values() for s in p.values()), "state")
+        self.reset()
+        self._states = loaded
+
+    def _loaded(self, side: str, layer: str, fields: Mapping[str, Tensor]) -> State:
+        name = f"state[{side!r}, {layer!r}]"
+        meta = fields.get("meta")
+        if side not in SIDES or meta is None:
+            raise KeyError(
+                f"{name}: expected keys SIDE.PART.LAYER with a 'meta', found {sorted(fields)}"
+            )
+        right = (
+            tuple(meta.shape) == (_META,) and meta.dtype == torch.int64 and bool((meta >= 0).all())
+        )
+        if not right or int(meta[0]) >= len(DTYPES) or not 1 <= int(meta[1]) < 2**31:
+            raise ValueError(
+                f"{name}['meta']: expected {_META} numbers of a state, found {meta.tolist()}"
+            )
+        device = next((x.device for part, x in fields.items() if part != "meta"), meta.device)
+        state = self._new_state(DTYPES[int(meta[0])], int(meta[1]), device)
+        if set(fields) != {"meta", *state.fields}:
+            raise KeyError(
+                f"{name}: expected the parts {sorted(('meta', *state.fields))}, found "
+                f"{sorted(fields)}"
+            )
+        state.load(fields, name)
+        return state
+
+    def compute(self) -> ArmResult:
+        """The index of all data so far; more may follow. Waits for the device.
+
+        Raises:
+            ValueError: there is no data, a layer is on one side alone or has no values there, or
+                its old values do not vary (scale="old-std").
+        """
+        self._read_pending()
+        old, new = (self._states[side] for side in SIDES)
+        if not old and not new:
+            raise ValueError("update: expected at least one batch before compute(), found none")
+        if old.keys() != new.keys():
+            layer = next(name for name in {**old, **new} if name not in old or name not in new)
+            here, there = ("old", "new") if layer in old else ("new", "old")
+            raise ValueError(
+                f"activations[{layer!r}]: expected them on both sides, found them on the {here} "
+                f"side and none on the {there} side"
+            )
+        with torch.inference_mode(False), torch.no_grad():
+            layers = {
+                layer: layer_distance(
+                    layer, old[layer], new[layer], self.per == "filter", self.scale is not None
+                )
+                for layer in old
+            }
+        floors = [layer.noise_floor for layer in layers.values()]
+        return ArmResult(
+            value=float(np.mean([float(d) for d in layers.values()])),
+            layers=layers,
+            bound=float(np.mean([d.bound for d in layers.values()])),
+            noise_floor=None if None in floors else float(np.mean(floors)),  # type: ignore[arg-type]
+            nonfinite_values={
+                side: sum(int(s.skipped) for s in self._states[side].values()) for side in SIDES
+            },
+            per=self.per,
+            scale=self.scale,
+        )
+
+
+def _to_cpu(words: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of one shape, read by one wait a device."""
+    read: dict[int, Tensor] = {}
+    for device in {w.device for w in words}:
+        there = [i for i, w in enumerate(words) if w.device == device]
+        read |= zip(there, torch.stack([words[i] for i in there]).cpu(), strict=True)
+    return [read[i] for i in range(len(words))]
+
+
+def _checked(activations: Any, name: str) -> dict[str, Tensor]:
+    """Activations by layer, each a tensor that an index takes."""
+    if not isinstance(activations, Mapping):
+        raise TypeError(
+            f"{name}: expected a mapping of activations by layer, found {describe(activations)}"
+        )
+    for layer in activations:
+        if not isinstance(layer, str):
+            raise TypeError(f"{name}: expected names of layers, found {layer!r}")
+    return {layer: check_features(x, f"{name}[{layer!r}]") for layer, x in activations.items()}
+
+
+def arm(
+    old: Any,
+    new: Any,
+    *,
+    per: str = "layer",
+    pool: bool = True,
+    scale: str | None = None,
+    max_bytes: int = 2**30,
+    nonfinite: str = "error",
+    exact: bool = False,
+) -> ArmResult:
+    """ARM of activations at hand: the mean over layers of W1 between old and new activations.
+
+    Args:
+        old, new: by layer, tensors or NumPy arrays as :meth:`Arm.update` takes; one tensor or array
+            alone is a layer by the name of "".
+        per, pool, scale, max_bytes, nonfinite, exact: see :class:`Arm`. The halves of the noise
+            floor are the even and the odd rows.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    acc = Arm(
+        per=per, pool=pool, scale=scale, max_bytes=max_bytes, nonfinite=nonfinite, exact=exact
+    )
+    sides: dict[Side, dict[str, Tensor]] = {}
+    for side, given in (("old", old), ("new", new)):
+        alone = isinstance(given, (Tensor, np.ndarray))
+        sides[side] = _checked({"": given} if alone else given, side)  # type: ignore[index]
+    if sides["old"].keys() != sides["new"].keys():
+        raise ValueError(
+            f"old, new: expected the same layers, found {sorted(sides['old'])} and "
+            f"{sorted(sides['new'])}"
+        )
+    with torch.inference_mode(False), torch.no_grad():
+        for side, layers in sides.items():
+            acc._add(layers, side, side, in_halves=True)
+    return acc.compute()

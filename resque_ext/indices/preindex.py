@@ -1,0 +1,235 @@
+"""PreIndex: the representation distance of every layer and the disorder of the new embeddings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from resque_ext._inputs import check_choice
+from resque_ext.indices.representation_distance import (
+    RepresentationDistanceResult,
+    representation_distance,
+)
+from resque_ext.indices.resque_task import ResqueTaskResult, class_means, resque_task
+from resque_ext.ops.row_distances import DISTANCES, SHARED_DISTANCES
+
+ARIS = ("new", "old", "new_from_old_centers")
+RANGES = ("own", "shared")
+
+
+@dataclass(frozen=True)
+class PreIndexResult:
+    """PreIndex and the parts that it is made of, in every published combination.
+
+    Attributes:
+        value: x / (1 + s * x) - s_bar with x = p + (1 - ARI), of the parts that were chosen.
+        distances: the representation distance of every layer, number of bins and name.
+        inv_ari: 1 - ARI of the embeddings: "new", from its own class means; "old"; and
+            "new_from_old_centers", the new side from the old side's class means.
+        distance, bins, ranges, ari, s, s_bar: as asked.
+        std_error: at most what `value` has: the errors of p and of 1 - ARI added up, because both
+            come from the same samples and how they go together is not known; None where one is.
+        skipped: layers of a model that were not read, each with the reason, where one was run.
+        layer: the embedding's layer, where a model was run.
+        old_accuracy, new_accuracy: of the model, where one was run and it is a classifier.
+    """
+
+    value: float
+    distances: RepresentationDistanceResult
+    inv_ari: Mapping[str, float]
+    distance: str
+    bins: int
+    ranges: str
+    ari: str
+    s: float
+    s_bar: float
+    std_error: float | None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    layer: str | None = None
+    old_accuracy: float | None = None
+    new_accuracy: float | None = None
+
+    def __float__(self) -> float:
+        return self.value
+
+    @property
+    def p(self) -> Mapping[int, Mapping[str, float]]:
+        """The representation distance by number of bins and name, over the rows' own ranges."""
+        return self.distances.p
+
+    @property
+    def layer_values(self) -> dict[str, float]:
+        """The distance of every layer, of the number of bins and name that were chosen."""
+        table = self.distances if self.ranges == "own" else self.distances.shared
+        assert table is not None  # it was asked for
+        return {name: found[self.bins][self.distance] for name, found in table.layers.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and None, for JSON."""
+        return {
+            "value": self.value,
+            "std_error": self.std_error,
+            "inv_ari": dict(self.inv_ari),
+            "distance": self.distance,
+            "bins": self.bins,
+            "ranges": self.ranges,
+            "ari": self.ari,
+            "s": self.s,
+            "s_bar": self.s_bar,
+            "distances": self.distances.to_dict(),
+            "skipped": dict(self.skipped),
+            "layer": self.layer,
+            "old_accuracy": self.old_accuracy,
+            "new_accuracy": self.new_accuracy,
+        }
+
+
+@dataclass(frozen=True)
+class PreIndexOptions:
+    """Which parts make the index; checked when made.
+
+    Args:
+        distance: the name of a distance: wasserstein_heights, jensen_shannon, bhattacharyya or kl;
+            over shared ranges wasserstein, jensen_shannon, bhattacharyya or kl.
+        bins: the number of bins of that distance.
+        ranges: "own", as published, or "shared".
+        ari: "new", "old" or "new_from_old_centers".
+        s, s_bar: the "noise-variance scaling" and its mean. No public text or code defines them:
+            with the defaults, 0, the index is p + (1 - ARI).
+        all_bins: every number of bins that is in the result; `bins` is one of them.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+
+    distance: str = "jensen_shannon"
+    bins: int = 32
+    ari: str = "new"
+    s: float = 0.0
+    s_bar: float = 0.0
+    ranges: str = "own"
+    all_bins: Sequence[int] = (16, 32, 64)
+
+    def __post_init__(self) -> None:
+        check_choice(self.ranges, RANGES, "ranges")
+        names = DISTANCES if self.ranges == "own" else SHARED_DISTANCES
+        check_choice(self.distance, names, "distance")
+        check_choice(self.ari, ARIS, "ari")
+        if self.bins not in self.all_bins:
+            raise ValueError(f"bins: expected one of {tuple(self.all_bins)}, found {self.bins!r}")
+        for name in ("s", "s_bar"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+                raise TypeError(f"{name}: expected a number, found {value!r}")
+            if not math.isfinite(value):
+                raise ValueError(f"{name}: expected a finite number, found {value!r}")
+
+    @property
+    def shared(self) -> bool:
+        return self.ranges == "shared"
+
+
+def preindex(
+    old_layers: Mapping[str, Any],
+    new_layers: Mapping[str, Any],
+    old_embedding: Any,
+    new_embedding: Any,
+    labels: Any,
+    distance: str = "jensen_shannon",
+    bins: int = 32,
+    ari: str = "new",
+    s: float = 0.0,
+    s_bar: float = 0.0,
+    *,
+    ranges: str = "own",
+    all_bins: Sequence[int] = (16, 32, 64),
+    embedding: str = "flattened",
+    nonfinite: str = "error",
+) -> PreIndexResult:
+    """PreIndex of activations at hand, the same samples before and after a shift.
+
+    With x = p + (1 - ARI), PreIndex = x / (1 + s * x) - s_bar.
+
+    Args:
+        old_layers, new_layers: by layer, paired activations [N, M], [N, C, H, W] (pooled) or
+            [N, T, D] (all T * D values), as :class:`RepresentationDistance` takes them.
+        old_embedding, new_embedding: [N, D], [N, C, H, W] or [N, T, D], clustered by k-means.
+        labels: [N] class indices, int32 or int64, any values.
+        distance, bins, ari, s, s_bar, ranges, all_bins: see :class:`PreIndexOptions`.
+        embedding: "flattened", as published, or "pooled".
+        nonfinite: "error", or "skip" for pairs of layers; embeddings have to be finite.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+
+    Source: PreIndex as published; the terms behind `s` and `s_bar` are open there.
+    """
+    options = PreIndexOptions(distance, bins, ari, s, s_bar, ranges, tuple(all_bins))
+    distances = representation_distance(
+        old_layers, new_layers, bins=options.all_bins, shared=options.shared, nonfinite=nonfinite
+    )
+    return combine(options, distances, old_embedding, new_embedding, labels, embedding)
+
+
+def combine(
+    options: PreIndexOptions,
+    distances: RepresentationDistanceResult,
+    old_embedding: Any,
+    new_embedding: Any,
+    labels: Any,
+    embedding: str,
+) -> PreIndexResult:
+    """PreIndex of distances that are known, and embeddings as :func:`resque_task` takes them."""
+    tasks = _cluster(old_embedding, new_embedding, labels, embedding)
+    table = distances.shared if options.shared else distances
+    assert table is not None  # the options asked for it
+    p = table.p[options.bins][options.distance]
+    x = p + tasks[options.ari].value
+    scale = 1 + options.s * x
+    if scale == 0:
+        raise ValueError(f"s: expected 1 + s * x other than 0 for x = {x}, found s = {options.s}")
+    errors = (table.std_error[options.bins][options.distance], tasks[options.ari].std_error)
+    error = None
+    if None not in errors:
+        error = sum(errors) / scale**2  # type: ignore[arg-type]
+    return PreIndexResult(
+        value=x / scale - options.s_bar,
+        distances=distances,
+        inv_ari={name: tasks[name].value for name in ("old", "new", "new_from_old_centers")},
+        distance=options.distance,
+        bins=options.bins,
+        ranges=options.ranges,
+        ari=options.ari,
+        s=float(options.s),
+        s_bar=float(options.s_bar),
+        std_error=error,
+    )
+
+
+def _cluster(old: Any, new: Any, labels: Any, embedding: str) -> dict[str, ResqueTaskResult]:
+    """The three clusterings; what is wrong with an embedding is said of it by its own name."""
+
+    def named(name: str, function: Any, features: Any, **more: Any) -> Any:
+        try:
+            return function(features, labels, embedding=embedding, **more)
+        except (ValueError, TypeError) as error:
+            first, _, rest = str(error).partition(":")
+            names = ", ".join({"features": name}.get(n, n) for n in first.split(", "))
+            raise type(error)(f"{names}:{rest}") from None
+
+    found = {
+        "old": named("old_embedding", resque_task, old),
+        "new": named("new_embedding", resque_task, new),
+    }
+    centers = named("old_embedding", class_means, old)
+    if centers.shape[1] != found["new"].centers.shape[1]:
+        raise ValueError(
+            "old_embedding, new_embedding: expected one width, found "
+            f"{centers.shape[1]} and {found['new'].centers.shape[1]}"
+        )
+    found["new_from_old_centers"] = named("new_embedding", resque_task, new, init=centers)
+    return found

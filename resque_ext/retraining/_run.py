@@ -1,0 +1,378 @@
+"""The training loop behind `retrain`: steps, evaluations, stop rules, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from resque_ext._inputs import describe
+from resque_ext.observe import evaluating, forward
+from resque_ext.retraining import checkpoint, run_state
+from resque_ext.retraining.costs import EVALUATION, TRAINING, Costs
+from resque_ext.retraining.data import Batches, label_fault
+from resque_ext.retraining.energy.sources import warn
+from resque_ext.retraining.heads import training_mode
+from resque_ext.retraining.history import History, StepFault
+from resque_ext.retraining.measures import ParameterTrack, StepLog, gradient_norm
+from resque_ext.retraining.random_state import Randomness
+from resque_ext.retraining.record import RetrainingCost
+from resque_ext.retraining.settings import Settings, Transform
+
+ENERGY_LOOK_SECONDS = 1.0  # between two looks at the energy that a budget limits
+ROUNDING = 1e-9  # of an epoch: sums of shares that should meet a limit may miss it by less
+
+
+class RetrainingError(RuntimeError):
+    """Training went wrong by itself: a loss or a gradient that is not finite.
+
+    Attributes:
+        step: the step that failed, counted from 1.
+        record: the :class:`RetrainingCost` of the steps before it.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+        self.record: RetrainingCost | None = None
+
+
+class Run:
+    """One retraining, from the first evaluation to the last.
+
+    Args:
+        model: the copy that is trained, on the device.
+        train, test: batches that were measured.
+        settings, costs, randomness: see there.
+        about: {"device": ..., "versions": ...} for the record.
+        path: of the checkpoint, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Batches,
+        test: Batches,
+        settings: Settings,
+        costs: Costs,
+        randomness: Randomness,
+        about: dict[str, Any],
+        path: Path | None,
+    ) -> None:
+        self.model, self.train, self.test = model, train, test
+        self.settings, self.costs, self.randomness = settings, costs, randomness
+        self.about, self.path, self.device = about, path, costs.device
+        self.check_batches = settings.check_batches(train.count)
+        shift = settings.transform
+        self.train_transforms = [Transform(shift), Transform(settings.augment)]
+        self.test_transform = Transform(shift)
+        self.track = ParameterTrack(model)
+        self.parameters = list(self.track.parameters.values())
+        self.optimizer = settings.optimizer(self.parameters)
+        _check_optimizer(self.optimizer, self.parameters)
+        self.options = settings.describe(self.optimizer)  # before a scheduler changes the rates
+        self.scheduler = settings.scheduler(self.optimizer) if settings.scheduler else None
+        scaled = settings.autocast == torch.float16
+        self.scaler = torch.amp.GradScaler(self.device.type) if scaled else None
+        self.log = StepLog(self.device)
+        self.history = History(train.count, train.samples)
+        self.epoch_state: dict[str, Any] | None = None  # randomness at the start of the epoch
+        self.skip = 0  # batches of the epoch that a resumed run has behind it
+        self._looked = self._saved = time.perf_counter()
+        self._warned = False  # that a budget of energy cannot be kept
+        self._bar: Any = None
+
+    # The loop
+
+    def go(self) -> None:
+        """Evaluates and trains until a stop rule holds."""
+        if self.path is not None and self.path.exists():
+            run_state.take_on(self, self.path, checkpoint.load(self.path))
+        if self.history.stopped is not None:
+            return
+        training_mode(self.model)
+        with self._progress_bar():
+            if not self.history.checks:
+                self._evaluate()
+            while self.history.stopped is None:
+                self._epoch()
+        self.costs.close()
+        if self.history.samples_in_epoch:
+            self.history.note_epoch(self.track.changes())
+        elif self.history.change is None:
+            self.history.change = self.track.changes()
+        self._save()
+
+    def _epoch(self) -> None:
+        history = self.history
+        for transform in self.train_transforms:
+            transform.restart()
+        for inputs, labels, size in self._training_batches():
+            self._step(inputs, labels, size)
+            done = history.epochs >= self.settings.max_epochs - ROUNDING
+            late = self._over_budget()
+            if history.batch in self.check_batches or done or late:
+                self._read_log()
+                if history.batch == self.train.count:
+                    self._end_epoch()
+                self._evaluate()
+                if history.stopped is None and (done or late):
+                    history.stopped = late or "epochs"
+                if history.stopped is not None:
+                    return
+            if self._save_is_due():
+                self._read_log()
+                self._save()
+            self.costs.switch(TRAINING)
+
+    def _training_batches(self) -> Iterator[tuple[Any, Any, int]]:
+        """The batches of the epoch. Of one that is resumed those before are read again and left
+        out, so that whatever draws random numbers for the data goes on as it would have."""
+        skip, self.skip = self.skip, 0
+        now = self.randomness.state()
+        if skip:
+            assert self.epoch_state is not None
+            self.randomness.restore(self.epoch_state)
+        else:
+            self.epoch_state = now
+            self.costs.switch(TRAINING)
+        for i, (inputs, labels, size) in enumerate(self.train, start=1):
+            if i > skip:
+                self.costs.switch(TRAINING)
+                yield inputs, labels, size
+                continue
+            for transform in self.train_transforms:
+                inputs = transform(inputs) if transform.resets else inputs
+            if i == skip:
+                self.randomness.restore(now)
+
+    def _step(self, inputs: Any, labels: Any, size: int) -> None:
+        for transform in self.train_transforms:
+            inputs = transform(inputs)
+        with self.settings.precision():
+            output = forward(self.model, self.settings.laid_out(inputs))
+            loss, fault = self._loss(output, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler is None:
+            loss.backward()
+        else:
+            self.scaler.scale(loss).backward()
+            self.scaler.unscale_(self.optimizer)
+        self.log.add(loss, gradient_norm(self.parameters), fault, size)
+        self.history.begin_step(size)
+        if self.log.full:
+            self._read_log()  # on the CPU before the weights take a step that is not finite
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        if self.scheduler is not None and self.settings.scheduler_interval == "step":
+            self.scheduler.step()
+        if self._bar is not None:
+            self._bar.update()
+
+    def _loss(self, output: Any, labels: Any) -> tuple[Tensor, Tensor | None]:
+        if self.settings.loss is None:
+            logits = _logits(output, len(labels))
+            classes = logits.shape[1]
+            fault = label_fault(labels, classes, self.train.name)
+            labels = labels.to(self.device, torch.int64, non_blocking=True)
+            # On a GPU a label out of range would end the process's use of it.
+            within = labels if fault is None else labels.clamp(0, classes - 1)
+            return nn.functional.cross_entropy(logits, within), fault
+        if isinstance(labels, Tensor):
+            labels = labels.to(self.device, non_blocking=True)
+        loss = self.settings.loss(output, labels)
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            raise TypeError(f"loss: expected a scalar tensor, found {describe(loss)}")
+        if not loss.requires_grad:
+            raise ValueError("loss: expected one that depends on the parameters, found a constant")
+        return loss, None
+
+    def _read_log(self) -> None:
+        """Takes the pending steps in; waits for the device."""
+        try:
+            self.history.read_steps(*self.log.take(), scaled=self.scaler is not None)
+        except StepFault as fault:
+            if fault.what == "labels":
+                raise ValueError(_out_of_range(self.train.name)) from None
+            raise RetrainingError(
+                f"{fault.what}: expected a finite one, found {fault.found} in step {fault.step}",
+                fault.step,
+            ) from None
+
+    def _end_epoch(self) -> None:
+        self.costs.switch(None)
+        if self.scheduler is not None and self.settings.scheduler_interval == "epoch":
+            self.scheduler.step()
+        self.history.note_epoch(self.track.changes())
+        self.track.end_epoch()
+        self.history.end_epoch()
+
+    # The test data
+
+    def _evaluate(self) -> None:
+        """Reads the test accuracy, without a trace in the training, and stops where it says so."""
+        self.costs.switch(EVALUATION)
+        self.test_transform.restart()
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        wrong = torch.zeros((), dtype=torch.bool, device=self.device)
+        with self.randomness.kept(self.settings.seed), evaluating(self.model):
+            for inputs, labels, _ in self.test:
+                with self.settings.precision():
+                    inputs = self.settings.laid_out(self.test_transform(inputs))
+                    logits = _logits(forward(self.model, inputs), len(labels))
+                fault = label_fault(labels, logits.shape[1], self.test.name)
+                correct += (logits.argmax(1) == labels.to(self.device, non_blocking=True)).sum()
+                if fault is not None:
+                    wrong |= fault
+        accuracy = int(correct) / self.test.samples
+        self.costs.switch(None)
+        if bool(wrong):
+            raise ValueError(_out_of_range(self.test.name))
+        history, settings = self.history, self.settings
+        history.add_check(accuracy)
+        if self._bar is not None:
+            self._bar.set_postfix(accuracy=f"{accuracy:.1%}", refresh=False)
+        if accuracy >= settings.target_accuracy:
+            history.stopped = "target"
+        elif history.checks_without_best(settings.min_improvement) >= (
+            math.inf if settings.patience is None else settings.patience
+        ):
+            history.stopped = "plateau"
+
+    def _over_budget(self) -> str | None:
+        """The limit of time or energy that is passed, if one is."""
+        settings, now = self.settings, time.perf_counter()
+        if settings.max_seconds is not None and self.costs.elapsed() >= settings.max_seconds:
+            return "seconds"
+        if settings.max_joules is not None and now - self._looked >= ENERGY_LOOK_SECONDS:
+            self._looked = now
+            joules, reason = self.costs.joules()
+            if joules is None and not self._warned:
+                self._warned = True
+                warn(f"max_joules is not kept: {reason}")
+            elif joules is not None and joules >= settings.max_joules:
+                return "energy"
+        return None
+
+    # The record
+
+    def record(self) -> RetrainingCost:
+        """What was measured so far."""
+        history = self.history
+        return RetrainingCost(
+            reached=history.stopped == "target",
+            stopped=history.stopped or "error",
+            target_accuracy=float(self.settings.target_accuracy),
+            epochs=history.epochs,
+            steps=history.steps,
+            samples=history.samples,
+            steps_per_epoch=self.train.count,
+            samples_per_epoch=self.train.samples,
+            skipped_steps=history.skipped_steps,
+            gradient_norm=history.gradient_norm(),
+            parameter_change=history.parameter_change(),
+            train_seconds=self.costs.seconds[TRAINING],
+            evaluation_seconds=self.costs.seconds[EVALUATION],
+            energy=self.costs.energy(),
+            accuracy=tuple(history.checks),
+            loss_of_epoch=tuple(history.losses),
+            seed=int(self.settings.seed),
+            device=self.about["device"],
+            versions=self.about["versions"],
+            options=self.options,
+            resumed=history.resumed,
+        )
+
+    def broken_off(self, error: BaseException) -> RetrainingCost:
+        """The record of a run that `error` ended."""
+        history = self.history
+        history.stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else "error"
+        try:
+            self.costs.close()
+            # A fault in steps that were not read yet is forgotten with them: `error` came first.
+            with contextlib.suppress(RetrainingError, ValueError):
+                self._read_log()
+            change = self.track.changes()
+            if history.samples_in_epoch:
+                history.note_epoch(change)
+            history.change = change
+        except RuntimeError:  # of a device that answers no more: what it holds is not known
+            history.forget(self.log.sizes)
+            history.change = None
+        return self.record()
+
+    @contextlib.contextmanager
+    def _progress_bar(self) -> Iterator[None]:
+        with tqdm(
+            total=math.ceil(self.settings.max_epochs * self.train.count),
+            initial=self.history.steps,
+            desc="retraining",
+            disable=not self.settings.progress,
+            leave=False,
+        ) as bar:
+            self._bar = None if bar.disable else bar
+            yield
+
+    # Checkpoints
+
+    def _save_is_due(self) -> bool:
+        return (
+            self.path is not None
+            and time.perf_counter() - self._saved >= self.settings.checkpoint_seconds
+        )
+
+    def _save(self) -> None:
+        if self.path is not None:
+            self.costs.switch(None)
+            checkpoint.save(self.path, run_state.of(self))
+            self._saved = time.perf_counter()
+
+
+def _logits(output: Any, rows: int) -> Tensor:
+    """[N, C] of a classifier's output.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"model: expected an output [N, C] of C >= 2 classes, found {describe(logits)}"
+        )
+    if logits.shape[0] != rows:
+        raise ValueError(
+            f"model: expected one output a label ({rows}), found an output of {describe(logits)}"
+        )
+    return logits
+
+
+def _out_of_range(name: str) -> str:
+    return (
+        f"{name} labels: expected class indices from 0 to below the number of the model's outputs, "
+        "found others"
+    )
+
+
+def _check_optimizer(optimizer: Any, parameters: list[nn.Parameter]) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer: expected a function that gives a torch.optim.Optimizer, found one that "
+            f"gives {describe(optimizer)}"
+        )
+    mine = {id(parameter) for parameter in parameters}
+    theirs = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not theirs <= mine:
+        raise ValueError(
+            "optimizer: expected an optimiser of the parameters that the function is given, which "
+            f"are those of a copy of the model, found {len(theirs - mine)} others in it"
+        )
