@@ -754,9 +754,9 @@ FAILURES = {
         ["old: expected batches (inputs, labels), found shape (16, 6)"],
     ),
     "index by another name": (
-        {"indices": ["resque_dist", "preindex"]},
+        {"indices": ["resque_dist", "pre_index"]},
         ValueError,
-        ["indices: expected names among", "'resque_dist'", "found ['preindex']"],
+        ["indices: expected names among", "'resque_dist'", "found ['pre_index']"],
     ),
     "an unknown index": ({"indices": "emd"}, ValueError, ["indices: expected", "found ['emd']"]),
     "no index": ({"indices": []}, ValueError, ["indices: expected names among", "found ()"]),
