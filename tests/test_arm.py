@@ -196,6 +196,19 @@ def test_scale_divides_by_the_old_deviation(per, exact):
         arm({"a": torch.ones(9, 3)}, {"a": torch.ones(9, 3)}, per=per, exact=exact, scale="old-std")
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_deviation_that_the_bins_hardly_tell(others):
+    """Both sides of an edge: the bins' deviation is half a bin or more, the true one less."""
+    width = 2.0**-7
+    near = torch.tensor([1 + width - 1e-6, 1 + width + 1e-6]).repeat(20)
+    old = torch.cat([near, torch.full((others,), 1 + 2 * width + 1e-6)])[:, None]
+    found = arm(old, old + 0.5, scale="old-std").layers[""]
+    expected = truth(old, old + 0.5)[0] / old.double().numpy().std()
+    assert found.lower <= expected <= found.upper
+    assert expected > 3 * found
+    assert (found.to_dict()["bound"] is None) == (others == 0)
+
+
 # Noise floor
 
 

@@ -453,7 +453,7 @@ def test_a_layer_takes_a_megabyte_a_side():
     assert acc.nbytes == 4 * 2**20
 
 
-def test_filters_keep_values_until_their_bins_are_smaller():
+def test_filters_keep_values_until_their_bins_are_smaller(monkeypatch):
     """Values of a few bins: 2 bytes each at first, then 8 bytes a bin."""
     x = torch.randint(4, (1_000, 6)).float()
     acc = Arm(per="filter")
@@ -465,11 +465,16 @@ def test_filters_keep_values_until_their_bins_are_smaller():
     acc.update({"a": x}, "old")
     assert acc.nbytes == 8 * 6 * 4 + 2 * 6 * 1_000
     # Values that are all different are smaller than their bins would be, and are tried less often.
+    tried, compact = [], _arm_state.FilterBins.compact
+    monkeypatch.setattr(
+        _arm_state.FilterBins, "compact", lambda state: (tried.append(state.nbytes), compact(state))
+    )
     spread = torch.arange(1, 20_001, dtype=torch.int16).view(torch.bfloat16).view(-1, 1)
     acc = Arm(per="filter")
     for part in spread.split(1_000):
         acc.update({"a": part}, "old")
     assert acc.nbytes == 2 * 20_000
+    assert tried == [2 * 5_000, 2 * 10_000, 2 * 20_000]
     acc.max_bytes = 2 * 20_000 + 10
     with pytest.raises(ValueError, match="max_bytes"):
         acc.update({"a": spread[:10]}, "old")
@@ -537,6 +542,15 @@ def test_wrong_values_raise_later_where_reading_would_wait(kind, monkeypatch):
     at_once = filled(kind)
     with nothing_read_at_once(monkeypatch):
         same(at_once, filled(kind))
+
+
+def test_a_layer_that_is_discarded_has_no_say(monkeypatch):
+    with nothing_read_at_once(monkeypatch):
+        acc = Arm()
+        for side in SIDES:
+            acc.update(BAD_BATCHES["NaN"][0], side)
+        acc.discard(["fc.1", "none such"])
+        assert list(acc.compute().layers) == ["conv"]
 
 
 def test_unread_statuses_are_read_before_they_are_too_many(monkeypatch):

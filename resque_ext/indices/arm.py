@@ -115,7 +115,7 @@ class Arm:
     def reset(self) -> None:
         """Back to no data; any layers and device may come next."""
         self._states: dict[str, dict[str, State]] = {side: {} for side in SIDES}
-        self._pending: list[tuple[list[tuple[Values, Tensor]], str, str]] = []
+        self._pending: list[tuple[str, list[tuple[Values, Tensor]], str, str]] = []
         self._fault: ValueError | None = None
 
     @property
@@ -145,6 +145,7 @@ class Arm:
         for layer in set(layers):
             for states in self._states.values():
                 states.pop(layer, None)
+            self._pending = [entry for entry in self._pending if entry[0] != layer]
 
     def _add(
         self, layers: Mapping[str, Tensor], side: Side, name: str, in_halves: bool = False
@@ -169,7 +170,7 @@ class Arm:
             update = "" if in_halves else f" of update {state.updates} (side={side!r})"
             found = [(part.values.without_data(), state.commit(part)) for part in parts]
             if not reads_at_once(state.device) and self.nonfinite == "error":
-                self._pending.append((found, where, update))
+                self._pending.append((layer, found, where, update))
         if len(self._pending) >= _PENDING:
             self._read_pending()
 
@@ -225,9 +226,9 @@ class Arm:
         """Raises for the first wrong batch, again and again until reset(): it is in the counts."""
         if self._pending and self._fault is None:
             # One wait for all statuses of a device.
-            statuses = [status for found, _, _ in self._pending for _, status in found]
+            statuses = [status for _, found, *_ in self._pending for _, status in found]
             words = iter(_to_cpu(statuses))
-            for found, name, where in self._pending:
+            for _, found, name, where in self._pending:
                 try:
                     check_finite([(values, next(words)) for values, _ in found], name, where)
                 except ValueError as error:
