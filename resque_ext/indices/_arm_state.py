@@ -7,6 +7,7 @@ between.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -50,7 +51,7 @@ class Staged(NamedTuple):
     status: Tensor  # empty where only adding the batch tells
 
 
-class State:
+class State(ABC):
     """One side of one layer.
 
     Attributes:
@@ -81,8 +82,8 @@ class State:
         """An empty one of the same kind."""
         return type(self)(self.dtype, self.width, self.device)
 
-    def stage(self, values: Values) -> Staged:
-        raise NotImplementedError
+    @abstractmethod
+    def stage(self, values: Values) -> Staged: ...
 
     def commit(self, staged: Staged) -> Tensor:
         """Adds a staged batch and returns its status."""
@@ -123,37 +124,37 @@ class State:
         self._load(state, name)
 
     @property
-    def nbytes(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def nbytes(self) -> int: ...
 
+    @abstractmethod
     def bytes_of(self, values: Values) -> int:
         """How much larger a batch makes the state, at first."""
-        raise NotImplementedError
 
-    def compact(self) -> None:
+    def compact(self) -> None:  # noqa: B027 (most kinds are as small as they get)
         """As small as it gets, where that takes more than keeping what came."""
 
+    @abstractmethod
     def points(self, first: int = 0, last: int | None = None, half: int | None = None) -> Points:
         """All values (of one half), or those of the channels from `first` to before `last`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """The data, by the names of `fields`."""
-        raise NotImplementedError
 
     def _expect_total(self, counts: Tensor, name: str) -> None:
         total = self.values - int(self.skipped)
         right = bool((counts >= 0).all()) and int(counts.sum()) == total
         _expect(right, name, "counts", f"counts of {total} values in all", counts)
 
-    def _add(self, staged: Staged, half: int) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _add(self, staged: Staged, half: int) -> Tensor: ...
 
-    def _fill(self, mine: Any, theirs: Any, turn: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _fill(self, mine: Any, theirs: Any, turn: int) -> None: ...
 
-    def _load(self, state: Mapping[str, Tensor], name: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _load(self, state: Mapping[str, Tensor], name: str) -> None: ...
 
 
 class Bins(State):

@@ -8,6 +8,7 @@ the same rows give in memory.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -25,7 +26,7 @@ SEGMENT_ELEMENTS = 2**26
 EMBEDDINGS = ("pooled", "flattened")
 
 
-class Source:
+class Source(ABC):
     """Rows of features that can be read any number of times.
 
     Attributes:
@@ -47,9 +48,9 @@ class Source:
         """Rows of a segment: a function of the width alone."""
         return max(1, SEGMENT_ELEMENTS // max(1, torch.Size(self.row_shape).numel()))
 
+    @abstractmethod
     def parts(self) -> Iterator[Tensor]:
         """The rows in order, in parts of any length; each is good until the next is taken."""
-        raise NotImplementedError
 
     def segments(self, device: torch.device) -> Iterator[tuple[int, Tensor]]:
         """(first row, segment) in order, on `device`; each is good until the next is taken."""
