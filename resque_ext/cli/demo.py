@@ -97,7 +97,8 @@ def _demo(
     console.print(
         f"\nOld side: the images that the model was trained on (accuracy {accuracy['old']:.1%}). "
         f"New side: held-out images (accuracy {accuracy['held_out']:.1%} without a shift), which "
-        "it has never seen, shifted; so the sides are not paired. Accuracy drop: old minus new. On "
+        "it has never seen, shifted; so the sides are not paired. PreIndex and ARM compare the "
+        "held-out images with themselves, before and after. Accuracy drop: old minus new. On "
         "grey images impulse and salt_and_pepper are one law, drawn twice.\n"
         f"Levels: {'; '.join(f'{kind}: {unit}' for kind, unit in units.items())}.\n"
         f"Read at layer {escape(result['layer'])}; seed {seed}; {seconds:.1f} s.",
