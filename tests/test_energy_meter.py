@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -315,6 +316,26 @@ def test_errors_are_those_of_the_real_module():
         assert pynvml.NVMLError(code).value == code
     for name in vars(FakeNvml):
         assert name.startswith("_") or hasattr(pynvml, name), name
+
+
+def test_torch_devices_are_found_by_their_uuid(monkeypatch):
+    gpus = FakeGpu(), FakeGpu(joules=lambda t: 7 * t)
+    gpus[1].uuid = "GPU-11112222-aaaa"
+    known = SimpleNamespace(uuid="11112222-aaaa")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: known)
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    device = torch.device("cuda", 0)  # as CUDA_VISIBLE_DEVICES numbers it
+    meter, _, clock = make(*gpus, gpus=[device])
+    with meter.window("a") as metered:
+        clock.sleep(5)
+    assert figure(metered.measurement, "gpu:1").value == pytest.approx(35)
+    assert waited == [device, device]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace())
+    meter, _, clock = make(*gpus, gpus=[device])
+    with meter.window("a") as metered:
+        clock.sleep(5)
+    assert "which GPU it is" in figure(metered.measurement, "gpu").reason
 
 
 def test_short_windows_say_so():

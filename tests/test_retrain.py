@@ -96,6 +96,17 @@ def test_every_part_of_the_recipe_is_an_argument():
     assert run(epochs=1).options["optimizer_groups"][0]["weight_decay"] == 1e-5
 
 
+def test_norm_is_over_all_parameters_whatever_the_optimiser_holds():
+    model = network()
+    model(batches()[0][0]).sum().backward()  # old gradients of the caller's do not enter
+    head = lambda p: torch.optim.SGD(p[-2:], lr=0.1)  # noqa: E731
+    cost = run(model, epochs=2, optimizer=head)
+    model.zero_grad()
+    expected = bare(model, batches(), batches(seed=1), 2, head)
+    assert not all(change(expected.weights[-1], expected.weights[0]).values())
+    np.testing.assert_allclose(cost.gradient_norm.per_step, expected.norms, rtol=1e-6)
+
+
 def test_epoch_schedule_steps_once_an_epoch():
     rates = []
 
@@ -223,6 +234,8 @@ def test_number_of_checks_does_not_change_the_training():
 
 
 def test_random_states_and_loaders_generators_come_back():
+    np.random.seed(123)  # noqa: NPY002
+    random.seed(123)
     rng = torch.Generator().manual_seed(3)
     train = loader(generator=rng)
     own, mine = rng.get_state(), torch.get_rng_state()

@@ -1,5 +1,6 @@
 """retrain's checkpoints: a run that goes on is the run that was never stopped, to the bit."""
 
+import concurrent.futures
 import itertools
 import json
 import math
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -183,11 +185,32 @@ def test_survives_being_killed_at_any_moment(tmp_path):
     assert caught.value.record.resumed == 1
 
 
+def test_there_is_always_a_whole_file(tmp_path):
+    path = tmp_path / "run"
+    state = {"tensor": torch.zeros(50_000), "n": 0}
+    files.save(path, state)
+    done, seen = threading.Event(), []
+
+    def read():
+        while not done.is_set():
+            seen.append(files.load(path)["n"])
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        reader = pool.submit(read)
+        for n in range(1, 60):
+            files.save(path, state | {"n": n})
+        done.set()
+        reader.result()  # raises what reading raised
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 3
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "run"
     files.save(path, {"a": 1})
 
-    def full(*_, **__):
+    def full(_tensors, target, **_):
+        Path(target).write_bytes(b"half of it")
         raise OSError("no space left")
 
     monkeypatch.setattr(files, "save_file", full)

@@ -1,6 +1,7 @@
 """retrain: bad input is one clear error; what ends a run carries what was measured."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -143,6 +144,19 @@ def test_loader_that_changes_its_length(side, later):
         run(epochs=9, **{side: Changing()})
     assert "3 batches with 48 samples" in str(caught.value)
     assert caught.value.record.steps > 0
+
+
+def test_loader_that_never_ends():
+    class Endless:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return iter(batches()) if self.passes < 3 else itertools.cycle(batches())
+
+    with pytest.raises(ValueError, match=r"^train_batches: .* found more than 4 batches") as caught:
+        run(train=Endless(), epochs=9)
+    assert caught.value.record.steps == 8
 
 
 def test_loss_that_is_not_a_number():

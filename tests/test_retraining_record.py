@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -189,3 +191,13 @@ def test_windows_add_up():
     alone = Measurement("x", 1.0, measurement().figures[:1], GRAMS)
     assert add("x", [alone, mixed]).measured.source == "sum"
     assert add("x", []).measured.value is None
+
+
+def test_nothing_heavy_is_imported():
+    code = (
+        "import sys, torch; before = set(sys.modules); "  # torch takes pynvml where that is
+        "import resque_ext; assert 'resque_ext.retraining' not in sys.modules; "
+        "import resque_ext.retraining; new = set(sys.modules) - before; "
+        "found = {'codecarbon', 'pynvml', 'matplotlib', 'pandas'} & new; assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -159,7 +159,7 @@ class Run:
         with self.settings.precision():
             output = forward(self.model, self.settings.laid_out(inputs))
             loss, fault = self._loss(output, labels)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)  # an optimiser may hold a part of the parameters
         if self.scaler is None:
             loss.backward()
         else:

@@ -199,8 +199,7 @@ def _trainable_copy(model: nn.Module, device: torch.device, channels_last: bool)
     fresh = copy.deepcopy(model).to(device)
     if channels_last:
         fresh = fresh.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for parameter in fresh.parameters():
-        parameter.grad = None
+    fresh.zero_grad(set_to_none=True)  # a copy has copies of the gradients
     return fresh
 
 

@@ -111,7 +111,10 @@ class EnergyMeter:
         self._release = weakref.finalize(self, _release, self._sources, self._nvml)
 
     def _gpu_sources(self, gpus: Any, module: Any) -> list[Source]:
-        names = None if gpus is None else [_gpu_name(gpu) for gpu in gpus]
+        try:
+            names = None if gpus is None else [_gpu_name(gpu) for gpu in gpus]
+        except (AttributeError, RuntimeError) as error:  # a torch without UUIDs, a broken driver
+            return [Nothing("gpu", f"torch does not tell which GPU it is: {error}")]
         if names == []:
             return []
         try:

@@ -1,0 +1,97 @@
+"""StudyRun: what the indices said of one shift, and what retraining for it really cost."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from resque_ext.retraining.record import RecordError, RetrainingCost
+
+FORMAT = "resque_ext.StudyRun/1"
+REESTIMATED = "_reestimated"  # ends a predictor's name: taken after re-estimating normalization
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One shift at one level: every predictor before any retraining, and the measured cost.
+
+    Attributes:
+        kind, level, unit, seed: of the shift; the unit says what the level counts.
+        model: a name for the model that was studied.
+        predictors: value by name: an index by its name in `score`, "accuracy_drop",
+            "linear_probe_error", "nearest_class_mean_error"; each with `REESTIMATED` behind its
+            name after re-estimating normalization. None where it does not exist.
+        std_errors: likewise; None where there is none.
+        reasons: why a predictor is None, by its name.
+        index_seconds: wall seconds that all predictors took together.
+        cost: of the retraining.
+    """
+
+    kind: str
+    level: float
+    unit: str
+    seed: int
+    model: str
+    predictors: dict[str, float | None]
+    std_errors: dict[str, float | None]
+    cost: RetrainingCost
+    reasons: dict[str, str] = field(default_factory=dict)
+    index_seconds: float | None = None
+
+    @property
+    def measures(self) -> dict[str, float | None]:
+        """The measured costs by name; lower bounds where `censored`."""
+        return self.cost.measures()
+
+    @property
+    def censored(self) -> bool:
+        """The target was not reached: the true cost is larger than every measure."""
+        return self.cost.censored
+
+    def to_json(self) -> str:
+        """One line of strict JSON, without the gradient norms of single steps."""
+        values = {"format": FORMAT} | {name: getattr(self, name) for name in _FIELDS}
+        values["cost"] = self.cost.to_dict(per_step=False)
+        return json.dumps(values, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> StudyRun:
+        """The run that `to_json` gave.
+
+        Raises:
+            RecordError: not JSON, or no such run.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise RecordError(f"run: expected JSON, found {error}") from None
+        found = values.get("format") if isinstance(values, Mapping) else type(values).__name__
+        if found != FORMAT:
+            raise RecordError(f"run: expected format {FORMAT!r}, found {found!r}")
+        wrong = set(values) ^ {"format", *_FIELDS}
+        if wrong:
+            raise RecordError(f"run: expected the keys {list(_FIELDS)}, differs in {sorted(wrong)}")
+        parsed: dict[str, Any] = {name: values[name] for name in _FIELDS}
+        parsed["cost"] = RetrainingCost.from_dict(parsed["cost"])
+        return cls(**parsed)
+
+
+def read_runs(path: str | os.PathLike[str]) -> Iterator[StudyRun]:
+    """The runs of a file of one JSON object a line.
+
+    Raises:
+        RecordError: a line that is no run; the message gives its number.
+    """
+    with Path(path).open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield StudyRun.from_json(line)
+            except RecordError as error:
+                raise RecordError(f"{path}, line {number}: {error}") from None
+
+
+_FIELDS = tuple(StudyRun.__dataclass_fields__)

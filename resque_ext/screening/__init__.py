@@ -1,0 +1,1 @@
+"""Screening: many models, many candidate datasets, one ranked table."""
