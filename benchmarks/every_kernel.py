@@ -13,6 +13,14 @@ from resque_ext.ops.pair_counts import _pair_counts_status
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SHAPES = ((3_000, 5), (3_000, 64), (600, 40, 3, 3), (300, 16, 4, 4), (200, 7, 24))
 
+# Rows, columns and centres of lloyd_step. Few centres: several groups of threads, one, two columns
+# a thread, copies of single values, several spans of rows. Many: narrow tiles, wide ones, and wide
+# ones side by side.
+CLUSTERS = (
+    *((3_000, 5, 3), (3_000, 64, 16), (600, 512, 10), (300, 700, 8), (300, 129, 9)),
+    *((2_200_000, 2, 3), (3_000, 64, 40), (600, 256, 300), (700, 1_100, 600), (40, 2_048, 10)),
+)
+
 
 def main() -> None:
     torch.manual_seed(0)
@@ -31,6 +39,9 @@ def main() -> None:
     for classes in (1, 96, 300):  # tables in shared memory, and in the result
         for dtypes in ((torch.int64, torch.int32), (torch.int32, torch.int64)):
             check_pairs(classes, dtypes)
+    for dtype in DTYPES:
+        for n, width, k in CLUSTERS:
+            check_clusters(torch.randn(n, width, device="cuda").to(dtype), k)
     print("every kernel ran and agreed with plain PyTorch")
 
 
@@ -75,6 +86,26 @@ def check_pairs(classes: int, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
         with resque_ext.backend("torch"):
             plain = _pair_counts_status(*pair, classes, classes)
         assert all(torch.equal(x, y) for x, y in zip(ours, plain, strict=True))
+
+
+def check_clusters(x: torch.Tensor, k: int) -> None:
+    """With centres that are copies, so that rows are open between two of them, and between many."""
+    centers = x[:k].double()
+    centers[1 : k // 2 : 4] = centers[0 : k // 2 - 1 : 4]
+    centers[k - k // 4 :] = centers[k // 2]
+    step = torch.ops.resque_ext.lloyd_step_status
+    for bad in (False, True):
+        if bad:
+            x[-1, 0], x[k, -1] = torch.inf, torch.nan
+        for update, distances in ((True, False), (True, True), (False, False)):
+            ours = step(x, centers, update, distances)
+            with resque_ext.backend("torch"):
+                plain = step(x, centers, update, distances)
+            labels, squared, inertia, sums, counts, _, status = zip(ours, plain, strict=True)
+            for a, b in (labels, counts, status):
+                assert torch.equal(a, b)
+            for a, b in () if bad else (squared, inertia, sums):
+                torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-9)
 
 
 if __name__ == "__main__":

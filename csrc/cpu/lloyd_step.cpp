@@ -62,7 +62,7 @@ struct Plan {
         // As many as the L2 keeps beside the rest, so that some have a label in common.
         group = std::clamp<int64_t>((int64_t{1} << 18) / std::max<int64_t>(x.channels * size, 1), 1, 512);
         group = (group + subs * rows - 1) / (subs * rows) * (subs * rows);
-        // Rows are added to a sum one by one, 4,096 at most: an error of 4.6e-13 of the absolute values.
+        // Few rows are added to a sum at a time, 4,096 at most: an error of 4.6e-13 of the absolute values.
         window = std::clamp<int64_t>(x.n / 32 / (subs * rows) * (subs * rows), subs * rows, 4096);
         windows = (x.n + window - 1) / window;
         slots = update && windows * k * x.channels * 8 <=
@@ -153,23 +153,24 @@ class Worker {
 
     void multiply(int64_t begin, int64_t end) {
         const int64_t subs = std::min(plan_.subs, (end - begin + kRows<Real> - 1) / kRows<Real>);
-        std::fill_n(norms_, subs * kRows<Real>, Real{0});
+        const int64_t block = subs * kRows<Real>;
+        std::fill_n(norms_, block, Real{0});
         for (int64_t b = 0; b < panels_.blocks; ++b) {
             const int64_t width = panels_.columns(b);
             for (int64_t s = 0; s < subs; ++s) {
                 const int64_t first = begin + s * kRows<Real>;
                 pack_(row(first) + b * kColumns, a_.x.stride_n, std::min<int64_t>(kRows<Real>, end - first),
-                      panels_.mean + b * kColumns, width, y_ + s * kRows<Real> * kColumns,
+                      panels_.origin + b * kColumns, width, y_ + s * kRows<Real> * kColumns,
                       norms_ + s * kRows<Real>);
             }
-            // What the next packing reads: the next columns, or the next rows.
+            // What the next packing reads: the next columns, or the first ones of the next rows.
             const bool down = b + 1 == panels_.blocks;
-            const int64_t rows = std::min(subs * kRows<Real>, (down ? a_.x.n - subs * kRows<Real> : end) - begin);
+            const int64_t from = down ? begin + block : begin, column = down ? 0 : (b + 1) * kColumns;
+            const int64_t rows = std::min(block, (down ? a_.x.n : end) - from);
             const int64_t wide = (panels_.columns(down ? 0 : b + 1) * int64_t{sizeof(T)} + 63) / 64;
-            Lines ahead{reinterpret_cast<const char*>(row(down ? begin + subs * kRows<Real> : begin) +
-                                                      (down ? 0 : (b + 1) * kColumns)),
-                        a_.x.stride_n * int64_t{sizeof(T)}, wide, 0};
-            int64_t left = rows * wide;
+            Lines ahead{reinterpret_cast<const char*>(row(from) + column), a_.x.stride_n * int64_t{sizeof(T)},
+                        wide, 0};
+            int64_t left = rows * wide;  // none where no rows follow
             const int64_t share = (left + panels_.tiles * subs - 1) / (panels_.tiles * subs);
             for (int64_t t = 0; t < panels_.tiles; ++t) {
                 const int64_t first = panels_.first(t);
@@ -304,7 +305,8 @@ class Worker {
     int32_t* first_;     // [k] the first row of each label, or -1
     void (*pack_)(const T*, int64_t, int64_t, const Real*, int64_t, Real*, Real*) =
         RESQUE_PICK(pack_rows<T, Real>);
-    void (*product_)(const Real*, const Real*, int64_t, int64_t, bool, Real*, Lines&, int64_t) = RESQUE_PICK(product<Real>);
+    void (*product_)(const Real*, const Real*, int64_t, int64_t, bool, Real*, Lines&, int64_t) =
+        RESQUE_PICK(product<Real>);
     void (*nearest_)(const Real*, int64_t, const Real*, const Real*, const Real*, Nearest<Real>*) =
         RESQUE_PICK(nearest<Real>);
     double (*distance_)(const T*, const double*, int64_t) = RESQUE_PICK(distance<T>);

@@ -1,6 +1,6 @@
 // The centres as lloyd_step's product reads them, and how wrong that product can be.
 //
-// With y = x - mean and c = center - mean, the squared distance is |y|^2 + 2 t, t = |c|^2 / 2 - y.c, and
+// With y = x - origin and c = center - origin, the squared distance is |y|^2 + 2 t, t = |c|^2 / 2 - y.c, and
 // only t depends on the centre. It is computed in Real, float32 for all features but float64, with unit
 // roundoff u; what follows bounds the error of the computed t by slack + slope |y|.
 //   y and c are rounded to Real: 2 u |y||c|, and y's part again in |y| itself.
@@ -52,19 +52,19 @@ class Space {
 template <typename Real>
 struct Panels {
     int64_t k, width, tiles, blocks;
-    double* wide_mean;  // [width]
-    Real* mean;         // [width], then zeros up to a multiple of 16
-    Real* packed;       // [block][tile][columns of the block][centres of the tile]
-    Real* base;         // [k]
-    Real* slope;        // [k]
-    double* slack;      // [k], infinite for a centre that is always a candidate
+    double* wide_origin;  // [width]
+    Real* origin;         // [width], then zeros up to a multiple of 16
+    Real* packed;         // [block][tile][columns of the block][centres of the tile]
+    Real* base;           // [k]
+    Real* slope;          // [k]
+    double* slack;        // [k], infinite for a centre that is always a candidate
 
     Panels(int64_t centers, int64_t columns, Space& space)
         : k(centers), width(columns), blocks(std::max<int64_t>((columns + kColumns - 1) / kColumns, 1)) {
         const int64_t tile = RESQUE_PICK(tile_centers());
         tiles = (k + tile - 1) / tile;
-        wide_mean = space.take<double>(width);
-        mean = space.take<Real>((width + 15) / 16 * 16);
+        wide_origin = space.take<double>(width);
+        origin = space.take<Real>((width + 15) / 16 * 16);
         packed = space.take<Real>(k * width);
         base = space.take<Real>(k);
         slope = space.take<Real>(k);
@@ -78,10 +78,8 @@ struct Panels {
     }
 
     void fill(const double* centers, int threads) {
-        const int64_t bytes = k * width * 8;
-        std::fill(mean + width, mean + (width + 15) / 16 * 16, Real{0});
-        parallel_for(blocks, threads, bytes, [&](int64_t b) { average(centers, b); });
-        parallel_for(tiles, threads, 2 * bytes, [&](int64_t t) { pack(centers, t); });
+        choose_origin(centers);
+        parallel_for(tiles, threads, 2 * k * width * 8, [&](int64_t t) { pack(centers, t); });
     }
 
    private:
@@ -89,18 +87,17 @@ struct Panels {
     static constexpr double kLeast = std::numeric_limits<Real>::min();
     static constexpr double kMost = std::numeric_limits<Real>::max();
 
-    // Any mean is right; one that is near makes the numbers, and so their errors, small.
-    void average(const double* centers, int64_t block) {
-        const int64_t begin = block * kColumns, end = begin + columns(block);
-        std::fill(wide_mean + begin, wide_mean + end, 0.0);
-        for (int64_t i = 0; i < k; ++i) {
-            for (int64_t c = begin; c < end; ++c) wide_mean[c] += centers[i * width + c];
+    // Any origin is right; one amid the data makes the numbers, and so their errors, small. The median of
+    // three centres, column by column, is one wherever a single centre has gone astray.
+    void choose_origin(const double* centers) {
+        const double *a = centers, *b = centers + k / 2 * width, *c = centers + (k - 1) * width;
+        for (int64_t i = 0; i < width; ++i) {
+            const double low = std::min(a[i], b[i]), high = std::max(a[i], b[i]);
+            const double middle = std::max(low, std::min(high, c[i]));
+            origin[i] = std::abs(middle) <= kMost ? static_cast<Real>(middle) : Real{0};
+            wide_origin[i] = origin[i];
         }
-        for (int64_t c = begin; c < end; ++c) {
-            const double exact = wide_mean[c] / static_cast<double>(k);
-            mean[c] = std::abs(exact) <= kMost ? static_cast<Real>(exact) : Real{0};
-            wide_mean[c] = mean[c];
-        }
+        std::fill(origin + width, origin + (width + 15) / 16 * 16, Real{0});
     }
 
     void pack(const double* centers, int64_t tile) {
@@ -110,7 +107,7 @@ struct Panels {
             Real* to = panel(b, tile);
             for (int64_t c = b * kColumns; c < b * kColumns + columns(b); ++c) {
                 for (int64_t i = begin; i < begin + size; ++i) {
-                    const double off = centers[i * width + c] - wide_mean[c];
+                    const double off = centers[i * width + c] - wide_origin[c];
                     *to++ = std::isfinite(slack[i]) ? static_cast<Real>(off) : Real{0};
                 }
             }
@@ -120,7 +117,7 @@ struct Panels {
     void bound(const double* center, int64_t i) {
         const double columns = static_cast<double>(width), chain = std::min(width, kColumns) + blocks;
         const double gamma = chain * kUnit / (1 - chain * kUnit);
-        const double square = distance_(center, wide_mean, width), length = std::sqrt(square);
+        const double square = distance_(center, wide_origin, width), length = std::sqrt(square);
         const double steep = length * (gamma + 12 * kUnit) * (1 + 2 * gamma) + 4 * columns * kLeast;
         slack[i] = (4 * kUnit + 3 * kFloat64Share) * square + 4 * (columns + 1) * kLeast * (1 + length) +
                    steep * columns * std::sqrt(kLeast);

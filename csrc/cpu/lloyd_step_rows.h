@@ -32,10 +32,10 @@ struct Lines {
     namespace set {                                                                                 \
     /* Centres in a tile of the product. */                                                         \
     int tile_centers();                                                                             \
-    /* y[c][r] = x[r][c] - mean[c] for `rows` rows, the last one again up to kRows, and */          \
-    /* norm[r] += the squares. mean has zeros behind `width`, up to a multiple of 16. */            \
+    /* y[c][r] = x[r][c] - origin[c] for `rows` rows, the last one again up to kRows, and */        \
+    /* norm[r] += the squares. origin has zeros behind `width`, up to a multiple of 16. */          \
     template <typename T, typename Real>                                                            \
-    void pack_rows(const T* x, int64_t stride, int64_t rows, const Real* mean, int64_t width,       \
+    void pack_rows(const T* x, int64_t stride, int64_t rows, const Real* origin, int64_t width,     \
                    Real* y, Real* norm);                                                            \
     /* scores[k][r] (+)= the sum over c of panel[c][k] y[c][r], for the centres of one tile; */     \
     /* meanwhile prefetches as many lines, two for every column at most. */                         \

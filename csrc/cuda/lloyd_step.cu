@@ -162,12 +162,14 @@ void launch_add(const double* parts, int64_t count, double* between, double* sum
 
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, 256) * 256; }
 
-// Centres of a tile of the product, and how many tiles there are room for in the panels.
+constexpr int kNarrow = 128, kWide = 256;  // centres of a tile of the product
+
+// Which tiles there are, and in how many shares blocks side by side take them.
 struct Tiles {
     int64_t size, padded, splits;
 
     Tiles(const Features& x, int64_t k) {
-        size = k > 128 ? 256 : 128;
+        size = k > kNarrow ? kWide : kNarrow;
         padded = ceil_div(k, size) * size;
         // A tile of rows that all resident blocks hold, 2 * 132 of 128, stays in the L2 from one tile of
         // centres to the next if its rows have up to 1 KB. Wider rows are read by blocks side by side
@@ -292,10 +294,10 @@ struct Launch {
                              at<Bound>(layout.bounds), at<uint4>(layout.panels), at<float>(layout.shift), a.labels,
                              at<Nearest>(layout.nearest), at<int32_t>(layout.listed), at<int32_t>(layout.left),
                              counter(0), counter(1), a.rechecked, a.status};
-        tiles.size == 256 ? launch_sift<256, 1>(job) : launch_sift<128, 1>(job);
+        tiles.size == kWide ? launch_sift<kWide, 1>(job) : launch_sift<kNarrow, 1>(job);
         const int64_t blocks = ceil_div(a.x.n, kSettleThreads);
         LAUNCH((settle<T, true>), blocks, kSettleThreads, 0, stream)(job);
-        launch_sift<128, 3>(job);
+        launch_sift<kNarrow, 3>(job);
         LAUNCH((settle<T, false>), min(blocks, int64_t{1024}), kSettleThreads, 0, stream)(job);
         LAUNCH((settle_rest<T>), min(a.x.n, int64_t{1024}), kSettleThreads, 0, stream)(job);
 

@@ -323,7 +323,8 @@ __global__ void __launch_bounds__(kSettleThreads, 4) settle(ManyJob<T> job) {
             const double squared = distance(job.x + theirs * job.stride_n, job.centers + center * job.width, job.width);
             best.look_at(squared, static_cast<int>(center));
             best.merge_lanes(kOctet);
-            if (lane % (2 * kOctet) == 0) job.labels[theirs] = best.nowhere() ? 0 : best.center;
+            const bool mine = lane == 0 || (lane == 2 * kOctet && other != one);
+            if (mine) job.labels[theirs] = best.nowhere() ? 0 : best.center;
         }
     }
 }

@@ -1,4 +1,4 @@
-"""Takes single barriers out of a kernel's source, to see that a sanitizer then complains."""
+"""Lets single barriers of a kernel be left out, to see that a sanitizer then complains."""
 
 import re
 
@@ -7,19 +7,32 @@ _BARRIER = re.compile(
     r"//[^\n]*|/\*.*?\*/|(?P<barrier>\b(?:__syncthreads|__syncwarp)\s*\((?:[^()]|\([^()]*\))*\))",
     re.DOTALL,
 )
-
-
-def _barriers(source: str) -> list[re.Match[str]]:
-    return [match for match in _BARRIER.finditer(source) if match["barrier"]]
+VARIABLE = "WITHOUT_BARRIER"
+_SWITCH = f"""#include <stdlib.h>
+static const char* const without_barrier = getenv("{VARIABLE}");
+static const int left_out = without_barrier ? atoi(without_barrier) : -1;
+#line 1
+"""
 
 
 def count_barriers(source: str) -> int:
     """How many ``__syncthreads()`` and ``__syncwarp()`` the text of a .cu file calls."""
-    return len(_barriers(source))
+    return sum(match["barrier"] is not None for match in _BARRIER.finditer(source))
 
 
-def remove_barrier(source: str, index: int) -> str:
-    """The text without its ``index``-th barrier; every line keeps its number."""
-    match = _barriers(source)[index]
-    lines = "\n" * match["barrier"].count("\n")
-    return f"{source[: match.start()]}(void)0{lines}{source[match.end() :]}"
+def switch_barriers(source: str) -> str:
+    """The text with a switch at every barrier: one build then runs without any one of them.
+
+    The program leaves out barrier i, counted from 0, where its environment has ``VARIABLE`` = i.
+    Every line keeps its number.
+    """
+    index = -1
+
+    def switched(match: re.Match[str]) -> str:
+        nonlocal index
+        if match["barrier"] is None:
+            return match[0]
+        index += 1
+        return f"(left_out == {index} ? (void)0 : (void){match[0]})"
+
+    return _SWITCH + _BARRIER.sub(switched, source)

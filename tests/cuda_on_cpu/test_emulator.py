@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cuda_on_cpu.barriers import count_barriers, remove_barrier
+from cuda_on_cpu.barriers import VARIABLE, count_barriers, switch_barriers
 from cuda_on_cpu.build import build_module, run, unavailable
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
@@ -343,25 +343,28 @@ def test_global_memory_of_numpy_is_checked():
     assert "compute.cu:" in bad.stderr
 
 
-def test_every_barrier_that_is_removed_is_missed(tmp_path):
+def test_every_barrier_that_is_left_out_is_missed(tmp_path, monkeypatch):
     source = (PLANTED / "barriers.cu").read_text()
-    program = build_module([PLANTED / "barriers.cu"], "barriers", sanitizer="thread")
+    (tmp_path / "barriers.cu").write_text(switch_barriers(source))
+    program = build_module([tmp_path / "barriers.cu"], "barriers", sanitizer="thread")
     clean = run([program], sanitizer="thread")
     assert (clean.returncode, clean.stdout, clean.stderr) == (0, "cudaSuccess right\n", "")
     assert count_barriers(source) == 4
     for index in range(4):
-        path = tmp_path / f"barriers_{index}.cu"
-        path.write_text(remove_barrier(source, index))
-        done = run([build_module([path], "barriers", sanitizer="thread")], sanitizer="thread")
+        monkeypatch.setenv(VARIABLE, str(index))
+        done = run([program], sanitizer="thread")
         assert "ThreadSanitizer: data race" in done.stderr, index
 
 
 def test_barriers_are_found_in_code_alone():
     source = "// __syncthreads();\n/* __syncwarp() */ __syncwarp(m(\n  3)); f(); __syncthreads();"
     assert count_barriers(source) == 2
-    first = remove_barrier(source, 0)
-    assert first == "// __syncthreads();\n/* __syncwarp() */ (void)0\n; f(); __syncthreads();"
-    assert remove_barrier(first, 0).endswith("f(); (void)0;")
+    found = switch_barriers(source)
+    assert found.endswith(
+        "#line 1\n// __syncthreads();\n/* __syncwarp() */ "
+        "(left_out == 0 ? (void)0 : (void)__syncwarp(m(\n  3))); f(); "
+        "(left_out == 1 ? (void)0 : (void)__syncthreads());"
+    )
 
 
 def test_a_build_is_kept_until_something_changes(tmp_path):

@@ -1,12 +1,13 @@
 """The CUDA kernels touch their own memory alone, do not race, and need each of their barriers."""
 
+import functools
 import re
 from dataclasses import dataclass, field
 
 import pytest
 
 from cuda_on_cpu import build
-from cuda_on_cpu.barriers import count_barriers, remove_barrier
+from cuda_on_cpu.barriers import VARIABLE, count_barriers, switch_barriers
 
 pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=str(build.unavailable()))
 
@@ -21,7 +22,8 @@ class Driver:
 
     sources: tuple[str, ...]
     work: tuple[tuple[str, ...], ...] = ((),)  # its arguments, one run each
-    # ThreadSanitizer makes a thread of each fiber, 20 us: smaller constants, and the same code.
+    # ThreadSanitizer makes a thread of each fiber, 20 us: smaller constants, and the same code. A
+    # header of csrc/ that is named here is found before that one.
     smaller: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     less_work: tuple[tuple[str, ...], ...] = ((),)
 
@@ -35,6 +37,24 @@ SMALLER_HISTOGRAM = (
     ("kTableBytes = 128 << 10", "kTableBytes = 4 << 10"),
 )
 SMALLER_PAIRS = (("kThreads = 512", "kThreads = 64"), ("kBlocks = 264", "kBlocks = 2"))
+SMALLER_LLOYD = (
+    ("kFrameParts = 32", "kFrameParts = 4"),
+    ("kSplitThreads = 128", "kSplitThreads = 64"),
+    ("kAddThreads = 256", "kAddThreads = 64"),
+    ("kNarrow = 128, kWide = 256", "kNarrow = 16, kWide = 32"),
+    ("kFewThreads = 512", "kFewThreads = 64"),
+    ("kFewTile = 64 << 10", "kFewTile = 8 << 10"),
+    ("kSpan = 4096", "kSpan = 64"),
+    ("kSlotParts = 32", "kSlotParts = 4"),
+    ("kSettleThreads = 256", "kSettleThreads = 64"),
+    ("min(a.x.n, int64_t{1024})", "min(a.x.n, int64_t{2})"),
+    ("int64_t{528}", "int64_t{1}"),
+)
+FLOAT32_ALONE = (  # a quarter of the code to compile; barriers are the same for all
+    ("case DType::float64: return f(Type<double>{});", ""),
+    ("case DType::float16: return f(Type<Half>{});", ""),
+    ("case DType::bfloat16: return f(Type<BFloat>{});", ""),
+)
 DRIVERS_OF = {
     "class_order": Driver(
         ("class_order.cu",), ((), ("257",)), {"class_order.cu": SMALLER_ORDER}, ((), ("17",))
@@ -44,8 +64,16 @@ DRIVERS_OF = {
         ((), ("1250",)),
         {"class_moments.cu": SMALLER_MOMENTS, "class_order.cu": SMALLER_ORDER},
     ),
-    # Its blocks are too many threads for ThreadSanitizer as they stand: memory alone is checked.
-    "lloyd_step": Driver(("lloyd_step.cu", "class_order.cu", "class_moments.cu"), less_work=()),
+    "lloyd_step": Driver(
+        ("lloyd_step.cu", "class_order.cu", "class_moments.cu"),
+        smaller={
+            "lloyd_step.cu": SMALLER_LLOYD,
+            "class_moments.cu": SMALLER_MOMENTS,
+            "class_order.cu": SMALLER_ORDER,
+            "dispatch.h": FLOAT32_ALONE,
+        },
+        less_work=(("float32",),),
+    ),
     "pair_counts": Driver(
         ("pair_counts.cu",), ((), ("270",)), {"pair_counts.cu": SMALLER_PAIRS}, ((), ("9",))
     ),
@@ -58,11 +86,27 @@ DRIVERS_OF = {
 WITHOUT_DRIVER = {"row_distances.cu", "row_distances_long.cu"}
 WORK = [(name, work) for name, driver in DRIVERS_OF.items() for work in driver.work]
 LESS_WORK = [(name, work) for name, driver in DRIVERS_OF.items() for work in driver.less_work]
+
+
+def whole(source):
+    """The text of a .cu file with the headers that carry its name in it: they are parts of it."""
+    include = re.compile(rf'#include "cuda/({source.removesuffix(".cu")}_\w+\.cuh)"')
+    pasted = set()
+
+    def paste(match):
+        if match[1] in pasted:
+            return ""
+        pasted.add(match[1])
+        text = (CUDA / match[1]).read_text().replace("#pragma once", "")
+        return include.sub(paste, text)
+
+    return include.sub(paste, (CUDA / source).read_text())
+
+
 BARRIERS = [
     pytest.param(name, index, id=f"{name}-{index}")
     for name, driver in DRIVERS_OF.items()
-    if driver.less_work
-    for index in range(count_barriers((CUDA / driver.sources[0]).read_text()))
+    for index in range(count_barriers(whole(driver.sources[0])))
 ]
 
 
@@ -71,11 +115,11 @@ def label(value):
 
 
 def smaller(driver, source):
-    text = (CUDA / source).read_text()
+    text = whole(source) if source.endswith(".cu") else (build.CSRC / source).read_text()
     for old, new in driver.smaller.get(source, ()):
         assert text.count(old) == 1, f"{source} has no single {old!r} any more"
         text = text.replace(old, new)
-    return text
+    return switch_barriers(text) if source == driver.sources[0] else text
 
 
 def program(name, files, sanitizer):
@@ -86,17 +130,18 @@ def program(name, files, sanitizer):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """The folder of the smaller sources: builds that share a file there compile it once."""
+    """Programs of the smaller sources, in which each barrier of the own one can be left out."""
     folder = tmp_path_factory.mktemp("kernels")
 
-    def files_of(name):
-        files = []
-        for source in DRIVERS_OF[name].sources:
-            files.append(folder / f"{name}_{source}")
-            files[-1].write_text(smaller(DRIVERS_OF[name], source))
-        return files
+    @functools.cache
+    def built(name):
+        driver = DRIVERS_OF[name]
+        (folder / name).mkdir()
+        for source in {*driver.sources, *driver.smaller}:
+            (folder / name / source).write_text(smaller(driver, source))
+        return program(name, [folder / name / source for source in driver.sources], "thread")
 
-    return files_of
+    return built
 
 
 def test_every_source_has_a_driver():
@@ -119,20 +164,16 @@ def test_no_memory_but_their_own(monkeypatch, name, work, order):
 @pytest.mark.parametrize(("name", "work"), LESS_WORK, ids=label)
 def test_no_races(monkeypatch, small, name, work, order):
     monkeypatch.setenv("RESQUE_CUDA_ON_CPU_ORDER", order)
-    built = program(name, small(name), "thread")
-    done = build.run([built, *work], sanitizer="thread", timeout=60)
+    done = build.run([small(name), *work], sanitizer="thread", timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "right\n", "")
 
 
 @pytest.mark.parametrize(("name", "index"), BARRIERS)
-def test_every_barrier_is_needed(small, name, index):
+def test_every_barrier_is_needed(monkeypatch, small, name, index):
     """Without it there is a race, or a wrong result."""
-    files = small(name)
-    broken = files[0].with_name(f"without_{index}_{files[0].name}")
-    broken.write_text(remove_barrier(files[0].read_text(), index))
-    built = program(name, [broken, *files[1:]], "thread")
+    monkeypatch.setenv(VARIABLE, str(index))
     for work in DRIVERS_OF[name].less_work:
-        done = build.run([built, *work], sanitizer="thread", timeout=60)
+        done = build.run([small(name), *work], sanitizer="thread", timeout=60)
         if re.search("ThreadSanitizer: data race", done.stderr) or done.stdout != "right\n":
             return
     pytest.fail(f"nothing is wrong without barrier {index} of {name}")

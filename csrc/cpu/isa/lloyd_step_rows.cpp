@@ -64,9 +64,10 @@ RESQUE_INLINE Lanes<Real> load(const T* p) {
         Lanes<Real> v;
         for (int i = 0; i < kLanes<Real>; i += 8) {
             T values[8] = {};
-            std::memcpy(values, p + i, kLanes<Real> < 8 ? sizeof v / 2 : sizeof values);
+            constexpr int some = kLanes<Real> < 8 ? kLanes<Real> : 8;
+            std::memcpy(values, p + i, some * sizeof(T));
             const Float8 part = load8_single(values);
-            std::memcpy(reinterpret_cast<Real*>(&v) + i, &part, sizeof v < sizeof part ? sizeof v : sizeof part);
+            std::memcpy(reinterpret_cast<Real*>(&v) + i, &part, some * sizeof(Real));
         }
         return v;
     }
@@ -277,16 +278,16 @@ RESQUE_INLINE void measure_of(const T* const* row, int rows, const double* cente
 int tile_centers() { return kTile; }
 
 template <typename T, typename Real>
-void pack_rows(const T* x, int64_t stride, int64_t rows, const Real* mean, int64_t width, Real* y,
+void pack_rows(const T* x, int64_t stride, int64_t rows, const Real* origin, int64_t width, Real* y,
                Real* norm) {
     constexpr int n = kLanes<Real>;
     for (int64_t first = 0; first < kRows<Real>; first += n) {
         const T* row[n];
         for (int64_t r = 0; r < n; ++r) row[r] = x + (first + r < rows ? first + r : rows - 1) * stride;
-        Lanes<Real> squares = load<Real>(norm + first);
+        Lanes<Real> squares{};
         // Columns c and n - 1 more, of which there may be only `some`.
         const auto pack = [&](int64_t c, const T* const* from, int64_t at, int64_t some) RESQUE_INLINE_LAMBDA {
-            const Lanes<Real> m = load<Real>(mean + c);
+            const Lanes<Real> m = load<Real>(origin + c);
             Lanes<Real> v[n];
 #pragma GCC unroll 16
             for (int r = 0; r < n; ++r) v[r] = load<Real>(from[r] + at) - m;
@@ -308,6 +309,7 @@ void pack_rows(const T* x, int64_t stride, int64_t rows, const Real* mean, int64
             }
             pack(c, from, 0, width - c);
         }
+        squares += load<Real>(norm + first);
         std::memcpy(norm + first, &squares, sizeof squares);
     }
 }

@@ -1,4 +1,4 @@
-// lloyd_step: small inputs of every kind, for few centres and for many.
+// lloyd_step: small inputs of every kind, for few centres and for many; or such of `float32`, fewer.
 #include "support.h"
 
 namespace {
@@ -92,7 +92,15 @@ void step(const Case& c) {
 
 }  // namespace
 
-int main() {
+int main(int count, char**) {
+    if (count > 1) {
+        step({DType::float32, 150, 40, 5, 0, 0, true, true, true});   // two windows, several tiles and spans
+        step({DType::float32, 20, 7, 16, 1, 0, false, true, false});  // two groups of threads a tile
+        step({DType::float32, 40, 100, 8, 0, 0, false, true, false});  // two columns a thread
+        step({DType::float32, 135, 40, 40, 0, 0, true, true, true});  // two tiles of rows, and of centres
+        std::puts("right");
+        return 0;
+    }
     for (int code = 0; code < 4; ++code) {
         const auto dtype = static_cast<DType>(code);
         step({dtype, 75, 40, 5, 0, 0, true, true, false});
