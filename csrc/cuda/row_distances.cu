@@ -8,6 +8,8 @@
 namespace resque::cuda {
 namespace {
 
+constexpr int64_t kFewestTiles = 1024;  // that keep an H100 busy: two warps for each of its schedulers
+constexpr int64_t kMostWarps = 8192;
 constexpr int kMostBins = 64;   // of what measure_tiles takes
 constexpr int kTable = 448;     // entries; larger counts are rare, and their logarithms are computed
 constexpr int kPitch = kWarp + 1;  // words from bin to bin, so that a pair's bins lie in different banks
@@ -93,7 +95,7 @@ __device__ __forceinline__ void measure_level(const Job<T>& job, const Tables& t
 // in counters private to each lane. The counts go to shared memory as one word a bin and pair, old row
 // and new, 32 pairs side by side; then every lane measures one pair.
 template <typename T, int V, int Lanes, int Packs>
-__global__ void __launch_bounds__(kRowThreads, 4) measure_tiles(Job<T> job) {
+__global__ void __launch_bounds__(kRowThreads, sizeof(T) == 8 ? 3 : 4) measure_tiles(Job<T> job) {
     using F = Binned<T>;
     constexpr int kRows = kWarp / Lanes;
     DYN_SHARED(uint4, space);
@@ -238,19 +240,19 @@ struct Layout {
 
     Layout(const Features& x, int64_t bin_counts, int64_t all_bins, bool shared) {
         const int64_t value_bytes = x.dtype == DType::float64 ? 8 : 4;
-        slots = min(x.n, Share::kMostWarps);
+        slots = max(share(x.n).warps, long_slots(x.n));
         partial_bytes = bin_counts * (shared ? 8 : 4) * slots * 8;
         marks = aligned(partial_bytes);
-        means = marks + aligned(Share(x.n, tile(x.n)).tiles * 4);
+        means = marks + aligned(share(x.n).tiles * 4);
         long_rows = means + (x.positions > 1 ? 2 * mean_bytes(x) : 0);
         bytes = long_rows + long_workspace(x.n, x.channels, value_bytes, all_bins, shared);
     }
 
-    // Pairs that a warp measures side by side: 32, but fewer where that would leave warps without work.
-    static int64_t tile(int64_t n) {
+    // A warp measures 32 pairs side by side, but fewer where that would leave warps without work.
+    static Share share(int64_t n) {
         int64_t pairs = kWarp;
-        while (pairs > 1 && n / pairs < 1024) pairs /= 2;
-        return pairs;
+        while (pairs > 1 && n / pairs < kFewestTiles) pairs /= 2;
+        return Share(n, pairs, kMostWarps);
     }
     static int64_t mean_bytes(const Features& x) {
         return aligned(x.n * x.channels * (x.dtype == DType::float64 ? 8 : 4));
@@ -260,10 +262,8 @@ struct Layout {
 
 template <typename T, int V, int Lanes, int Packs>
 void launch_tiles(const Job<T>& job, cudaStream_t stream) {
-    const auto kernel = measure_tiles<T, V, Lanes, Packs>;
     const Room room(job.levels.base, job.m, job.shared);
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, room.bytes),
-          "cudaFuncSetAttribute");
+    allow_shared(measure_tiles<T, V, Lanes, Packs>, room.bytes);
     LAUNCH((measure_tiles<T, V, Lanes, Packs>), ceil_div(job.share.warps, kRowWarps), kRowThreads,
            room.bytes, stream)(job);
 }
@@ -338,7 +338,7 @@ void launch_rows(const RowDistances& a, const Layout& layout, const T* old, int6
         const bool is_short = m <= kWarp * kValues<T> && levels.base <= kMostBins;
         const Job<T> job{{old, fresh}, {stride_old, stride_new}, n, m,
                          1.0 / static_cast<double>(m), levels,
-                         Share(n, Layout::tile(n)), a.shared, a.skip_nonfinite, first,
+                         Layout::share(n), a.shared, a.skip_nonfinite, first,
                          a.bin_counts, all_bins, partial, layout.slots,
                          reinterpret_cast<uint32_t*>(space + layout.marks), a.rows, a.counts,
                          a.float64_edges, {a.status_old, a.status_new}, a.left_out};

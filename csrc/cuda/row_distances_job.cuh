@@ -23,11 +23,10 @@ struct Levels {
 // Pairs dealt to warps: `tile` pairs at a time, `run` tiles one after another to each warp, which adds up
 // its own. Made from sizes alone, so that sums have one order.
 struct Share {
-    static constexpr int64_t kMostWarps = 8192;
     int64_t tile, tiles, run, warps;
 
-    Share(int64_t n, int64_t pairs) : tile(pairs), tiles(ceil_div(n, tile)) {
-        run = max(ceil_div(tiles, kMostWarps), int64_t{1});
+    Share(int64_t n, int64_t pairs, int64_t most_warps) : tile(pairs), tiles(ceil_div(n, tile)) {
+        run = max(ceil_div(tiles, most_warps), int64_t{1});
         warps = ceil_div(tiles, run);
     }
 };
@@ -44,7 +43,7 @@ struct Job {
     bool report;  // what is not finite: in one job of the call
     int64_t bin_counts, all_bins;
     double* partial;   // [bin_counts, 4 or 8, slots] zeros at first
-    int64_t slots;
+    int64_t slots;     // at least as many as there are warps
     uint32_t* marks;   // [tiles] a bit for every pair that mend_pairs is to do
     double* rows;      // from here on as in RowDistances
     int32_t* counts;
@@ -56,7 +55,9 @@ struct Job {
     __host__ __device__ __forceinline__ int columns() const { return shared ? 8 : 4; }
 };
 
-// Rows of any length and any bins: row_distances_long.cu. `space` is long_workspace() bytes.
+// Rows of any length and any bins: row_distances_long.cu. `space` is long_workspace() bytes; the warps
+// that measure need long_slots().
+int64_t long_slots(int64_t n);
 int64_t long_workspace(int64_t n, int64_t m, int64_t value_bytes, int64_t all_bins, bool shared);
 template <typename T>
 void launch_long(const Job<T>& job, void* space, cudaStream_t stream);

@@ -14,6 +14,7 @@ constexpr int64_t kLaneValues = 120;  // of a segment: Counters hold up to 127
 constexpr int64_t kSegment = kWarp * kLaneValues;
 constexpr int64_t kChunkBytes = 32 << 20;
 constexpr int64_t kChunkPairs = 4096;  // at most, so that counts and ranges stay small
+constexpr int64_t kMostWarps = 8192;
 constexpr int kHistogram = 256;
 
 // Pairs begin ... begin + pairs of a job, and what is kept of them between the kernels.
@@ -187,7 +188,8 @@ struct Ranges {
 };
 
 // Measures a pair by one warp, whose joint range is low...high: fill(level, joint) puts a level's counts
-// into h.
+// into h. Between a level's last read and the next one's fill there is no barrier: both times a lane has
+// the bins lane, lane + 32, ... to itself.
 template <typename T, typename Fill>
 __device__ __forceinline__ void measure_pair(const Job<T>& job, int64_t pair, double low, double high,
                                              int32_t (&h)[2][kHistogram], Totals& totals, Fill fill) {
@@ -231,34 +233,22 @@ __device__ __forceinline__ void measure_pair(const Job<T>& job, int64_t pair, do
                     job.rows[(pair * job.bin_counts + place) * columns + joint * 4 + d] = value[d];
                 }
             }
-            __syncwarp();  // before the histograms are filled again
         }
     }
 }
 
-// Reports what is not finite in a row, and finds its range.
+// Whether all of a row is finite, and its range; what is not, is reported.
 template <typename T>
 __device__ __forceinline__ bool read_row(const Job<T>& job, int side, int64_t pair,
                                          Range<Binned<T>>& range) {
     const T* row = job.x[side] + pair * job.stride[side];
-    int count = 0;
     for (int64_t c = threadIdx.x % kWarp; c < job.m; c += kWarp) {
-        const Binned<T> x = to_binned(row[c]);
-        range.take(x, x);
-        if (is_finite(x)) continue;
-        // this lane's first is its lowest column
-        if (count == 0 && job.report) {
-            atomic_max(&job.status[side][kNonfiniteFromEnd], job.n * job.m - (pair * job.m + c));
-        }
-        ++count;
+        range.take(to_binned(row[c]), to_binned(row[c]));
     }
     range.reduce(kWarp);
-    count = warp_sum(count);
-    if (count > 0 && job.report && threadIdx.x % kWarp == 0) {
-        atomic_add(&job.status[side][kNonfiniteCount], count);
-        atomic_add(&job.status[side][kNonfiniteRows], 1);
-    }
-    return count == 0;
+    if (is_finite(range.low) && is_finite(range.high)) return true;
+    if (job.report) report_nonfinite(row, pair, job.n, job.m, job.status[side]);
+    return false;
 }
 
 // A pair with a value that is not finite is NaN, unless it is to be left out of the sums.
@@ -367,9 +357,11 @@ __global__ void __launch_bounds__(kRowThreads, 4) mend_pairs(Job<T> job) {
 
 int64_t segments_of(int64_t m) { return ceil_div(m, kSegment); }
 
+Share share_of(int64_t n) { return Share(n, 1, kMostWarps); }
+
 // Pairs of a chunk: whole runs, so that a slot is one warp's.
 int64_t chunk_pairs(int64_t n, int64_t m, int64_t value_bytes) {
-    const int64_t run = Share(n, 1).run;
+    const int64_t run = share_of(n).run;
     const int64_t pairs = max(min(kChunkBytes / (2 * m * value_bytes), kChunkPairs), int64_t{1});
     return min(n, ceil_div(pairs, run) * run);
 }
@@ -389,6 +381,8 @@ void launch_segments(const Job<T>& job, const Chunk<Binned<T>>& chunk, cudaStrea
 
 }  // namespace
 
+int64_t long_slots(int64_t n) { return share_of(n).warps; }
+
 int64_t long_workspace(int64_t n, int64_t m, int64_t value_bytes, int64_t all_bins, bool shared) {
     if (n == 0) return 0;
     const int64_t pairs = chunk_pairs(n, m, value_bytes);
@@ -405,7 +399,7 @@ void launch_long(const Job<T>& job, void* space, cudaStream_t stream) {
         wide = wide && reinterpret_cast<uintptr_t>(job.x[side]) % 16 == 0 && job.stride[side] % V == 0;
     }
     const int64_t pairs = chunk_pairs(job.n, job.m, sizeof(F)), segments = segments_of(job.m);
-    const int64_t run = Share(job.n, 1).run;
+    const int64_t run = share_of(job.n).run;
     F* ranges = static_cast<F*>(space);
     int32_t* counts = reinterpret_cast<int32_t*>(ranges + pairs * 4 * segments);
     check(cudaMemsetAsync(job.marks, 0, job.share.tiles * 4, stream), "cudaMemsetAsync");

@@ -30,6 +30,11 @@ class Driver:
 
 SMALLER_ORDER = (("kDigitBits = 8", "kDigitBits = 6"), ("kThreads = 256", "kThreads = 64"))
 SMALLER_MOMENTS = (("min(job.windows, int64_t{1024})", "min(job.windows, int64_t{2})"),)
+SMALLER_TILES = (("kFewestTiles = 1024", "kFewestTiles = 1"), ("kMostWarps = 8192", "kMostWarps = 2"))
+SMALLER_CHUNKS = (
+    *(("kLaneValues = 120", "kLaneValues = 8"), ("kChunkPairs = 4096", "kChunkPairs = 4")),
+    ("kMostWarps = 8192", "kMostWarps = 3"),
+)
 SMALLER_HISTOGRAM = (
     ("kThreads = 1024", "kThreads = 64"),
     ("kValuesPerBlock = 16384", "kValuesPerBlock = 512"),
@@ -78,12 +83,19 @@ DRIVERS_OF = {
         ("pair_counts.cu",), ((), ("270",)), {"pair_counts.cu": SMALLER_PAIRS}, ((), ("9",))
     ),
     "spatial_mean": Driver(("spatial_mean.cu",)),
+    "row_distances": Driver(
+        ("row_distances.cu", "row_distances_long.cu"),
+        ((), ("8200",)),
+        {"row_distances.cu": SMALLER_TILES},
+    ),
+    "row_distances_long": Driver(
+        ("row_distances_long.cu", "row_distances.cu"),
+        smaller={"row_distances_long.cu": SMALLER_CHUNKS},
+    ),
     "value_histogram": Driver(
         ("value_histogram.cu",), smaller={"value_histogram.cu": SMALLER_HISTOGRAM}
     ),
 }
-# Run by the tests of the op alone, without sanitizers.
-WITHOUT_DRIVER = {"row_distances.cu", "row_distances_long.cu"}
 WORK = [(name, work) for name, driver in DRIVERS_OF.items() for work in driver.work]
 LESS_WORK = [(name, work) for name, driver in DRIVERS_OF.items() for work in driver.less_work]
 
@@ -147,7 +159,7 @@ def small(tmp_path_factory):
 def test_every_source_has_a_driver():
     """Each .cu file is somebody's own, and each driver's program is in the table."""
     own = {driver.sources[0] for driver in DRIVERS_OF.values()}
-    assert own | WITHOUT_DRIVER == {path.name for path in CUDA.glob("*.cu")}
+    assert own == {path.name for path in CUDA.glob("*.cu")}
     assert set(DRIVERS_OF) == {path.stem for path in DRIVERS.glob("*.cpp")}
 
 
