@@ -2,17 +2,29 @@
 
 from resque_ext.retraining._run import RetrainingError
 from resque_ext.retraining.checkpoint import CheckpointError
+from resque_ext.retraining.correlations import Correlation, Correlations, correlate
 from resque_ext.retraining.heads import freeze, replace_head
 from resque_ext.retraining.loop import retrain
 from resque_ext.retraining.record import MEASURES, RecordError, RetrainingCost
+from resque_ext.retraining.study import Study, study
+from resque_ext.retraining.study_file import StudyError
+from resque_ext.retraining.study_record import StudyRun, read_runs
 
 __all__ = [
     "MEASURES",
     "CheckpointError",
+    "Correlation",
+    "Correlations",
     "RecordError",
     "RetrainingCost",
     "RetrainingError",
+    "Study",
+    "StudyError",
+    "StudyRun",
+    "correlate",
     "freeze",
+    "read_runs",
     "replace_head",
     "retrain",
+    "study",
 ]
