@@ -303,8 +303,7 @@ def _check_names(given: Any, name: str, known: Iterable[str]) -> list[str]:
     unknown = [n for n in names if n not in known]
     if unknown or not names or len(set(names)) < len(names):
         raise ValueError(
-            f"{name}: expected names among {', '.join(known)}, each once, found "
-            f"{unknown or names}"
+            f"{name}: expected names among {', '.join(known)}, each once, found {unknown or names}"
         )
     return names
 

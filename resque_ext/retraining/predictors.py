@@ -59,7 +59,7 @@ class Shifted:
 
 
 class Predictors:
-    """Every predictor of a model and two sides of data, for one shift of the new side after another.
+    """Every predictor of a model and two sides of data, for one shift of the new side at a time.
 
     Indices that compare a sample with itself (PreIndex) get the new side before and after the
     shift, all others the old side and the shifted new one.
@@ -111,13 +111,9 @@ class Predictors:
         with self.settings.environment():
             for suffix in ("", REESTIMATED):
                 self._read(found, shift, suffix, seed)
-        return Predicted(
-            found.values, found.std_errors, found.reasons, time.perf_counter() - begin
-        )
+        return Predicted(found.values, found.std_errors, found.reasons, time.perf_counter() - begin)
 
-    def _read(
-        self, found: Predicted, shift: Callable[[Any], Any], suffix: str, seed: int
-    ) -> None:
+    def _read(self, found: Predicted, shift: Callable[[Any], Any], suffix: str, seed: int) -> None:
         adapt = suffix == REESTIMATED
         results, reasons, accuracy = self._try(self.unpaired, shift, adapt, seed)
         if self.paired:

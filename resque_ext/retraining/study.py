@@ -123,9 +123,10 @@ def study(
             passes for the indices use its `autocast` and `channels_last`.
 
     Returns:
-        One run a case. A run that did not reach the target is `censored`; one whose loss was no
-        longer finite too, with the message in `reasons["cost"]`. A predictor that does not exist
-        for a shift is None, with the reason in `reasons`.
+        One run a case, as the file has it: without the gradient norms of single steps. A run that
+        did not reach the target is `censored`; one whose loss was no longer finite too, with the
+        message in `reasons["cost"]`. A predictor that does not exist for a shift is None, with the
+        reason in `reasons`.
 
     Raises:
         TypeError, ValueError: an argument is wrong, or an index fails on the data as they are,
@@ -247,6 +248,8 @@ class _Runner:
                 raise
             cost, reasons["cost"] = error.record, str(error)
             warnings.warn(f"{case.kind} {case.level:g}: {error}", stacklevel=4)
+        # As in the file, so that a run is the same whether it was done now or before.
+        norms = dataclasses.replace(cost.gradient_norm, per_step=None)
         return StudyRun(
             kind=case.kind,
             level=case.level,
@@ -255,7 +258,7 @@ class _Runner:
             model=self.name,
             predictors=predicted.values,
             std_errors=predicted.std_errors,
-            cost=cost,
+            cost=dataclasses.replace(cost, gradient_norm=norms),
             reasons=reasons,
             index_seconds=predicted.seconds,
         )
