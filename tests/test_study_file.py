@@ -243,7 +243,9 @@ def test_interrupted_retraining_goes_on_from_its_checkpoint(model, whole, tmp_pa
             raise KeyboardInterrupt
         return batch
 
-    stop, ends, options = 10**9, [], {"batch_adapter": count, "checkpoint_seconds": 0}
+    stop, ends = 10**9, []
+    options = {"batch_adapter": count, "checkpoint_seconds": 0}
+    options |= {"target_accuracy": 1.0, "max_epochs": 2}
     expected = again(model, tmp_path / "other", on_run=lambda _: ends.append(reads[0]), **options)
     assert expected[0].cost.epochs > 0
     stop, reads[0] = ends[0] - 6, 0  # towards the end of the first run
