@@ -62,15 +62,19 @@ class Prediction:
         """Plain values for JSON."""
         return vars(self) | {"notes": list(self.notes)}
 
-    def times(self, factor: float, note: str) -> Prediction:
+    def times(self, factor: float, *notes: str) -> Prediction:
         """All of it times `factor`; an unknown stays one."""
-        ends = (None if v is None else v * factor for v in (self.value, self.low, self.high))
-        value, low, high = ends
-        return replace(self, value=value, low=low, high=high, notes=(*self.notes, note))
+        if self.value is None:
+            return self
+        value, low, high = (
+            None if v is None else v * factor for v in (self.value, self.low, self.high)
+        )
+        return replace(self, value=value, low=low, high=high, notes=(*self.notes, *notes))
 
     def unknown(self, reason: str) -> Prediction:
         """The same measure without a value."""
-        return replace(self, value=None, low=None, high=None, at_least=False, reason=reason)
+        known = {"value": None, "low": None, "high": None, "at_least": False, "notes": ()}
+        return replace(self, **known, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class Scaling:
         for name, source in KWH.items():
             if source in result:
                 joules = replace(result[source], measure=name, unit="kWh")
-                result[name] = joules.times(1 / JOULES_PER_KWH, f"1 kWh = {JOULES_PER_KWH:g} J")
+                result[name] = joules.times(1 / JOULES_PER_KWH)
         return result
 
     def _resize(self, result: dict[str, Prediction], origin: Origin) -> None:

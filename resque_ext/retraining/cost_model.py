@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,29 +227,32 @@ class CostModel:
     def _predict(
         self, measure: str, point: Any, known: bool, coverage: float, extrapolated: bool
     ) -> Prediction:
-        basis = NEW_LEVEL if known else NEW_KIND
-        guarantee = None if extrapolated else max(0.0, 2 * coverage - 1)
-        about = (UNITS.get(measure, ""), extrapolated)
+        unknown = Prediction(
+            measure,
+            value=None,
+            low=None,
+            high=None,
+            unit=UNITS.get(measure, ""),
+            extrapolated=extrapolated,
+            at_least=False,
+            coverage=coverage,
+            guarantee=None if extrapolated else 2 * coverage - 1,
+            basis=NEW_LEVEL if known else NEW_KIND,
+            reason=self.unknown.get(measure),
+        )
         if measure in self.unknown:
-            return Prediction(
-                measure, None, None, None, *about, False, coverage, guarantee, basis,
-                self.unknown[measure],
-            )  # fmt: skip
+            return unknown
         curves = self._curves_of(measure)
         value = float(curves.all.costs(point[None])[0])
         found = curves.interval(point, coverage, known)
         # An end on the wrong side of the value is moved to it, which makes the interval wider.
-        return Prediction(
-            measure,
-            value,
-            min(found.low, value),
-            None if math.isinf(found.high) else max(found.high, value),
-            *about,
-            value >= curves.all.limit * (1 - ROUNDING),
-            coverage,
-            guarantee,
-            basis,
-            found.reason,
+        return replace(
+            unknown,
+            value=value,
+            low=min(found.low, value),
+            high=None if math.isinf(found.high) else max(found.high, value),
+            at_least=value >= curves.all.limit * (1 - ROUNDING),
+            reason=found.reason,
         )
 
     def _curves_of(self, measure: str) -> _Curves:
