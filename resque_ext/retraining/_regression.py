@@ -69,10 +69,14 @@ def isotonic(x: Array, y: Array, bound: Mask) -> tuple[Array, Array]:
     Pooling of adjacent violators (Ayer et al., 1955), which is exact for any convex loss if a
     block's level is its least minimiser. Runs at one x are one block from the start.
     """
+    ties: dict[float, _Block] = {}
+    for i in np.argsort(x, kind="stable").tolist():
+        known, bounds = ([], [float(y[i])]) if bound[i] else ([float(y[i])], [])
+        one = _Block(float(x[i]), float(x[i]), known, bounds)
+        same = ties.get(one.first)
+        ties[one.first] = one if same is None else same.with_next(one)
     blocks: list[_Block] = []
-    for knot in np.unique(x):  # what the runs' order is makes no difference
-        here = x == knot
-        block = _Block(knot, knot, sorted(y[here & ~bound]), sorted(y[here & bound]))
+    for block in ties.values():
         while blocks and blocks[-1].level > block.level:
             block = blocks.pop().with_next(block)
         blocks.append(block)
@@ -90,7 +94,7 @@ class _Block:
 
     def __init__(self, first: float, last: float, known: list[float], bounds: list[float]) -> None:
         self.first, self.last, self.known, self.bounds = first, last, known, bounds
-        used = list(known)
+        used = list(known)  # sums are exact, so the order of the runs makes no difference
         self.level = math.fsum(used) / len(used) if used else -math.inf
         for value in sorted(bounds, reverse=True):
             if value <= self.level:
