@@ -61,8 +61,8 @@ UNITS |= dict.fromkeys(EMISSIONS, "kg CO2e") | dict.fromkeys(KWH, "kWh")
 class CostModel:
     """Predicts the cost of retraining for a shift from its predictors, as measured runs teach.
 
-    Make it by `fit` or `load`. It holds the predictors and costs of its runs and nothing else: all
-    curves follow from them.
+    Make it by `fit` or `load`; of costs that were measured elsewhere, of `ModelRun`s. It holds
+    the predictors and costs of its runs and nothing else: all curves follow from them.
 
     Attributes:
         predictors: names, as in `StudyRun.predictors`.
