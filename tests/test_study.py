@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -266,6 +268,16 @@ def test_options_reach_retraining_and_forward_passes(model):
     assert only.predictors["resque_dist"] != exact
 
 
+def test_predictors_can_read_a_part_of_the_new_side(found, model):
+    base = data(new=batches(seed=1)[:3])
+    (only,) = run(model, base, grid({"mix": (1.0,)}))
+    side = shifted(only, base["new"])
+    expected = score(model, base["old"], side, progress=False).value
+    assert only.predictors["resque_dist"] == expected
+    assert only.predictors["resque_dist"] != found[-1].predictors["resque_dist"]
+    assert only.cost.without_times() == found[-1].cost.without_times()
+
+
 def test_sequence_and_repr(found):
     assert isinstance(found[1:3], type(found))
     assert found[1:3][0] is found[1]
@@ -308,7 +320,11 @@ WRONG = [
     ({"base": data(test=iter(batches()))}, TypeError, r"base_data\['test'\]: .* one-shot iterator"),
     ({"base": data(old=5)}, TypeError, r"base_data\['old'\]: expected an iterable of batches"),
     ({"base": data(old=[(torch.zeros(2, 6),)])}, TypeError, r"base_data\['old'\]: expected batche"),
-    ({"base": {"old": 1}}, ValueError, "base_data: expected batches for 'old', 'train', 'test', f"),
+    (
+        {"base": {"old": 1}},
+        ValueError,
+        r"base_data: expected batches for 'old', 'train', 'test' \(",
+    ),
     ({"base": batches()}, TypeError, "base_data: expected a mapping of 'old', .*, found list"),
     (
         {"base": data(train=Changing())},
@@ -380,3 +396,13 @@ def test_one_call_is_enough():
     (only,) = study(trained(), sides, {"own": {0.3: Add(0.3)}}, target_accuracy=0.1, optimizer=fast)
     assert set(ALL) <= set(only.predictors)
     assert only.cost.energy["training"].measured.source != ""
+
+
+def test_documentation_runs(capsys):
+    """The page's example, as it stands there."""
+    page = Path(__file__).parents[1] / "docs" / "retraining_study.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 1
+    with torch.random.fork_rng(devices=[]):
+        exec(compile(blocks[0], str(page), "exec"), {})
+    assert "Spearman, across kinds" in capsys.readouterr().out
