@@ -23,8 +23,20 @@ from resque_ext.retraining import CostModel, Study, leave_one_kind_out, study
 from resque_ext.retraining.figures import save_figures
 
 PREDICTORS = ("resque_dist", "resque_dist_reestimated", "accuracy_drop")
-TARGET = 0.95
+# Of the test images. Strong noise hides digits of 8x8 pixels for good, so those runs end censored.
+TARGET = 0.88
+LEARNING_RATE = 3e-4  # a third of the published one: else most costs are within one epoch
 SEED = 0
+LEVELS = {
+    "gaussian": (0.1, 0.15, 0.2, 0.25, 0.3),
+    "shot": (0.1, 0.2, 0.3, 0.4),
+    "impulse": (0.05, 0.1, 0.15, 0.2),
+    "salt_and_pepper": (0.05, 0.1, 0.15, 0.2),
+    "gaussian_blur": (0.3, 0.5, 0.65, 0.8),
+    "contrast": (0.2, 0.4, 0.6, 0.8),
+    "brightness": (0.1, 0.2, 0.3, 0.4),
+    "frost": (0.1, 0.2, 0.3, 0.4),
+}
 
 
 def moved(pixels: int) -> Callable[[Tensor], Tensor]:
@@ -70,9 +82,9 @@ def inverted(share: float) -> Callable[[Tensor], Tensor]:
 
 OWN = {
     "translation": {pixels: moved(pixels) for pixels in (1, 2, 3)},
-    "occlusion": {side: covered(side) for side in (1, 2, 4)},
-    "rotation": {degrees: turned(degrees) for degrees in (10, 25, 45, 90)},
-    "inversion": {share: inverted(share) for share in (0.2, 0.4, 0.7, 1.0)},
+    "occlusion": {side: covered(side) for side in (1, 2, 3)},
+    "rotation": {degrees: turned(degrees) for degrees in (10, 20, 35, 60)},
+    "inversion": {share: inverted(share) for share in (0.2, 0.3, 0.4, 1.0)},
 }
 UNITS = {
     "translation": "pixels to the right",
@@ -97,7 +109,7 @@ def run(path: Path, max_epochs: float, progress: bool) -> Study:
     return study(
         model,
         {name: list(zip(x.split(64), y.split(64), strict=True)) for name, (x, y) in sides.items()},
-        demo.LEVELS | OWN,
+        LEVELS | OWN,
         ("resque_dist",),
         target_accuracy=TARGET,
         path=path,
@@ -105,6 +117,7 @@ def run(path: Path, max_epochs: float, progress: bool) -> Study:
         seed=SEED,
         model_name="digits",
         max_epochs=max_epochs,
+        optimizer=lambda parameters: torch.optim.Adam(parameters, LEARNING_RATE, weight_decay=1e-5),
         checks_per_epoch=6,
         progress=progress,
     )
@@ -114,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, default=Path("study_digits.jsonl"))
     parser.add_argument("--figures", type=Path, help="a folder")
-    parser.add_argument("--max-epochs", type=int, default=30)
+    parser.add_argument("--max-epochs", type=int, default=12)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from sklearn.isotonic import IsotonicRegression
 from study_runs import random_runs, study_run
 
 from resque_ext.retraining import CostModel, Prediction, RecordError
-from resque_ext.retraining.cost_model import NEW_KIND, NEW_LEVEL, PREDICTED
+from resque_ext.retraining.cost_model import NEW_KIND, NEW_LEVEL, PREDICTED, ModelRun
 from resque_ext.screening.pair import PredictedCost
 
 INDEX = "resque_dist_reestimated"
@@ -415,6 +415,22 @@ def test_predict_refuses(model, values, arguments, error, message):
     with pytest.raises(error) as caught:
         model.predict(values, **arguments)
     assert str(caught.value.args[0]).startswith(message)
+
+
+def test_one_measure_alone(model):
+    for how in ({}, {"kind": "kind3", "coverage": 0.7}):
+        expected = model.predict(at(0.4), **how)["seconds"]
+        assert model.predict_one("seconds", at(0.4), **how) == expected
+    with pytest.raises(ValueError, match=r"^measure: expected one of .* found 'kwh'"):
+        model.predict_one("kwh", at(0.4))
+
+
+def test_a_model_of_costs_measured_elsewhere(model):
+    assert CostModel(model.runs, [INDEX], PREDICTED).predict(at(0.5)) == model.predict(at(0.5))
+    with pytest.raises(TypeError, match=r"^runs: expected ModelRun, found tuple"):
+        CostModel([()], [INDEX], ["epochs"])
+    rows = [ModelRun("a", np.int64(1), (np.float32(x),), {"epochs": x}, False) for x in (0.25, 1)]
+    assert CostModel.from_json(CostModel(rows, ["b"], ["epochs"]).to_json()).runs[1].level == 1
 
 
 def test_predict_takes_numpy_numbers_and_other_names(model):

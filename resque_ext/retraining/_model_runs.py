@@ -102,25 +102,7 @@ def check_runs(
     Raises:
         TypeError, ValueError: they are not, or too few; the message names the run.
     """
-    checked = tuple(runs)
-    for run in checked:
-        if not isinstance(run.kind, str) or not isinstance(run.censored, bool):
-            raise TypeError(
-                f"runs: expected kind as text and censored as bool, found {run.kind!r} and "
-                f"{run.censored!r}"
-            )
-        where = f"runs: {run.kind} {run.level}: "
-        check_number(where + "level", run.level)
-        if len(run.predictors) != len(predictors) or set(run.costs) != set(measures):
-            raise ValueError(
-                f"{where}expected {len(predictors)} predictors and the costs {list(measures)}, "
-                f"found {len(run.predictors)} and {list(run.costs)}"
-            )
-        for value in run.predictors:
-            check_number(where + "predictor", value)
-        for name, cost in run.costs.items():
-            if cost is not None:
-                check_number(where + name, cost, least=0.0)
+    checked = tuple(_checked(run, predictors, measures) for run in runs)
     known = sum(not run.censored for run in checked)
     if known < FEWEST:
         raise ValueError(
@@ -128,6 +110,32 @@ def check_runs(
             f"{len(checked)}"
         )
     return checked
+
+
+def _checked(run: ModelRun, predictors: Sequence[str], measures: Sequence[str]) -> ModelRun:
+    if not isinstance(run, ModelRun):
+        raise TypeError(f"runs: expected ModelRun, found {type(run).__name__}")
+    if not isinstance(run.kind, str) or not isinstance(run.censored, bool):
+        raise TypeError(
+            f"runs: expected kind as text and censored as bool, found {run.kind!r} and "
+            f"{run.censored!r}"
+        )
+    where = f"runs: {run.kind} {run.level}: "
+    if len(run.predictors) != len(predictors) or set(run.costs) != set(measures):
+        raise ValueError(
+            f"{where}expected {len(predictors)} predictors and the costs {list(measures)}, "
+            f"found {len(run.predictors)} and {list(run.costs)}"
+        )
+    return ModelRun(
+        run.kind,
+        check_number(where + "level", run.level),
+        tuple(check_number(where + "predictor", value) for value in run.predictors),
+        {
+            name: None if cost is None else check_number(where + name, cost, least=0.0)
+            for name, cost in run.costs.items()
+        },
+        run.censored,
+    )
 
 
 def check_unknown(

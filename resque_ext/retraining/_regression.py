@@ -67,48 +67,60 @@ def isotonic(x: Array, y: Array, bound: Mask) -> tuple[Array, Array]:
     """Knots and levels of the nondecreasing function of x [N] with the least loss.
 
     Pooling of adjacent violators (Ayer et al., 1955), which is exact for any convex loss if a
-    block's level is its least minimiser. Runs at one x are one block from the start.
+    block's level is its least minimiser. Runs at one x are one block from the start. Bounds that
+    the others' function is above anyway have no knot.
     """
     ties: dict[float, _Block] = {}
     for i in np.argsort(x, kind="stable").tolist():
-        known, bounds = ([], [float(y[i])]) if bound[i] else ([float(y[i])], [])
-        one = _Block(float(x[i]), float(x[i]), known, bounds)
-        same = ties.get(one.first)
-        ties[one.first] = one if same is None else same.with_next(one)
+        run = [(float(x[i]), float(y[i]))]
+        one = _Block([], run) if bound[i] else _Block(run, [])
+        same = ties.get(run[0][0])
+        ties[run[0][0]] = one if same is None else same.with_next(one)
     blocks: list[_Block] = []
     for block in ties.values():
         while blocks and blocks[-1].level > block.level:
             block = blocks.pop().with_next(block)
         blocks.append(block)
+    # A knot more, above the function, lowers it nowhere: so one look at each is enough.
+    needed = [block for block in blocks if block.known]
+    below = _function(needed) if needed else None
+    return _function(
+        [
+            block
+            for block in blocks
+            if block.known or below is None or np.interp(block.first, *below) < block.level
+        ]
+    )
+
+
+def _function(blocks: list[_Block]) -> tuple[Array, Array]:
     knots = [end for block in blocks for end in (block.first, block.last)]
     levels = [block.level for block in blocks for _ in range(2)]
-    return np.array(knots, dtype=float), np.array(levels)
+    return np.array(knots), np.array(levels)
 
 
 class _Block:
-    """Runs between two knots, and the level of the least loss over them.
+    """Runs (x, y) at one level: that of the least loss over them, and of all such the least.
 
-    The level is the mean of the known costs and of those bounds that are above it; of all such the
-    least. From the highest bound down: one above the mean raises it, though never to itself.
+    It is the mean of the known costs and of those bounds that are above it. From the highest bound
+    down: one above the mean raises it, though never to itself. `first` and `last` are the places
+    that hold the level up: those of known costs and of bounds not below it.
     """
 
-    def __init__(self, first: float, last: float, known: list[float], bounds: list[float]) -> None:
-        self.first, self.last, self.known, self.bounds = first, last, known, bounds
-        used = list(known)  # sums are exact, so the order of the runs makes no difference
+    def __init__(self, known: list[tuple[float, float]], bounds: list[tuple[float, float]]) -> None:
+        self.known, self.bounds = known, bounds
+        used = [y for _, y in known]  # sums are exact, so the order of the runs does not matter
         self.level = math.fsum(used) / len(used) if used else -math.inf
-        for value in sorted(bounds, reverse=True):
+        for value in sorted((y for _, y in bounds), reverse=True):
             if value <= self.level:
                 break
             used.append(value)
             self.level = math.fsum(used) / len(used)
+        places = [x for x, _ in known] + [x for x, y in bounds if y >= self.level]
+        self.first, self.last = min(places), max(places)
 
     def with_next(self, following: _Block) -> _Block:
-        return _Block(
-            self.first,
-            following.last,
-            self.known + following.known,
-            self.bounds + following.bounds,
-        )
+        return _Block(self.known + following.known, self.bounds + following.bounds)
 
 
 def ridge(x: Array, y: Array, bound: Mask, penalty: float) -> Line:
@@ -134,9 +146,11 @@ def ridge(x: Array, y: Array, bound: Mask, penalty: float) -> Line:
     for _ in range(MAX_STEPS):
         part = design[used]
         goal = np.linalg.lstsq(part.T @ part + cost, part.T @ y[used], rcond=None)[0]
-        step, before = goal - beta, loss(beta)
-        while loss(beta + step) > before and np.abs(step).max() > 1e-12:
-            step /= 2
+        step = goal - beta
+        if bound.any():
+            before = loss(beta)
+            while loss(beta + step) > before and np.abs(step).max() > 1e-12:
+                step /= 2
         beta = beta + step
         now = ~bound | (design @ beta < y)
         if (now == used).all():

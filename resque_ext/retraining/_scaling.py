@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -99,7 +100,7 @@ class Scaling:
     def __post_init__(self) -> None:
         samples = self.samples_per_epoch
         if samples is not None and (
-            not isinstance(samples, int) or isinstance(samples, bool) or samples < 1
+            not isinstance(samples, numbers.Integral) or isinstance(samples, bool) or samples < 1
         ):
             raise ValueError(f"samples_per_epoch: expected an integer above 0, found {samples!r}")
         if self.device is not None and (not isinstance(self.device, str) or not self.device):

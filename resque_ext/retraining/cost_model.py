@@ -96,8 +96,9 @@ class CostModel:
         self.coverage = _coverage(coverage)
         self.penalty = check_number("penalty", penalty, least=0.0)
         self.runs = check_runs(runs, self.predictors, self.measures)
-        origin = Scaling(samples_per_epoch, device)  # which checks them
-        self.samples_per_epoch, self.device = origin.samples_per_epoch, origin.device
+        Scaling(samples_per_epoch, device)  # which checks them
+        self.samples_per_epoch = None if samples_per_epoch is None else int(samples_per_epoch)
+        self.device = device
         self.unknown = check_unknown(unknown or {}, self.runs, self.measures)
         self._curves: dict[str, _Curves] = {}
 
@@ -191,16 +192,27 @@ class CostModel:
             joules_per_sample,
             carbon_intensity,
         )
+        same = {"kind": kind, "coverage": coverage, "extrapolate": extrapolate}
+        found = {name: self.predict_one(name, values, **same) for name in self.measures}
+        return scaling.apply(found, Origin(self.samples_per_epoch, self.device))
+
+    def predict_one(
+        self,
+        measure: str,
+        values: Mapping[str, float],
+        *,
+        kind: str | None = None,
+        coverage: float | None = None,
+        extrapolate: str = "error",
+    ) -> Prediction:
+        """One of `measures` alone, for data, device and grid of the runs; see `predict`."""
+        if measure not in self.measures:
+            raise ValueError(f"measure: expected one of {list(self.measures)}, found {measure!r}")
         coverage = self.coverage if coverage is None else _coverage(coverage)
         if kind is not None and not isinstance(kind, str):
             raise TypeError(f"kind: expected a name or None, found {kind!r}")
         point, extrapolated = self._point(values, extrapolate)
-        known = kind in self.kinds
-        found = {
-            measure: self._predict(measure, point, known, coverage, extrapolated)
-            for measure in self.measures
-        }
-        return scaling.apply(found, Origin(self.samples_per_epoch, self.device))
+        return self._predict(measure, point, kind in self.kinds, coverage, extrapolated)
 
     def _point(self, values: Mapping[str, float], extrapolate: str) -> tuple[Any, bool]:
         if extrapolate not in EXTRAPOLATE:

@@ -128,6 +128,8 @@ def accuracy_figure(
         panels = list(np.ravel(grid))
         for axes in panels[len(looks) :]:
             axes.set_visible(False)
+        for axes in panels[max(0, len(looks) - columns) : len(looks)]:  # the lowest that are seen
+            axes.tick_params(labelbottom=True)
         for axes, (kind, color, _) in zip(panels, looks, strict=False):
             mine = sorted((r for r in checked if r.kind == kind), key=lambda run: run.level)
             _draw_accuracy(axes, mine, color)
@@ -185,10 +187,10 @@ def _draw_model(axes: Axes, model: CostModel, measure: str, top: float) -> None:
     name = model.predictors[0]
     low, high = model.ranges[name]
     at = np.linspace(low, high, CURVE_POINTS)
-    found = [model.predict({name: value})[measure] for value in at]
+    found = [model.predict_one(measure, {name: value}) for value in at]
     if all(each.high is None for each in found):
         known = model.kinds[0]
-        found = [model.predict({name: value}, kind=known)[measure] for value in at]
+        found = [model.predict_one(measure, {name: value}, kind=known) for value in at]
     first = found[0]
     ends = [top if each.high is None else each.high for each in found]
     label = f"{first.coverage:.0%} interval for {first.basis}"
@@ -203,7 +205,7 @@ def _draw_single_predictions(
 ) -> None:
     name = model.predictors[0]
     usable = [r for r in runs if all(r.predictors.get(n) is not None for n in model.predictors)]
-    found = [model.predict(r.predictors, extrapolate="clamp")[measure].value for r in usable]
+    found = [model.predict_one(measure, r.predictors, extrapolate="clamp").value for r in usable]
     axes.plot(
         [run.predictors[name] for run in usable],
         found,
@@ -276,7 +278,10 @@ def _styled() -> Iterator[None]:
         raise ValueError(
             "figures: expected matplotlib, found none: pip install 'resque-ext[plots]'"
         ) from None
-    with matplotlib.rc_context(dict(matplotlib.rcParamsDefault) | STYLE):
+    # Not the backend: a look at it would choose one, and import what that needs.
+    names = [name for name in matplotlib.rcParamsDefault if not name.startswith("backend")]
+    default = {name: matplotlib.rcParamsDefault[name] for name in names}
+    with matplotlib.rc_context(default | STYLE):
         yield
 
 
