@@ -1,4 +1,4 @@
-"""A model's normalization taken to new data by forward passes alone: what of a shift is undone free.
+"""A model's normalization taken to new data, forward only: what of a shift is undone for free.
 
 Batch-norm has running statistics, which are re-estimated on the new data. Normalization without
 them (group, layer, instance and RMS norm) has nothing to re-estimate; there what every such layer
@@ -183,9 +183,9 @@ def adapted(
     """A copy of the model with its normalization taken to the new side.
 
     Batch-norm statistics are re-estimated as cumulative averages over the batches. With `old`, all
-    other normalization is matched, too: the copy keeps hooks that map what each such layer reads, x,
-    to (x - m) s / t + n, for mean and deviation m, t of a channel on the new side and n, s on the old.
-    While these are estimated, every batch is matched by what the batches so far have shown, so that
+    other normalization is matched, too: the copy keeps hooks that map what each such layer reads,
+    x, to (x - m) s / t + n, for mean and deviation m, t of a channel on the new side and n, s on
+    the old. While these are estimated, every batch is matched by what the batches so far have shown, so that
     the layers after see matched activations.
 
     Args:
