@@ -54,22 +54,23 @@ class ChannelMoments:
 
 @dataclass(frozen=True)
 class _Map:
-    """x * scale + offset, channel by channel."""
+    """(x - mean) * scale + target, channel by channel: [C] float64 each."""
 
-    scale: Tensor  # [C] float64
-    offset: Tensor  # [C] float64
+    mean: Tensor
+    scale: Tensor
+    target: Tensor
 
     @classmethod
     def between(cls, new: ChannelMoments, old: ChannelMoments) -> _Map:
         (mean, variance), (old_mean, old_variance) = (m.mean_and_variance() for m in (new, old))
         scale = ((old_variance + EPS) / (variance + EPS)).sqrt()
-        return cls(scale, old_mean - mean * scale)
+        return cls(mean, scale, old_mean)
 
     def __call__(self, x: Tensor, channel: int) -> Tensor:
         shape = [-1 if d == channel % x.dim() else 1 for d in range(x.dim())]
         kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-        scale, offset = (t.to(kind).view(shape) for t in (self.scale, self.offset))
-        return (x * scale + offset).to(x.dtype)
+        mean, scale, target = (t.to(kind).view(shape) for t in (self.mean, self.scale, self.target))
+        return ((x - mean) * scale + target).to(x.dtype)
 
 
 class _Layers:
@@ -185,8 +186,8 @@ def adapted(
     Batch-norm statistics are re-estimated as cumulative averages over the batches. With `old`, all
     other normalization is matched, too: the copy keeps hooks that map what each such layer reads,
     x, to (x - m) s / t + n, for mean and deviation m, t of a channel on the new side and n, s on
-    the old. While these are estimated, every batch is matched by what the batches so far have shown, so that
-    the layers after see matched activations.
+    the old. While these are estimated, every batch is matched by what the batches so far have
+    shown, so that the layers after see matched activations.
 
     Args:
         model: run in eval mode without gradients, and left as it is.
