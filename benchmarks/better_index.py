@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from resque_ext import doctor, score
 from resque_ext.retraining import retrain
 
+Case = tuple[str, float]
 MEASURES = {"epochs": "epochs", "change": "parameter change", "gsum": "gradient norm, summed"}
 PREDICTORS = {
     "dist": "RESQUE_dist, as published",
@@ -38,7 +39,7 @@ PREDICTORS = {
     "residual_adapted": "linear_residual, adapted",
     "runner_up": "probe error, adapted, + RESQUE_dist / 4",
 }
-OLD_IMAGES = 2000  # of the old side that are scored
+IMAGES = 1250  # of a side that are scored, at most
 BOOTSTRAPS = 1000
 
 
@@ -78,52 +79,54 @@ def trained(name: str, setting: Setting, old: Part, work: Path | None) -> nn.Mod
     return model.eval()
 
 
-def costs(
-    name: str, setting: Setting, model: nn.Module, new: Part, test: Part, work: Path | None
+def kept(
+    file: Path | None, cases: list[Case], make: Callable[[int, Case], dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What retraining for every shift cost, a run a seed."""
-    file = work / f"{name}.costs.jsonl" if work else None
+    """What `make` gives for every case, read from the file where it is there and written to it."""
     lines = file.read_text().splitlines() if file is not None and file.exists() else []
     known = {tuple(row["case"]): row for row in map(json.loads, lines)}
-    target = accuracy(model, test) - setting.below
-    for i, case in enumerate(setting.cases):
-        if case in known:
-            continue
-        runs = []
-        for seed in range(setting.seeds):
-            cost = retrain(
-                model,
-                Shuffled(shifted(new, *case, 1000 + i), setting.batch),
-                batches(shifted(test, *case, 2000 + i)),
-                target,
-                setting.max_epochs,
-                optimizer=lambda p: torch.optim.Adam(
-                    p, lr=setting.retraining_rate, weight_decay=1e-5
-                ),
-                checks_per_epoch=setting.checks,
-                seed=seed,
-                meter=None,
-            )
-            runs.append(
-                {
-                    "epochs": cost.epochs,
-                    "gsum": cost.gradient_norm.sum if cost.steps else 0.0,
-                    "change": cost.parameter_change.mean if cost.steps else 0.0,
-                    "reached": cost.reached,
-                }
-            )
-        known[case] = {"case": list(case), "runs": runs}
-        if file is not None:
-            with file.open("a") as out:
-                out.write(json.dumps(known[case]) + "\n")
-        print(f"{name} {case[0]} {case[1]:g}", file=sys.stderr)
-    return [known[case] for case in setting.cases]
+    for i, case in enumerate(cases):
+        if case not in known:
+            known[case] = {"case": list(case)} | make(i, case)
+            if file is not None:
+                with file.open("a") as out:
+                    out.write(json.dumps(known[case]) + "\n")
+            print(f"{case[0]} {case[1]:g}", file=sys.stderr)
+    return [known[case] for case in cases]
+
+
+def cost(
+    setting: Setting, model: nn.Module, target: float, new: Part, test: Part
+) -> dict[str, Any]:
+    """What retraining for one shift cost, a run a seed."""
+    runs = []
+    for seed in range(setting.seeds):
+        found = retrain(
+            model,
+            Shuffled(new, setting.batch),
+            batches(test),
+            target,
+            setting.max_epochs,
+            optimizer=lambda p: torch.optim.Adam(p, lr=setting.retraining_rate, weight_decay=1e-5),
+            checks_per_epoch=setting.checks,
+            seed=seed,
+            meter=None,
+        )
+        runs.append(
+            {
+                "epochs": found.epochs,
+                "gsum": found.gradient_norm.sum if found.steps else 0.0,
+                "change": found.parameter_change.mean if found.steps else 0.0,
+                "reached": found.reached,
+            }
+        )
+    return {"runs": runs}
 
 
 def predictors(model: nn.Module, old: Part, new: Part) -> dict[str, float]:
     """Everything that forward passes alone say of one shift."""
     names = ("resque_dist", "resque_task", "linear_residual")
-    old = old[0][:OLD_IMAGES], old[1][:OLD_IMAGES]
+    old, new = (tuple(t[:IMAGES] for t in part) for part in (old, new))
     plain, adapted = (
         score(
             model,
@@ -148,12 +151,23 @@ def predictors(model: nn.Module, old: Part, new: Part) -> dict[str, float]:
 
 
 def measure(name: str, setting: Setting, data: Path | None, work: Path | None) -> dict[str, Any]:
+    print(name, file=sys.stderr)
     old, new, test = load(setting, data)
     model = trained(name, setting, old, work)
-    rows = costs(name, setting, model, new, test, work)
-    for i, row in enumerate(rows):
-        row["predictors"] = predictors(model, old, shifted(new, *row["case"], 1000 + i))
-    return {"role": setting.role, "accuracy": accuracy(model, test), "rows": rows}
+    clean = accuracy(model, test)
+
+    def measured(i: int, case: Case) -> dict[str, Any]:
+        sides = shifted(new, *case, 1000 + i), shifted(test, *case, 2000 + i)
+        return cost(setting, model, clean - setting.below, *sides)
+
+    def scored(i: int, case: Case) -> dict[str, Any]:
+        return {"predictors": predictors(model, old, shifted(new, *case, 1000 + i))}
+
+    files = [work / f"{name}.{what}.jsonl" if work else None for what in ("costs", "predictors")]
+    rows = kept(files[0], setting.cases, measured)
+    for row, more in zip(rows, kept(files[1], setting.cases, scored), strict=True):
+        row |= more | {"runs": row["runs"][: setting.seeds]}
+    return {"role": setting.role, "accuracy": clean, "rows": rows}
 
 
 def matrices(rows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
