@@ -15,6 +15,8 @@ from resque_ext._inputs import check_choice
 from resque_ext.indices import (
     Arm,
     ArmResult,
+    LinearResidual,
+    LinearResidualResult,
     PreIndexResult,
     RepresentationDistance,
     ResqueTaskResult,
@@ -229,6 +231,65 @@ class PreIndexCollector:
         return with_facts(dataclasses.replace(result, layer=facts.layer), facts)
 
 
+class LinearResidualCollector:
+    """linear_residual: embeddings of both sides go into one accumulator; where normalization was
+    adapted, those of the new side under the model as it is come by a pass of their own."""
+
+    reads_old = True
+    embeddings: tuple[Side, ...] = SIDES
+    vectors = pooled = raw = False
+
+    def __init__(self, paired: bool) -> None:
+        self.paired = paired
+        self.adapted = False
+        self.acc: LinearResidual | None = None
+
+    def add_embedding(self, x: Tensor, labels: Tensor, side: Side, outputs: int | None) -> None:
+        self._add(x, labels, "adapted" if self.adapted and side == "new" else side, outputs)
+
+    def unadapted(self) -> UnadaptedSide:
+        """What takes the new side's embeddings under the model as it is; new ones are adapted."""
+        self.adapted = True
+        return UnadaptedSide(self)
+
+    def _add(self, x: Tensor, labels: Tensor, side: Any, outputs: int | None) -> None:
+        if self.acc is None:
+            self.acc = LinearResidual(outputs or label_bound(labels), adapted=self.adapted)
+        if outputs is None:
+            self.acc.grow(label_bound(labels))
+        try:
+            self.acc.update(x, labels.to(x.device, non_blocking=True), side)
+        except (ValueError, TypeError) as error:
+            name = "new" if side == "adapted" else side
+            raise type(error)(f"{name}: {without_hint(error)}") from error
+
+    def result(self, facts: Facts) -> LinearResidualResult:
+        assert self.acc is not None  # every side had a batch
+        self.acc.distance.paired = self.paired
+        try:
+            result = self.acc._compute(ignore_unseen=True)
+        except ValueError as error:
+            raise ValueError(without_hint(error)) from error
+        return dataclasses.replace(
+            result,
+            layer=facts.layer,
+            old_accuracy=facts.old_accuracy,
+            new_accuracy=facts.new_accuracy,
+        )
+
+
+@dataclass
+class UnadaptedSide:
+    """The collector of the pass over the new side under the model as it is."""
+
+    owner: LinearResidualCollector
+    embeddings: tuple[Side, ...] = ("new",)
+    vectors = pooled = raw = False
+
+    def add_embedding(self, x: Tensor, labels: Tensor, side: Side, outputs: int | None) -> None:
+        self.owner._add(x, labels, "new", outputs)
+
+
 def with_facts(result: Any, facts: Facts) -> Any:
     """The result of an index that reads layers, with what is known of the run."""
     return dataclasses.replace(
@@ -257,6 +318,7 @@ COLLECTORS: Mapping[str, Any] = {
     "resque_task": ResqueTaskCollector,
     "preindex": PreIndexCollector,
     "arm": ArmCollector,
+    "linear_residual": LinearResidualCollector,
 }
 
 

@@ -141,13 +141,19 @@ class Passes:
         inputs, labels = batch
         return inputs, check_labels(labels, f"{side} labels")
 
-    def side(self, model: nn.Module, data: Any, side: Side) -> None:
-        """One forward pass over one side."""
+    def side(
+        self,
+        model: nn.Module,
+        data: Any,
+        side: Side,
+        shift: Callable[[Any], Any] | None = None,
+    ) -> None:
+        """One forward pass over one side, its inputs shifted where a shift is given."""
         with evaluating(model):
             reader = _Reader(self, model)
             with no_hooks_left(reader.attach()):
                 for inputs, labels in self.batches(data, side, "side"):
-                    reader.run(inputs, labels, side)
+                    reader.run(inputs if shift is None else shift(copied(inputs)), labels, side)
         self._finish(reader)
 
     def shifted(

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from resque_ext import normalization
 from resque_ext._inputs import DEVICES, describe
 from resque_ext.collectors import COLLECTORS, Facts, make_collectors
 from resque_ext.layers import choose_layers
-from resque_ext.observe import copied, evaluating, forward, unwrap
+from resque_ext.observe import copied, unwrap
 from resque_ext.passes import Passes
 
 INDICES = tuple(COLLECTORS)
@@ -67,7 +67,7 @@ def score(
     layers: str | Iterable[str] | Callable[[str, nn.Module], Any] = "auto",
     paired: bool = False,
     shift: Callable[[Any], Any] | None = None,
-    adapt_normalization: bool = False,
+    adapt_normalization: bool | str = False,
     batch_adapter: Callable[[Any], tuple[Any, Any]] | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -81,8 +81,10 @@ def score(
             takes (a mapping as keyword arguments). Without `new`, `shift` makes the new side from
             the old batches, on the device. `old` may be None for "resque_task", which reads the new
             side alone.
-        indices: names of indices: "resque_dist", "resque_task", "preindex", "arm". "preindex"
-            compares every sample with itself and needs `shift` or `paired`.
+        indices: names of indices: "resque_dist", "resque_task", "preindex", "arm",
+            "linear_residual". "preindex" compares every sample with itself and needs `shift` or
+            `paired`. "linear_residual" with `adapt_normalization` takes one pass more over the new
+            side, under the model as it is.
         layer: the module whose output is the embedding, or "NAME:input" for what a module reads; by
             default the representation that the last linear layer reads. [N, D], [N, C, H, W] and
             [N, T, D] are taken; positions are averaged (see `options` for others).
@@ -94,8 +96,10 @@ def score(
             `reset()`, where it has one, is called before each pass, so that every pass sees the
             same.
         adapt_normalization: re-estimate batch-norm statistics on the new side first, on a copy of
-            the model: one pass more over the new side, forward only. The old side keeps the model
-            as it is.
+            the model: one pass more over the new side, forward only. "match": also match what
+            other normalization layers read to the old side, channel by channel, for models
+            without running statistics; there one pass more over either side. The old side keeps
+            the model as it is.
         batch_adapter: makes ``(inputs, labels)`` of any other batch.
         device: where to run; by default where the model is. A model elsewhere is copied.
         progress: show a progress bar on stderr.
@@ -112,11 +116,15 @@ def score(
         TypeError: a batch that is not ``(inputs, labels)``; a one-shot iterator where two passes
             are needed; an option that an index does not have.
         KeyError: no such layer, or a layer that does not run.
-        ValueError: an empty side, a model without running statistics, or data that an index
-            refuses.
+        ValueError: an empty side, a model without running statistics (or, for "match", without
+            normalization), or data that an index refuses.
     """
     names = _check_names(indices)
     _check_arguments(model, old, new, names, shift, batch_adapter)
+    if isinstance(adapt_normalization, str) and adapt_normalization != "match":
+        raise ValueError(
+            f"adapt_normalization: expected True, False or 'match', found {adapt_normalization!r}"
+        )
     paired = bool(paired) or shift is not None
     collectors = make_collectors(names, options, paired)
     inner = unwrap(model)
@@ -140,7 +148,10 @@ def score(
         )
     adapted = None
     if adapt_normalization:
-        adapted = _adapted(inner, old if shift is not None else new, passes, shift)
+        source = old if shift is not None else new
+        match = adapt_normalization == "match"
+        adapted = _adapted(inner, old, source, passes, shift, match)
+        plain = [c.unadapted() for c in collectors.values() if hasattr(c, "unadapted")]
     if shift is not None:
         _restart(shift)
         passes.shifted(inner, adapted or inner, old, shift)
@@ -150,6 +161,18 @@ def score(
         if any(c.reads_old for c in collectors.values()):
             passes.side(inner, old, "old")
         passes.side(adapted or inner, new, "new")
+    if adapted is not None and plain:
+        _restart(shift)
+        also = Passes(
+            plain,
+            passes.layer_name,
+            passes.choose,
+            batch_adapter,
+            device,
+            progress,
+            old is not None,
+        )
+        also.side(inner, source, "new", shift)
     facts = Facts(
         passes.layer_name,
         passes.layer_names,
@@ -220,36 +243,44 @@ def _on_device(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _adapted(
-    model: nn.Module, new: Any, run: Passes, shift: Callable[[Any], Any] | None
+    model: nn.Module,
+    old: Any,
+    new: Any,
+    run: Passes,
+    shift: Callable[[Any], Any] | None,
+    match: bool,
 ) -> nn.Module:
-    """A copy of the model with batch-norm statistics of the new side: cumulative averages."""
-    norms = [
-        name
-        for name, m in model.named_modules()
-        if isinstance(m, _BatchNorm) and m.running_mean is not None
-    ]
-    if not norms:
+    """A copy of the model with its normalization taken to the new side."""
+    if not normalization.reestimable(model) and not match:
         raise ValueError(
             "adapt_normalization: expected a model with batch-norm running statistics, found "
             f"none in {type(model).__name__}; there is nothing to re-estimate"
         )
-    if isinstance(new, Iterator):
-        raise TypeError(
-            "adapt_normalization: expected new data that can be read twice (a list, a DataLoader), "
-            f"found the one-shot iterator {type(new).__name__}"
+    matchable = match and bool(normalization.matchable(model))
+    if match and not matchable and not normalization.reestimable(model):
+        raise ValueError(
+            "adapt_normalization: expected a model with normalization layers, found none in "
+            f"{type(model).__name__}; there is nothing to match"
         )
-    _restart(shift)
-    model = copy.deepcopy(model)
-    modules = dict(model.named_modules())
-    with evaluating(model):
-        for name in norms:
-            modules[name].reset_running_stats()
-            modules[name].momentum = None
-            modules[name].training = True
+    for side, data in (("new", new), ("old", old)):
+        if isinstance(data, Iterator) and (side == "new" or matchable):
+            raise TypeError(
+                f"adapt_normalization: expected {side} data that can be read twice (a list, a "
+                f"DataLoader), found the one-shot iterator {type(data).__name__}"
+            )
+
+    def news() -> Iterator[Any]:
+        _restart(shift)
         for inputs, labels in run.batches(new, "new", "normalization"):
             if len(labels):  # a batch without rows would count as one with zero statistics
-                forward(model, inputs if shift is None else shift(copied(inputs)))
-    return model
+                yield inputs if shift is None else shift(copied(inputs))
+
+    def olds() -> Iterator[Any]:
+        for inputs, labels in run.batches(old, "old", "normalization"):
+            if len(labels):
+                yield inputs
+
+    return normalization.adapted(model, news, olds if matchable else None)
 
 
 def _restart(shift: Callable[[Any], Any] | None) -> None:

@@ -2,6 +2,11 @@
 
 from resque_ext.indices._contingency import adjusted_rand_index
 from resque_ext.indices.arm import Arm, ArmResult, arm
+from resque_ext.indices.linear_residual import (
+    LinearResidual,
+    LinearResidualResult,
+    linear_residual,
+)
 from resque_ext.indices.preindex import PreIndexResult, preindex
 from resque_ext.indices.representation_distance import (
     RepresentationDistance,
@@ -14,6 +19,8 @@ from resque_ext.indices.resque_task import ResqueTaskResult, resque_task
 __all__ = [
     "Arm",
     "ArmResult",
+    "LinearResidual",
+    "LinearResidualResult",
     "PreIndexResult",
     "RepresentationDistance",
     "RepresentationDistanceResult",
@@ -22,6 +29,7 @@ __all__ = [
     "ResqueTaskResult",
     "adjusted_rand_index",
     "arm",
+    "linear_residual",
     "preindex",
     "representation_distance",
     "resque_dist",

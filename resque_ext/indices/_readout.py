@@ -1,0 +1,159 @@
+"""A cross-validated linear readout of streamed features, from sums of products alone.
+
+NumPy on purpose where results are made: its sums do not depend on torch's number of threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from resque_ext._inputs import describe
+from resque_ext.indices._baselines import FOLDS, RIDGE, WIDEST
+from resque_ext.ops import spatial_mean
+from resque_ext.ops._status import Status
+from resque_ext.ops.class_moments import grouped_moments
+from resque_ext.ops.class_order import class_order
+
+Array = NDArray[np.float64]
+
+_ROWS = 2048  # rows widened to float64 at a time
+# Solving by other numbers of threads changes the last digits, which a share of 1 can do without.
+_DECIMALS = 10
+
+
+class Unexplained(NamedTuple):
+    """The share of the classes that a readout leaves unexplained, and its standard error."""
+
+    value: float
+    std_error: float
+
+
+@dataclass
+class ReadoutSums:
+    """Sums of features about an origin, and of their products, by fold.
+
+    The rows of each class are dealt to the folds in turn, class c from fold c on, so folds do not
+    depend on batches or on any chance.
+    """
+
+    origin: Tensor  # [D] float64, near the mean: products about it keep their digits
+    counts: Tensor  # [C, FOLDS] int64
+    sums: Tensor  # [C, FOLDS, D] float64
+    products: Tensor  # [FOLDS, D, D] float64
+    seen: Tensor  # [C] int64
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, classes: int, before: ReadoutSums | None) -> ReadoutSums:
+        """Those of one batch [N, ...] that follows `before`; on CUDA this waits for the device.
+
+        Raises:
+            ValueError: a label out of range, features that are not finite, or too wide.
+        """
+        x = spatial_mean(x) if x.dim() > 2 else x
+        width = x.shape[1]
+        if width > WIDEST:
+            raise ValueError(
+                f"features: expected at most {WIDEST} columns, whose products are kept, found "
+                f"{describe(x)}"
+            )
+        start = torch.arange(classes, device=x.device) if before is None else before.seen
+        order, offsets, status = class_order(y, classes, FOLDS, start)
+        Status.read(status, len(x), width).raise_for_labels("labels", classes)
+        counts, sums, _, status = grouped_moments(x, order, offsets, squares=False)
+        Status.read(status, len(x), width).raise_for_nonfinite("features", hint="")
+        rows = counts.sum()
+        origin = sums.sum(0) / rows.clamp(min=1) if before is None else before.origin
+        group = torch.repeat_interleave(torch.arange(len(counts), device=x.device), counts)
+        products = sums.new_zeros(FOLDS, width, width)
+        for f in range(FOLDS):
+            own = order[group % FOLDS == f].long().sort().values
+            for part in own.split(_ROWS):
+                near = x[part].double() - origin
+                products[f] += near.T @ near
+        return cls(
+            origin,
+            counts.view(classes, FOLDS),
+            (sums - counts[:, None] * origin).view(classes, FOLDS, width),
+            products,
+            start + offsets[::FOLDS].diff(),
+        )
+
+    def add(self, other: ReadoutSums) -> None:
+        """Adds sums of other rows, fold to fold; takes them to its own origin."""
+        device = self.origin.device
+        away = other.origin.to(device) - self.origin
+        counts, sums = other.counts.to(device), other.sums.to(device)
+        if away.any():
+            s, n = sums.sum(0), counts.sum(0)  # [FOLDS, D], [FOLDS]
+            cross = s[:, :, None] * away
+            self.products += cross + cross.mT + n[:, None, None] * torch.outer(away, away)
+        self.products += other.products.to(device)
+        self.counts += counts
+        self.sums += sums + counts[:, :, None] * away
+
+    def grow(self, more: int) -> None:
+        """Makes room for `more` classes."""
+        classes, _, width = self.sums.shape
+        start = torch.arange(classes, classes + more, device=self.seen.device)
+        self.counts = torch.cat([self.counts, self.counts.new_zeros(more, FOLDS)])
+        self.sums = torch.cat([self.sums, self.sums.new_zeros(more, FOLDS, width)])
+        self.seen = torch.cat([self.seen, start])
+
+    def unexplained(self) -> Unexplained:
+        """See :class:`resque_ext.indices.linear_residual.LinearResidual`.
+
+        Raises:
+            ValueError: fewer than two classes have rows, or fewer than two folds.
+        """
+        n = self.counts.cpu().numpy().astype(np.float64)  # [C, FOLDS]
+        there = n.sum(1) > 0
+        if there.sum() < 2 or (n.sum(0) > 0).sum() < 2:
+            raise ValueError(
+                "labels: expected rows of at least two classes on the new side, found "
+                f"{int(n.sum())} rows of {int(there.sum())}"
+            )
+        n, s = n[there], self.sums.cpu().numpy()[there]
+        products = self.products.cpu().numpy()
+        left, total = np.zeros(FOLDS), np.zeros(FOLDS)
+        for f in range(FOLDS):
+            if n[:, f].sum():
+                others = products.sum(0) - products[f]
+                weights, intercept, shares = _ridge(others, s.sum(1) - s[:, f], n.sum(1) - n[:, f])
+                left[f] = _squares(weights, intercept, n[:, f], s[:, f], products[f])
+                total[f] = _squares(np.zeros_like(weights), shares, n[:, f], s[:, f], products[f])
+        value = left.sum() / total.sum()
+        folds = (total > 0).sum()
+        spread = np.square(left - value * total).sum() * folds / (folds - 1)
+        error = np.sqrt(spread) / total.sum()
+        return Unexplained(round(float(value), _DECIMALS), round(float(error), _DECIMALS))
+
+
+def _ridge(products: Array, sums: Array, rows: Array) -> tuple[Array, Array, Array]:
+    """Weights [D, C] and intercepts [C] of ridge regression to one-hot classes, and their shares.
+
+    The penalty is RIDGE times the mean variance of the features, on their mean square.
+    """
+    n, shares = rows.sum(), rows / rows.sum()
+    mean = sums.sum(0) / n
+    centred = products - n * np.outer(mean, mean)
+    penalty = RIDGE * centred.diagonal().mean()
+    if not penalty > 0:  # nothing varies
+        return np.zeros((len(mean), len(rows))), shares, shares
+    centred.flat[:: len(mean) + 1] += penalty
+    weights = np.linalg.solve(centred, (sums - rows[:, None] * mean).T)
+    return weights, shares - mean @ weights, shares
+
+
+def _squares(weights: Array, intercept: Array, rows: Array, sums: Array, products: Array) -> float:
+    """The sum over a fold's rows x, of class c, of |one-hot(c) - x weights - intercept|^2."""
+    n = rows.sum()
+    along = (sums * weights.T).sum() + rows @ intercept
+    size = ((products @ weights) * weights).sum()
+    size += 2 * intercept @ (sums.sum(0) @ weights) + n * intercept @ intercept
+    return float(n - 2 * along + size)

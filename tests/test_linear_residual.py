@@ -1,0 +1,248 @@
+"""linear_residual against scikit-learn's ridge regression, fold by fold; streaming; bad input."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+
+import resque_ext
+from resque_ext import LinearResidual, linear_residual, resque_dist
+from resque_ext.indices import _baselines
+
+FOLDS = 5
+
+
+def unexplained(x, y):
+    """(share of the one-hot classes left unexplained, its standard error), row by row."""
+    x = np.asarray(x, np.float64)
+    labels, index = np.unique(y, return_inverse=True)
+    targets = np.eye(len(labels))[index]
+    fold = np.empty(len(y), np.int64)
+    for c in labels:
+        rows = np.flatnonzero(y == c)
+        fold[rows] = (c + np.arange(len(rows))) % FOLDS
+    left, total = [], []
+    for f in range(FOLDS):
+        train, test = fold != f, fold == f
+        if not test.any():
+            continue
+        penalty = _baselines.RIDGE * x[train].var(0).mean() * train.sum()
+        near = x - x[train].mean(0)
+        scores = Ridge(alpha=penalty).fit(near[train], targets[train]).predict(near[test])
+        left.append(((targets[test] - scores) ** 2).sum())
+        total.append(((targets[test] - targets[train].mean(0)) ** 2).sum())
+    left, total = np.array(left), np.array(total)
+    share = left.sum() / total.sum()
+    spread = ((left - share * total) ** 2).sum() * len(left) / (len(left) - 1)
+    return share, spread**0.5 / total.sum()
+
+
+def drawn(n, d, classes, seed=0, offset=0.0):
+    """Classes that overlap, in any number of dimensions."""
+    rng = np.random.default_rng(seed)
+    y = np.r_[np.arange(classes), rng.integers(0, classes, n - classes)]
+    means = np.random.default_rng(99).standard_normal((classes, d)) * 2 / d**0.5
+    return means[y] + rng.standard_normal((n, d)) + offset, y
+
+
+def streamed(sides, classes, sizes=(7, 0, 100), **options):
+    acc = LinearResidual(classes, **options)
+    for side, (x, y) in sides.items():
+        x, y = torch.as_tensor(x), torch.as_tensor(y)
+        start = 0
+        for size in (*sizes, len(y)):
+            acc.update(x[start : start + size], y[start : start + size], side)
+            start += size
+    return acc
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "classes"), [(400, 8, 3), (700, 40, 12), (300, 1, 2), (90, 120, 4), (60, 5, 25)]
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_against_scikit_learn(n, d, classes, dtype):
+    (x, y), (x2, y2) = drawn(n, d, classes), drawn(n, d, classes, 1)
+    x, x2 = x.astype(dtype), x2.astype(dtype)
+    share, error = unexplained(x2, y2)
+    found = linear_residual(x, x2, y, y2)
+    distance = resque_dist(x, x2, y, y2)
+    assert share > 0.05
+    assert found.unexplained == pytest.approx(share, rel=1e-6, abs=1e-9)
+    assert found.distance == distance.value
+    assert distance.value > 0 or d == 1  # sums of one sign have no angle
+    assert found.value == pytest.approx(share + distance.value / 4, rel=1e-6)
+    if distance.std_error is not None:
+        expected = (error**2 + (distance.std_error / 4) ** 2) ** 0.5
+        assert found.std_error == pytest.approx(expected, rel=1e-6)
+    assert not found.adapted
+    with resque_ext.backend("torch"):
+        plain = linear_residual(x, x2, y, y2)
+    assert plain.value == pytest.approx(found.value, abs=1e-9)
+
+
+def test_the_adapted_side_is_read_out_and_the_plain_one_measured():
+    (x, y), (x2, y2), (x3, _) = (drawn(200, 6, 3, seed) for seed in (0, 1, 1))
+    x2 = x2 * 3 + 5
+    found = linear_residual(x, x2, y, y2, adapted=x3)
+    assert found.adapted
+    assert found.unexplained == pytest.approx(unexplained(x3, y2)[0], rel=1e-8)
+    assert found.distance == resque_dist(x, x2, y, y2).value
+
+
+@pytest.mark.parametrize("shape", [(6, 2, 5), (4, 6)])
+def test_positions_are_averaged(shape):
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    x, x2 = (
+        rng.standard_normal((60, *shape)) + y.reshape(-1, 1, *[1] * (len(shape) - 1)) for _ in "12"
+    )
+    axes = (2, 3) if len(shape) == 3 else 1
+    found, means = linear_residual(x, x2, y, y), [t.mean(axes) for t in (x, x2)]
+    assert found.value == pytest.approx(linear_residual(*means, y, y).value, rel=1e-9)
+
+
+def test_streams_are_the_whole_and_states_outlive_other_origins():
+    (x, y), (x2, y2) = drawn(300, 9, 4), drawn(350, 9, 4, 1, offset=1000.0)
+    whole = linear_residual(x, x2, y, y2, 4)
+    acc = streamed({"old": (x, y), "new": (x2, y2)}, 4)
+    assert acc.compute().value == pytest.approx(whole.value, rel=1e-9)
+    assert whole.unexplained == pytest.approx(unexplained(x2, y2)[0], rel=1e-7)
+    acc.reset()
+    with pytest.raises(ValueError, match=r"^update: expected rows of the new side"):
+        acc.compute()
+
+
+def test_merged_halves_are_near_the_whole():
+    """The folds are others, and so is the last digit that their error leaves."""
+    (x, y), (x2, y2) = drawn(600, 9, 4), drawn(600, 9, 4, 1, offset=3.0)
+    whole = linear_residual(x, x2, y, y2, 4)
+    halves = [
+        streamed({"old": (x[s], y[s]), "new": (x2[s], y2[s])}, 4)
+        for s in (slice(0, 250), slice(250, None))
+    ]
+    into = LinearResidual(4)
+    into.merge(halves[0])
+    assert into.compute().value == halves[0].compute().value
+    into.merge(halves[1])
+    found = into.compute()
+    assert found.distance == pytest.approx(whole.distance, rel=1e-12)
+    assert abs(found.unexplained - whole.unexplained) < 2 * whole.std_error
+    sums = [torch.as_tensor(x2).double().T @ torch.as_tensor(x2).double()]
+    state = into._sums
+    n, s = state.counts.sum(), state.sums.sum((0, 1))
+    cross = torch.outer(s, state.origin)
+    about_zero = (
+        state.products.sum(0) + cross + cross.T + n * torch.outer(state.origin, state.origin)
+    )
+    torch.testing.assert_close(about_zero, sums[0], rtol=1e-11, atol=0)
+    # Merged halves go on where the whole would: every class is dealt on in turn.
+    start = torch.arange(4)
+    np.testing.assert_array_equal(state.seen - start, np.bincount(y2, minlength=4))
+
+
+def test_it_depends_on_no_number_of_threads():
+    (x, y), (x2, y2) = drawn(3000, 70, 5), drawn(3000, 70, 5, 1)
+    threads, values = torch.get_num_threads(), []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            values.append(linear_residual(x, x2, y, y2).value)
+    finally:
+        torch.set_num_threads(threads)
+    assert values[0] == values[1]
+
+
+def test_its_standard_error_is_the_scatter_of_other_samples():
+    """Of 60 pairs of samples; the estimate is of five folds, so it is good to a factor."""
+    found = [
+        linear_residual(
+            *sum(zip(drawn(300, 5, 3, 2 * s), drawn(300, 5, 3, 2 * s + 1), strict=True), ())
+        )
+        for s in range(60)
+    ]
+    scatter = np.std([r.value for r in found])
+    estimate = np.sqrt(np.mean([r.std_error**2 for r in found]))
+    assert 0.5 < estimate / scatter < 2
+
+
+def test_features_that_say_nothing_and_features_that_say_all():
+    y = np.arange(50) % 2
+    x, noise = np.eye(2)[y], np.ones((50, 2))
+    assert linear_residual(x, x, y, y).value == pytest.approx(0, abs=1e-5)
+    nothing = linear_residual(noise, noise, y, y)
+    assert nothing.unexplained == pytest.approx(1, abs=0.01)
+
+
+def test_new_classes_and_plain_values():
+    (x, y), (x2, y2) = drawn(100, 5, 2), drawn(100, 5, 3, 1)
+    acc = streamed({"old": (x, y), "new": (x2[y2 < 2], y2[y2 < 2])}, 2)
+    acc.grow(3)
+    third = y2 == 2
+    acc.update(x2[third], y2[third], "new")
+    acc.update(x2[third], y2[third], "old")
+    order = np.r_[np.flatnonzero(y2 < 2), np.flatnonzero(third)]
+    found = acc.compute()
+    assert found.unexplained == pytest.approx(unexplained(x2[order], y2[order])[0], rel=1e-8)
+    plain = found.to_dict()
+    assert plain["value"] == float(found) == found.value
+    assert plain["counts"]["new"] == np.bincount(y2, minlength=3).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"new": np.full((20, 3), np.nan)}, "^new: expected finite values, found 60 NaN"),
+        ({"new": np.zeros((20, 4))}, r"^new: expected width 3 on cpu"),
+        ({"new": np.zeros((20, 3), int)}, r"^new: expected float32"),
+        ({"new_labels": np.arange(19) % 2}, r"^new, new_labels: expected one label a row"),
+        ({"new_labels": np.full(20, -1)}, r"^new_labels: expected class indices 0\.\.1, found -1"),
+        ({"old_labels": np.arange(20) % 2 + 0.5}, "^old_labels: expected int32 or int64"),
+        (
+            dict.fromkeys(("old_labels", "new_labels"), np.zeros(20, int)),
+            "^labels: expected rows of at least two classes",
+        ),
+        ({"adapted": np.zeros((19, 3))}, "^adapted, new_labels: expected one label a row"),
+        ({"adapted": np.full((20, 3), np.inf)}, "^adapted: expected finite values"),
+        ({"new": np.zeros((0, 3)), "new_labels": np.zeros(0, int)}, "^update: expected rows of"),
+    ],
+)
+def test_bad_input(change, message):
+    rng = np.random.default_rng(0)
+    given = {side: rng.standard_normal((20, 3)) for side in ("old", "new")}
+    given |= {f"{side}_labels": np.arange(20) % 2 for side in ("old", "new")}
+    with pytest.raises((TypeError, ValueError), match=message):
+        linear_residual(**{**given, **change})
+
+
+@pytest.mark.parametrize("bad", ["label", "nan", "width", "wide"])
+def test_a_refused_batch_leaves_the_state_as_it_was(bad):
+    (x, y), (x2, y2) = drawn(80, 5, 3), drawn(80, 5, 3, 1)
+    acc = streamed({"old": (x, y), "new": (x2, y2)}, 3)
+    before = acc.compute()
+    wrong, labels = x2[:4].copy(), y2[:4].copy()
+    if bad == "label":
+        labels[2] = 3
+    elif bad == "nan":
+        wrong[1, 1] = np.nan
+    else:
+        wrong = np.zeros((4, 5000 if bad == "wide" else 4))
+    target = LinearResidual(3) if bad == "wide" else acc
+    with pytest.raises(ValueError, match=r"^(labels|features): expected"):
+        target.update(wrong, labels, "new")
+    assert acc.compute().to_dict() == before.to_dict()
+
+
+def test_sides_and_merges_that_do_not_fit():
+    with pytest.raises(ValueError, match=r"^side: expected one of 'old', 'new', found 'adapted'"):
+        LinearResidual(2).update(np.zeros((1, 1)), np.zeros(1, int), "adapted")
+    with pytest.raises(TypeError, match=r"^other: expected a LinearResidual, found dict"):
+        LinearResidual(2).merge({})
+    with pytest.raises(ValueError, match=r"^other: expected adapted=False, found True"):
+        LinearResidual(2).merge(LinearResidual(2, adapted=True))
+    with pytest.raises(ValueError, match=r"^other: expected .*num_classes"):
+        LinearResidual(2).merge(LinearResidual(3))
+    a, b = LinearResidual(2), LinearResidual(2)
+    for acc, width in ((a, 3), (b, 4)):
+        acc.update(np.ones((4, width)), np.arange(4) % 2, "new")
+    with pytest.raises(ValueError, match=r"^other: expected width 3, found 4"):
+        a.merge(b)
