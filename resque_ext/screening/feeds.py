@@ -1,13 +1,10 @@
-"""What a screening reads: batches of inputs or embeddings with labels, from the beginning each time.
-
-Candidates are given in many forms; a feed is the one form that the rest of the screening knows.
-"""
+"""What a screening reads: a source of rows, for candidates under a shift, block after block."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +12,12 @@ from torch import Tensor
 from resque_ext._inputs import describe
 from resque_ext.observe import copied
 from resque_ext.screening.pair import Fault
+from resque_ext.screening.sources import BlockOrder, Source, as_source
+from resque_ext.screening.sources.base import KINDS
+from resque_ext.screening.sources.regroup import cut
 from resque_ext.shifts import Shift
 
-INPUTS, EMBEDDINGS = "inputs", "embeddings"
+INPUTS, EMBEDDINGS = KINDS
 Batch = tuple[Any, Tensor]
 
 
@@ -30,8 +30,8 @@ class Candidate:
         shift: a function of a batch of inputs, which makes the new side; its `reset()`, where it
             has one, is called before each reading.
         paired: the rows are the old data's, in their order, after a shift.
-        kind: "inputs" or "embeddings", where `data` does not say which: by default batches are
-            inputs where there is a model, and embeddings where there is none.
+        kind: "inputs" or "embeddings", where `data` does not say: by default batches are inputs
+            where there is a model, and embeddings where there is none.
     """
 
     data: Any = None
@@ -46,126 +46,8 @@ class Candidate:
             raise TypeError(
                 f"candidate: expected the shift to be a function, found {describe(self.shift)}"
             )
-        if self.kind not in (None, INPUTS, EMBEDDINGS):
-            raise ValueError(
-                f"candidate: expected kind {INPUTS!r} or {EMBEDDINGS!r}, found {self.kind!r}"
-            )
-
-
-class Feed(Protocol):
-    """Batches with labels, again and again.
-
-    Attributes:
-        kind: "inputs" of a model or "embeddings".
-        available: rows, None where that is not known.
-        faults: of the last reading.
-    """
-
-    kind: str
-    available: int | None
-    faults: tuple[Fault, ...]
-
-    def batches(self, batch_size: int, seed: int | None) -> Iterator[Batch]:
-        """From the beginning; in an order drawn by the seed, where one is given and can be."""
-        ...
-
-
-class Iterated:
-    """An iterable that begins anew each time: a list of batches, a DataLoader.
-
-    Its batches come in its own order and sizes.
-    """
-
-    def __init__(self, data: Iterable[Any], kind: str) -> None:
-        self.data, self.kind, self.faults = data, kind, ()
-        self.available = _rows(data)
-
-    def batches(self, batch_size: int, seed: int | None) -> Iterator[Batch]:
-        return iter(self.data)
-
-
-class Shifted:
-    """Another feed's inputs after a shift."""
-
-    def __init__(self, feed: Feed, shift: Callable[[Any], Any], batch_size: int) -> None:
-        if feed.kind != INPUTS:
-            raise ValueError(
-                f"candidate: expected inputs, which a shift is a function of, found {feed.kind}"
-            )
-        self.feed, self.shift, self.batch_size = feed, shift, batch_size
-        self.kind = INPUTS
-
-    @property
-    def available(self) -> int | None:
-        return self.feed.available
-
-    @property
-    def faults(self) -> tuple[Fault, ...]:
-        return self.feed.faults
-
-    def batches(self, batch_size: int, seed: int | None) -> Iterator[Batch]:
-        reset = getattr(self.shift, "reset", None)
-        if callable(reset):
-            reset()
-        # Always of one size, because what a shift draws depends on its batches.
-        for inputs, labels in self.feed.batches(self.batch_size, seed):
-            with torch.no_grad():
-                yield self.shift(copied(inputs)), labels
-
-
-class Blocks:
-    """A feed's batches in blocks of rows, which begin where the last one ended.
-
-    Attributes:
-        rows: read so far.
-        ended: there are no more.
-    """
-
-    def __init__(self, batches: Iterator[Any]) -> None:
-        self._batches, self._rest = batches, None
-        self.rows, self.ended = 0, False
-
-    def until(self, rows: int, batch_size: int) -> Iterator[Any]:
-        """Batches of at most `batch_size` rows up to the row of that number."""
-        while self.rows < rows:
-            batch = self._rest if self._rest is not None else next(self._batches, None)
-            self._rest = None
-            if batch is None:
-                self.ended = True
-                return
-            count = _length(batch)
-            if count is None:  # no pair: whoever reads it says so
-                yield batch
-                return
-            size = min(count, rows - self.rows, batch_size)
-            if count > size:
-                batch, self._rest = _cut(batch, 0, size), _cut(batch, size, count)
-            self.rows += size
-            if size:
-                yield batch
-
-    def close(self) -> None:
-        close = getattr(self._batches, "close", None)
-        if callable(close):
-            close()
-
-
-def open_feed(given: Any, name: str, kind: str) -> Feed:
-    """Whatever `screen` takes as data, ready to be read; `kind` where it does not say itself.
-
-    Raises:
-        TypeError: a one-shot iterator, or nothing of the kind.
-    """
-    if isinstance(given, (Iterated, Shifted)):
-        return given
-    if isinstance(given, Iterator):
-        raise TypeError(
-            f"{name}: expected data that can be read twice (a list, a DataLoader, a file), found "
-            f"the one-shot iterator {type(given).__name__}"
-        )
-    if isinstance(given, Iterable) and not isinstance(given, (str, Mapping, Tensor)):
-        return Iterated(given, kind)
-    raise TypeError(f"{name}: expected a source or batches, found {describe(given)}")
+        if self.kind not in (None, *KINDS):
+            raise ValueError(f"candidate: expected a kind among {KINDS}, found {self.kind!r}")
 
 
 def as_candidate(given: Any) -> Candidate:
@@ -174,30 +56,131 @@ def as_candidate(given: Any) -> Candidate:
     return Candidate(shift=given) if isinstance(given, Shift) else Candidate(given)
 
 
-def _rows(data: Any) -> int | None:
-    """Rows of a list of batches, or of what says how many samples it has."""
-    samples = getattr(data, "samples", None)
-    if isinstance(samples, int):
-        return samples
-    if isinstance(data, (list, tuple)):
-        counts = [_length(batch) for batch in data]
-        return None if None in counts else sum(counts)
-    dataset = getattr(data, "dataset", None)
-    if dataset is not None and not getattr(data, "drop_last", False) and hasattr(dataset, "__len__"):
-        return len(dataset)
-    return None
+@dataclass(frozen=True)
+class Feed:
+    """A source, and what is done to its inputs before a model sees them."""
+
+    source: Source
+    on_fault: str = "raise"
+    shift: Callable[[Any], Any] | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.source.kind
+
+    @property
+    def rows(self) -> int | None:
+        return self.source.rows
+
+    def identity(self) -> dict[str, Any]:
+        """What a restart recognises the data by; where nothing tells them, what they look like."""
+        found = self.source.fingerprint() or {"rows": self.rows}
+        return {"kind": self.kind, "source": found} | (
+            {} if self.shift is None else {"shift": repr(self.shift)}
+        )
+
+    def reading(self, batch_size: int, seed: int | None = None) -> Reading:
+        return Reading(self, batch_size, seed)
 
 
-def _length(batch: Any) -> int | None:
-    pair = isinstance(batch, (tuple, list)) and len(batch) == 2
-    return len(batch[1]) if pair and hasattr(batch[1], "__len__") else None
+class Reading:
+    """One reading of a feed, which goes on where it ended.
+
+    Args:
+        feed: what is read.
+        batch_size: rows that the source gives at once.
+        seed: mixes the rows, as far as the source can; None: as they lie.
+
+    Attributes:
+        place: rows of the order that were asked for so far.
+        samples: rows that came; fewer where some could not be read.
+        ended: there are no more.
+        faults: what could not be read.
+    """
+
+    def __init__(self, feed: Feed, batch_size: int, seed: int | None) -> None:
+        self.feed, self.batch_size = feed, batch_size
+        self.place = self.samples = 0
+        self.ended = False
+        self.faults: list[Fault] = []
+        source = feed.source
+        mixes = seed is not None and source.access != "sequence"
+        self._order = BlockOrder(seed) if mixes else None
+        # Single rows are found again without any file held open in between; what is read one
+        # behind the other goes on.
+        self._again = source.access in ("rows", "blocks") and source.rows is not None
+        self._going: Iterator[Batch] | None = None
+        self._rest: Batch | None = None
+        reset = getattr(feed.shift, "reset", None)
+        if callable(reset):
+            reset()
+
+    def until(self, place: int, at_most: int) -> Iterator[Batch]:
+        """Batches of at most `at_most` rows, up to that place of the order."""
+        batches = self._from_here(place) if self._again else self._going_on(place)
+        for inputs, labels in batches:
+            self.samples += len(labels)
+            if self.feed.shift is not None:
+                # On batches of one size, because what a shift draws depends on its batches.
+                with torch.no_grad():
+                    inputs = self.feed.shift(copied(inputs))
+            for first in range(0, len(labels), at_most):
+                last = min(first + at_most, len(labels))
+                whole = last - first == len(labels)
+                yield (
+                    (inputs, labels)
+                    if whole
+                    else (cut(inputs, first, last), labels[first:last])
+                )
+
+    def close(self) -> None:
+        if self._going is not None:
+            self._going.close()  # type: ignore[attr-defined]
+        self._going, self.ended = None, True
+
+    def _batches(self, start: int, stop: int | None) -> Iterator[Batch]:
+        return self.feed.source.batches(
+            self.batch_size,
+            start=start,
+            stop=stop,
+            order=self._order,
+            on_fault=self.feed.on_fault,
+            faults=self.faults,
+        )
+
+    def _from_here(self, place: int) -> Iterator[Batch]:
+        rows = self.feed.source.rows
+        assert rows is not None
+        start, self.place = self.place, min(place, rows)
+        self.ended = self.place == rows
+        return self._batches(start, self.place)
+
+    def _going_on(self, place: int) -> Iterator[Batch]:
+        if self._going is None:
+            self._going = self._batches(0, None)
+        while self.place < place and not self.ended:
+            batch = self._rest if self._rest is not None else next(self._going, None)
+            self._rest = None
+            if batch is None:
+                self.close()
+                return
+            inputs, labels = batch
+            size = min(len(labels), place - self.place)
+            if size < len(labels):
+                self._rest = cut(inputs, size, len(labels)), labels[size:]
+                inputs, labels = cut(inputs, 0, size), labels[:size]
+            self.place += size
+            yield inputs, labels
 
 
-def _cut(value: Any, start: int, stop: int) -> Any:
-    """Rows of every tensor or array inside lists, tuples and mappings."""
-    if isinstance(value, Mapping):
-        return {key: _cut(entry, start, stop) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        parts = [_cut(entry, start, stop) for entry in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value[start:stop] if getattr(value, "ndim", 0) else value
+def open_feed(given: Any, name: str, kind: str, on_fault: str = "raise") -> Feed:
+    """Whatever `screen` takes as data, ready to be read; `kind` where that does not say itself.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: nothing of the kind, in one line.
+    """
+    try:
+        batches = not isinstance(given, Source) and not isinstance(given, (str, dict))
+        return Feed(as_source(given, name, **({"kind": kind} if batches else {})), on_fault)
+    except (TypeError, ValueError, OSError) as error:
+        raise type(error)(f"{name}: {error}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import safetensors.torch
@@ -17,8 +17,9 @@ from resque_ext.collectors import make_collectors
 from resque_ext.layers import choose_layers
 from resque_ext.observe import unwrap
 from resque_ext.passes import Passes
-from resque_ext.screening.feeds import EMBEDDINGS, Blocks, Feed
+from resque_ext.screening.feeds import EMBEDDINGS, Feed
 from resque_ext.screening.memory import retry_with_half
+from resque_ext.screening.pair import Fault
 
 STATE = "resque_ext.OldSide/1"
 
@@ -71,6 +72,7 @@ class OldSide:
         model: None where nothing is run.
         passes: after the old side, with a collector for each index.
         samples: rows of the old data.
+        faults: what of them could not be read.
         batch_size: smaller than asked once memory was short.
     """
 
@@ -86,6 +88,7 @@ class OldSide:
         self.entry, self.name, self.device, self.batch_size = entry, name, device, batch_size
         self._collectors = make_collectors(indices, options, paired=False)
         self.samples = 0
+        self.faults: tuple[Fault, ...] = ()
         self._model: nn.Module | None = None
         self.passes = self._fresh()
 
@@ -112,13 +115,13 @@ class OldSide:
 
         def once() -> None:
             self.passes = self._fresh()
-            blocks = Blocks(feed.batches(self.batch_size, None))
+            reading = feed.reading(self.batch_size)
             try:
-                batches = blocks.until(2**62, self.batch_size)
+                batches = reading.until(2**62, self.batch_size)
                 run(self.passes, self.model, batches, feed.kind, "old")
             finally:
-                blocks.close()
-            self.samples = blocks.rows
+                reading.close()
+            self.samples, self.faults = reading.samples, tuple(reading.faults)
 
         retry_with_half(once, self, f"{self.name}, old side")
 
@@ -135,6 +138,7 @@ class OldSide:
             for key, tensor in collector.state().items()
         }
         facts = {"format": STATE, "samples": self.samples, "facts": self.passes.facts()}
+        facts["faults"] = [asdict(fault) for fault in self.faults]
         header = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
         return safetensors.torch.save(tensors | {"facts": header})
 
@@ -157,6 +161,7 @@ class OldSide:
             collector.load({key: tensor.to(self.device) for key, tensor in mine.items()})
         self.passes.restore(facts["facts"])
         self.samples = facts["samples"]
+        self.faults = tuple(Fault(**fault) for fault in facts["faults"])
 
 
 def run(passes: Passes, model: nn.Module | None, batches: Any, kind: str, side: Any) -> None:

@@ -27,7 +27,7 @@ FORMAT = "resque_ext.Screening/1"
 _LOCK_BYTE = 2**62  # far from the bytes that SQLite locks, and from any content
 
 PairKey = tuple[str, str]  # model, candidate
-Look = tuple[int, float, float, float]  # samples, value, low, high
+Look = tuple[int, float, float, float] | None  # samples, value, low, high; None: too few to tell
 
 
 class StoreError(OSError):
@@ -110,7 +110,7 @@ class Finished:
     @classmethod
     def parse(cls, result: str, way: str) -> Finished:
         values = json.loads(way)
-        looks = tuple((int(n), *map(float, rest)) for n, *rest in values["looks"])
+        looks = tuple(None if look is None else tuple(look) for look in values["looks"])
         return cls(PairResult.from_json(result), looks, values["rounds"])
 
 
