@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from resque_ext.screening.anytime import Estimate, ranks
 from resque_ext.screening.pair import PairResult
 
 FORMAT = "resque_ext.ScreeningTable/1"
@@ -21,15 +22,19 @@ class Ranked:
     """A row of the table.
 
     Attributes:
-        rank: 1 for the cheapest; tied pairs share the rank of their first. None where there is
-            nothing to rank by.
-        tied: another pair's interval overlaps this one's, directly or by a chain of others.
+        rank: the best place that the pair's interval lets it have, 1 for the cheapest. None where
+            there is nothing to rank by.
+        worst: the worst place; another one than `rank` where intervals overlap: a tie.
         result: of the pair.
     """
 
     rank: int | None
-    tied: bool
+    worst: int | None
     result: PairResult
+
+    @property
+    def tied(self) -> bool:
+        return self.rank != self.worst
 
 
 class Screening(Sequence[Ranked]):
@@ -79,7 +84,7 @@ class Screening(Sequence[Ranked]):
         """
         rows = []
         for row in self:
-            values = {"rank": row.rank, "tied": row.tied} | asdict(row.result)
+            values = {"rank": row.rank, "worst": row.worst} | asdict(row.result)
             values["faults"] = list(values["faults"])
             if not times:
                 del values["seconds"]
@@ -113,7 +118,7 @@ class Screening(Sequence[Ranked]):
             table.add_column(name, justify="right")
         for row in self:
             r = row.result
-            rank = "" if row.rank is None else f"{'=' if row.tied else ''}{row.rank}"
+            rank = "" if row.rank is None else f"{row.rank}-{row.worst}" if row.tied else f"{row.rank}"
             of = "" if r.available in (None, r.new_samples) else f" of {r.available:,}"
             table.add_row(
                 rank,
@@ -132,43 +137,26 @@ def interval(result: PairResult, rank_by: str) -> tuple[float, float, float] | N
     found: Any = result.indices.get(rank_by) or result.predicted.get(rank_by)
     if found is None or not math.isfinite(found.value):
         return None
-    low = found.value if found.low is None else found.low
-    high = found.high
-    if high is None:  # of a predicted cost: unbounded; of an index: there is no interval
-        high = math.inf if rank_by in result.predicted else found.value
-    return found.value, low, high
+    low = found.value if found.low is None else min(found.low, found.value)
+    if found.high is not None:
+        return found.value, low, max(found.high, found.value)
+    # Of a predicted cost that is unbounded; of an index there is no interval.
+    return found.value, low, found.value if rank_by in result.indices else math.inf
 
 
 def _ranked(results: list[PairResult], rank_by: str) -> Iterator[Ranked]:
-    keyed = [(interval(r, rank_by), r) for r in results]
-    known = sorted(
-        ((i, r) for i, r in keyed if i is not None),
-        key=lambda pair: (pair[0][0], pair[1].model, pair[1].candidate),
-    )
-    # Intervals that overlap are joined to one: sorted by where they begin, a new group begins where
-    # the next is above all before.
-    group_of: dict[int, int] = {}
-    top, group = -math.inf, -1
-    for at in sorted(range(len(known)), key=lambda i: known[i][0][1]):
-        _, low, high = known[at][0]
-        if low > top:
-            group += 1
-        group_of[at], top = group, max(top, high)
-    sizes = [0] * (group + 1)
-    for number in group_of.values():
-        sizes[number] += 1
-    # A value lies in its interval, so groups are in the order of the values.
-    first = [1 + sum(sizes[:g]) for g in range(len(sizes))]
-    for at, (_, result) in enumerate(known):
-        yield Ranked(first[group_of[at]], sizes[group_of[at]] > 1, result)
-    rest = [r for i, r in keyed if i is None]
-    for result in sorted(rest, key=lambda r: (r.model, r.candidate)):
-        yield Ranked(None, False, result)
+    found = {(r.model, r.candidate): (interval(r, rank_by), r) for r in results}
+    known = {key: i for key, (i, _) in found.items() if i is not None}
+    places = ranks({key: Estimate(*values, samples=0) for key, values in known.items()})
+    for key in sorted(known, key=lambda key: (known[key][0], key)):
+        yield Ranked(*places[key], found[key][1])
+    for key in sorted(found.keys() - known.keys()):
+        yield Ranked(None, None, found[key][1])
 
 
 def _flat(row: Ranked) -> dict[str, Any]:
     r = row.result
-    values: dict[str, Any] = {"rank": row.rank, "tied": row.tied}
+    values: dict[str, Any] = {"rank": row.rank, "worst": row.worst}
     values |= {"model": r.model, "candidate": r.candidate}
     for kind in (r.indices, r.predicted):
         for name, found in kind.items():
