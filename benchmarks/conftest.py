@@ -49,6 +49,11 @@ def seconds(call: Callable[[], Any], device: torch.device, repeats: int) -> floa
     return statistics.median(times)
 
 
+def pytest_addoption(parser: Any) -> None:
+    parser.addoption("--source-rows", type=int, default=200_000, help="rows of 512 on disk")
+    parser.addoption("--source-folder", default=None, help="where they are written")
+
+
 @pytest.fixture(scope="session")
 def copy_bound() -> Callable[[torch.device], float]:
     """Bytes per second of a device-to-device copy, read and written both counted; once a run."""

@@ -40,26 +40,8 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
         TypeError: what it returns is no model.
         FileNotFoundError: no such file.
     """
-    module_name, colon, path = name.partition(":")
-    if not colon or not module_name or not path:
-        raise ValueError(f"model: expected module:callable, found {name!r}")
-    with _current_folder_first():
-        try:
-            found: Any = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            missing = error.name or module_name
-            if missing != module_name and not module_name.startswith(f"{missing}."):
-                raise  # of the caller's own imports
-            raise ValueError(f"model: expected a module, found none called {missing!r}") from None
-        for part in path.split("."):
-            try:
-                found = getattr(found, part)
-            except AttributeError:
-                raise ValueError(
-                    f"model: expected {module_name} to have {path!r}, found no {part!r}"
-                ) from None
-        if not callable(found):
-            raise TypeError(f"model: expected {name!r} to be callable, found {describe(found)}")
+    with current_folder_first():
+        found = find_callable(name, "model")
         model = found if isinstance(found, nn.Module) else found()
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -70,8 +52,37 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
     return model.eval()
 
 
+def find_callable(name: str, what: str) -> Callable[..., Any]:
+    """What `module:callable` names; `what` it is for begins the message of an error.
+
+    Raises:
+        ValueError: no such module or callable.
+        TypeError: it is not callable.
+    """
+    module_name, colon, path = name.partition(":")
+    if not colon or not module_name or not path:
+        raise ValueError(f"{what}: expected module:callable, found {name!r}")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if missing != module_name and not module_name.startswith(f"{missing}."):
+            raise  # of the caller's own imports
+        raise ValueError(f"{what}: expected a module, found none called {missing!r}") from None
+    for part in path.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ValueError(
+                f"{what}: expected {module_name} to have {path!r}, found no {part!r}"
+            ) from None
+    if not callable(found):
+        raise TypeError(f"{what}: expected {name!r} to be callable, found {describe(found)}")
+    return found
+
+
 @contextlib.contextmanager
-def _current_folder_first() -> Iterator[None]:
+def current_folder_first() -> Iterator[None]:
     """As `python -m` does; a program started by its name does not look there."""
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
@@ -99,8 +110,9 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         raise
     # Damaged bytes end in exceptions of nearly every type.
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path}: expected a whole file of plain tensors, found {first}") from None
+        raise ValueError(
+            f"{path}: expected a whole file of plain tensors, found {_first_line(error)}"
+        ) from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
@@ -185,7 +197,31 @@ def _open_folder(
     batch_size: int,
     classes: Sequence[str] | None,
 ) -> Batches:
-    decode = _decoder()
+    decode = image_decoder()
+    found, files = list_images(path, classes)
+
+    def read_one(file: Path) -> Tensor:
+        try:
+            image = decode(file)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+        return functools.reduce(lambda value, f: f(value), transforms, image.unsqueeze(0))[0]
+
+    def read(rows: slice) -> tuple[Tensor, Tensor]:
+        images = [read_one(file) for file, _ in files[rows]]
+        return stack_images(images, path), torch.tensor([label for _, label in files[rows]])
+
+    return Batches(read, len(files), batch_size, found)
+
+
+def list_images(
+    path: Path, classes: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
+    """The classes, one a subfolder, and the images with their class, in the order of their names.
+
+    Raises:
+        ValueError: no images, or subfolders other than `classes`.
+    """
     found = tuple(sorted(f.name for f in path.iterdir() if f.is_dir() and f.name[0] != "."))
     if classes is not None and found != tuple(classes):
         differing = sorted(set(found) ^ set(classes))
@@ -204,28 +240,29 @@ def _open_folder(
             f"{path}: expected subfolders of images, one a class, found none "
             f"({len(found)} subfolders; images end in {', '.join(IMAGES)})"
         )
-
-    def read_one(file: Path) -> Tensor:
-        try:
-            image = decode(file)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise ValueError(f"{file}: expected an image, found {error}") from None
-        return functools.reduce(lambda value, f: f(value), transforms, image.unsqueeze(0))[0]
-
-    def read(rows: slice) -> tuple[Tensor, Tensor]:
-        images = [read_one(file) for file, _ in files[rows]]
-        sizes = {tuple(image.shape) for image in images}
-        if len(sizes) > 1:
-            raise ValueError(
-                f"{path}: expected images of one size, found {sorted(sizes)[:3]} (the transforms "
-                "resize and center_crop make them one)"
-            )
-        return torch.stack(images), torch.tensor([label for _, label in files[rows]])
-
-    return Batches(read, len(files), batch_size, found)
+    return found, files
 
 
-def _decoder() -> Callable[[Path], Tensor]:
+def stack_images(images: Sequence[Tensor], where: Any) -> Tensor:
+    """Images of one size as a batch.
+
+    Raises:
+        ValueError: of several sizes.
+    """
+    sizes = {tuple(image.shape) for image in images}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"{where}: expected rows or images of one size, found {sorted(sizes)[:3]} (the "
+            "transforms resize and center_crop make them one)"
+        )
+    return torch.stack(list(images))
+
+
+def image_decoder() -> Callable[[Any], Tensor]:
+    """Makes floats [3, H, W] in [0, 1] of an image: a file, its bytes opened as one, or PIL's own.
+
+    What it returns raises ValueError for what is no whole image.
+    """
     try:
         from PIL import Image
         from torchvision.transforms.v2 import functional
@@ -237,11 +274,27 @@ def _decoder() -> Callable[[Path], Tensor]:
             "pip install 'resque-ext[models]'"
         ) from None
 
-    def decode(file: Path) -> Tensor:
-        with Image.open(file) as image:
-            return functional.pil_to_tensor(image.convert("RGB")).float() / 255
+    def pixels(image: Any) -> Tensor:
+        return functional.pil_to_tensor(image.convert("RGB")).float() / 255
+
+    def decode(file: Any) -> Tensor:
+        try:
+            if isinstance(file, Image.Image):
+                return pixels(file)
+            with Image.open(file) as image:
+                return pixels(image)
+        except MemoryError:
+            raise
+        # In damaged bytes the decoders come upon exceptions of nearly every type.
+        except Exception as error:
+            raise ValueError(f"expected an image, found {_first_line(error)}") from None
 
     return decode
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _resize(size: int) -> Callable[[Tensor], Tensor]:

@@ -136,7 +136,7 @@ def test_arrays_that_are_refused(folder, content, message):
 
 
 def test_a_folder_of_images(images):
-    with pytest.raises(ValueError, match="expected images of one size"):
+    with pytest.raises(ValueError, match="expected rows or images of one size"):
         list(open_batches(images / "old"))
     transforms = [make_transform('resize={"size": 12}'), make_transform('center_crop={"size": 10}')]
     batches = open_batches(images / "old", transforms, batch_size=4)

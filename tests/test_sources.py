@@ -1,91 +1,59 @@
 """Sources: every row once whoever shares the reading, in an order that the seed determines."""
 
 import gc
+import itertools
 import re
 
 import numpy as np
 import pytest
+import sources_made
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sources_made import ROWS, in_batches, labels, npy
 
 from resque_ext.screening.sources import (
     ArraySource,
     BatchSource,
     BlockOrder,
-    NpySource,
     Source,
     SourceError,
+    TarSource,
 )
 from resque_ext.screening.sources.buffers import Buffers
 from resque_ext.screening.sources.order import Plan, rows_of
 
-ROWS = 53
 
-
-def values(rows=ROWS, width=3, dtype=np.float32):
-    """Row i is i * width, i * width + 1, ..."""
-    return np.arange(rows * width, dtype=dtype).reshape(rows, width)
-
-
-def labels(rows=ROWS):
-    return np.arange(rows) % 5
-
-
-def npy(folder, x=None, y=None):
-    np.save(folder / "features.npy", values() if x is None else x)
-    np.save(folder / "labels.npy", labels() if y is None else y)
-    return NpySource(folder)
-
-
-def in_batches(size=7):
-    x, y = torch.from_numpy(values()), torch.from_numpy(labels())
-    return list(zip(x.split(size), y.split(size), strict=True))
-
-
-MAKERS = {
-    "arrays": lambda folder: ArraySource(values(), labels()),
-    "npy": npy,
-    "batches": lambda folder: BatchSource(in_batches(), rows=ROWS),
-}
-
-
-@pytest.fixture(scope="module", params=MAKERS)
-def source(request, tmp_path_factory):
-    return MAKERS[request.param](tmp_path_factory.mktemp(request.param))
+@pytest.fixture(scope="module", params=sources_made.MAKERS)
+def case(request, tmp_path_factory):
+    return sources_made.make(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def numbers(batches):
-    """The rows' numbers, once it is certain that features and labels belong together."""
-    found = []
-    for x, y in batches:
-        rows = (x[:, 0] / x.shape[1]).long()
-        assert torch.equal(x, torch.from_numpy(values())[rows])
-        assert torch.equal(y.long(), rows % 5)
-        found += rows.tolist()
-    return found
+    return sources_made.Case(None).numbers(batches)
 
 
-def test_a_source_says_what_it_has(source):
+def test_a_source_says_what_it_has(case):
+    source = case.source
     assert isinstance(source, Source)
     assert source.rows == ROWS
-    assert source.name
+    assert source.name in repr(source)
     sizes = [len(y) for _, y in source.batches(10)]
     assert sizes == [10, 10, 10, 10, 10, 3]
     for _ in range(2):
-        assert numbers(source.batches(10)) == list(range(ROWS))
+        assert case.numbers(source.batches(10)) == list(range(ROWS))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data(), world=st.integers(1, 5), size=st.integers(1, 60))
-def test_shares_cover_every_row_once(source, data, world, size):
+def test_shares_cover_every_row_once(case, data, world, size):
+    source, numbers = case.source, case.numbers
     start = data.draw(st.integers(0, ROWS + 3))
     stop = data.draw(st.none() | st.integers(0, ROWS + 3))
     order = None
     if source.access != "sequence":
-        order = data.draw(
-            st.none() | st.builds(BlockOrder, st.integers(0, 9), st.none() | st.integers(1, 60))
-        )
+        parts = st.none() if source.name.endswith("parquet") else st.none() | st.integers(1, 60)
+        order = data.draw(st.none() | st.builds(BlockOrder, st.integers(0, 9), parts))
     part = {"start": start, "stop": stop, "order": order}
     shares = [
         numbers(source.batches(size, **part, rank=rank, world_size=world)) for rank in range(world)
@@ -94,8 +62,9 @@ def test_shares_cover_every_row_once(source, data, world, size):
     assert sorted(whole) == list(range(ROWS))
     read = [row for share in shares for row in share]
     assert sorted(read) == sorted(whole[start:stop])
-    if source.access != "sequence":
+    if source.access in ("rows", "blocks"):
         assert read == whole[start:stop]
+    if source.access != "sequence":
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
@@ -108,7 +77,7 @@ def test_a_seeded_order_is_reproducible_and_mixes(tmp_path):
     assert first[:8] == [51, 34, 39, 35, 14, 28, 42, 44]
     blocks = numbers(source.batches(8, order=BlockOrder(3, rows=10)))
     assert sorted(blocks) == list(range(ROWS)) != blocks
-    assert all(b == a + 1 or b % 10 == 0 for a, b in zip(blocks, blocks[1:], strict=False))
+    assert all(b == a + 1 or b % 10 == 0 for a, b in itertools.pairwise(blocks))
 
 
 def test_a_prefix_of_an_order_is_a_sample():
@@ -133,9 +102,9 @@ def test_a_prefix_of_an_order_is_a_sample():
         ({"order": 3}, TypeError, "order: expected a BlockOrder or None, found 3"),
     ],
 )
-def test_arguments_are_checked_before_anything_is_read(source, given, error, message):
+def test_arguments_are_checked_before_anything_is_read(case, given, error, message):
     with pytest.raises(error, match=re.escape(message)):
-        source.batches(**{"batch_size": 4} | given)
+        case.source.batches(**{"batch_size": 4} | given)
 
 
 def test_batches_cannot_be_put_in_order():
@@ -239,3 +208,58 @@ def test_a_file_that_changes_while_it_is_read_is_a_fault(tmp_path):
     assert [(f.source, f.member) for f in faults] == [(str(tmp_path / "features.npy"), None)]
     assert numbers(source.batches(20, on_fault="skip", faults=faults)) == list(range(20))
     assert len(faults) == 3
+
+
+def test_every_seeded_order_mixes(case):
+    if case.source.access == "sequence":
+        return
+    orders = [case.numbers(case.source.batches(10, order=BlockOrder(seed))) for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[0]) == list(range(ROWS)) != orders[0]
+    # 53 rows are held at once, or single rows are read, or the rows of a group are shuffled.
+    assert sum(abs(b - a) == 1 for a, b in itertools.pairwise(orders[0])) < ROWS // 3
+
+
+def test_shards_are_mixed_as_far_as_samples_are_held(tmp_path):
+    case = sources_made.make("tar_images", tmp_path)
+    order = case.numbers(case.source.batches(10, order=BlockOrder(0, rows=5)))
+    shards = [row // 20 for row in order]
+    assert shards != sorted(shards)
+    assert len(set(shards[:8])) == 1  # the shortest has 13 rows, and five are held
+    assert order[:8] != sorted(order[:8])
+
+
+def test_what_sources_say_of_classes(tmp_path):
+    for kind, expected in {
+        "images": tuple(f"class{i}" for i in range(5)),
+        "pictures": ("zero", "one", "two", "three", "four"),
+        "columns": ("a", "b", "c", "d", "e"),
+        "npy": None,
+    }.items():
+        (tmp_path / kind).mkdir()
+        assert sources_made.make(kind, tmp_path / kind).source.classes == expected
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "safetensors", "parquet", "tar_images", "images"])
+def test_a_fingerprint_tells_data_from_others(tmp_path, kind):
+    case = sources_made.make(kind, tmp_path)
+    before = case.source.fingerprint()
+    assert before == case.source.fingerprint() is not None
+    file = next(f for f in sorted(tmp_path.rglob("*")) if f.is_file())
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"?")
+    if kind != "npz":  # which was read when it was opened
+        assert case.source.fingerprint() != before
+    file.write_bytes(content)  # as it was, but at another time
+    assert sources_made.make(kind, tmp_path).source.fingerprint() != before
+
+
+def test_what_cannot_be_told_apart_has_no_fingerprint(tmp_path):
+    assert BatchSource(in_batches()).fingerprint() is None
+    assert sources_made.make("pictures", tmp_path).source.fingerprint() is None
+    assert sources_made.make("columns", tmp_path).source.fingerprint()["hash"] == "0123456789abcdef"
+    pattern = sources_made.shards(tmp_path, lambda row: (f"{row}.png", sources_made.png(row)))
+    named = TarSource(pattern, transforms=['resize={"size": 2}'])
+    assert named.fingerprint()["transforms"] == ['resize={"size": 2}']
+    assert TarSource(pattern, transforms=[torch.square]).fingerprint() is None
+    assert next(named.batches(2))[0].shape[2:] == (2, 2)

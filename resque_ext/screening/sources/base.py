@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -29,12 +29,14 @@ class Source(Protocol):
     Attributes:
         name: how reports call it.
         kind: "inputs", batches for a model, or "embeddings", features that need none.
-        rows: how many; None where that is not known before all has been read.
+        rows: how many; None where that is not known before all has been read. Where something
+            cannot be read and is skipped, fewer come.
         classes: names of the classes, where the data have names for them.
         access: what a seeded order mixes, and so what an early stop is a sample of. "rows": every
             row, each order as likely as any other. "blocks": blocks of neighbouring rows, of which
-            `block_rows` has the usual size. "shards": shards, and rows near each other in the
-            order of shards. "sequence": nothing; an order is refused.
+            `block_rows` has the usual size. "shards": shards, and among them rows near each other
+            in that order, `block_rows` of which are held to choose from. "sequence": nothing; an
+            order is refused.
         block_rows: rows of a block; 1 where single rows are read.
     """
 
@@ -77,7 +79,7 @@ class Source(Protocol):
             order: how the rows are mixed; None: as they lie.
             rank, world_size: this reader's share, 0 <= rank < world_size. The shares of all ranks
                 are disjoint and together are rows start..stop; their sizes differ by one row at
-                most (by a batch's rows where `access` is "sequence").
+                most (by more where `access` is "sequence": those of whole batches).
             on_fault: "raise": what cannot be read is a :class:`SourceError`. "skip": it is left
                 out and listed in `faults`.
             faults: the list to add to; needed by "skip".
@@ -168,11 +170,6 @@ class SourceBase(ABC):
             raise ValueError(f"rank: expected 0 <= rank < world_size = {world_size}, found {rank}")
         if order is not None and not isinstance(order, BlockOrder):
             raise TypeError(f"order: expected a BlockOrder or None, found {order!r}")
-        if order is not None and self.access == "sequence":
-            raise ValueError(
-                f"order: expected None for {self.name}, which is read in its own order, found "
-                f"{order}"
-            )
         check_choice(on_fault, ("raise", "skip"), "on_fault")
         if on_fault == "skip" and not isinstance(faults, list):
             raise TypeError(f"faults: expected a list that names what is skipped, found {faults!r}")
@@ -185,7 +182,16 @@ class SourceBase(ABC):
             world_size,
             faults if on_fault == "skip" else None,
         )
+        self._check(reading)
         return regroup(self._pieces(reading), reading.batch_size)
+
+    def _check(self, reading: Reading) -> None:
+        """Raises where this kind cannot read in the way that was asked for."""
+        if reading.order is not None and self.access == "sequence":
+            raise ValueError(
+                f"order: expected None for {self.name}, which is read in its own order, found "
+                f"{reading.order}"
+            )
 
 
 def check_position(value: Any, name: str) -> int:
@@ -214,10 +220,3 @@ def file_fingerprint(
 ) -> dict[str, Any]:
     """The fingerprint of data in files, whose present state is looked at."""
     return {"format": form, "files": [stamp(path) for path in paths], "options": options}
-
-
-def apply(transforms: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
-    """The transforms in turn."""
-    for transform in transforms:
-        x = transform(x)
-    return x

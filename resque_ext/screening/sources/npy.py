@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ class NpySource(RawSource):
         labels: .npy [N] of integers; None for a folder.
         name: how reports call it; default the path.
         kind: "embeddings" or "inputs".
-        transforms: functions of a batch of inputs, in turn.
+        transforms: of a batch of inputs, in turn: functions, or texts as
+            :func:`resque_ext.loading.make_transform` takes.
 
     Raises:
         FileNotFoundError, ValueError: one line: path, what was expected, what was found.
@@ -42,8 +44,7 @@ class NpySource(RawSource):
         labels: str | os.PathLike[str] | None = None,
         name: str | None = None,
         kind: Kind = "embeddings",
-        transforms: tuple[Any, ...] = (),
-        options: dict[str, Any] | None = None,
+        transforms: Sequence[Any] = (),
     ) -> None:
         path = Path(features)
         if path.is_dir():
@@ -59,7 +60,7 @@ class NpySource(RawSource):
             name,
             kind,
             transforms,
-            options or {},
+            {},
         )
 
 

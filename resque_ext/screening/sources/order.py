@@ -24,7 +24,8 @@ class BlockOrder:
     Attributes:
         seed: 0 <= seed < 2^31.
         rows: of a block; None: what the source reads fast (its `block_rows`). 1 shuffles single
-            rows, whatever that costs.
+            rows, whatever that costs. For shards, which are read one behind the other: the rows
+            that are held to choose the next from. Row groups of a table are blocks of their own.
     """
 
     seed: int

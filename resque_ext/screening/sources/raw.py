@@ -7,7 +7,7 @@ read counts as the process's own memory for as long as it lasts.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,8 @@ from resque_ext.screening.sources.base import (
 )
 from resque_ext.screening.sources.buffers import Buffers
 from resque_ext.screening.sources.order import Spans
-from resque_ext.screening.sources.rows import RowsSource, Take, model_inputs
+from resque_ext.screening.sources.rows import RowsSource, Take
+from resque_ext.screening.sources.transforms import Transforms
 
 # Up to this size a file is in the page cache after one pass, and single rows cost little.
 SINGLE_ROWS_BYTES = 2**30
@@ -93,12 +94,12 @@ class RawSource(RowsSource):
         labels: RawArray,
         name: str | None,
         kind: Kind,
-        transforms: tuple[Any, ...],
+        transforms: Sequence[Any],
         options: dict[str, Any],
     ) -> None:
         self.kind = check_kind(kind)
         check_arrays(features, labels, self.kind)
-        self._form, self._options, self._transforms = form, options, transforms
+        self._form, self._options, self._transforms = form, options, Transforms(transforms)
         self._features, self._labels = features, labels
         self.name, self.rows = name or str(features.path), features.shape[0]
         big = features.row_bytes * self.rows > SINGLE_ROWS_BYTES
@@ -116,7 +117,8 @@ class RawSource(RowsSource):
 
     def fingerprint(self) -> dict[str, Any] | None:
         files = dict.fromkeys((self._features.path, self._labels.path))
-        return file_fingerprint(self._form, files, {"kind": self.kind} | self._options)
+        options = {"kind": self.kind} | self._options
+        return self._transforms.named(file_fingerprint(self._form, files, options))
 
     @contextmanager
     def _reader(self, reading: Reading) -> Iterator[Take]:
@@ -138,7 +140,7 @@ class RawSource(RowsSource):
                     reading.fault(self._features.path, self._features.member, f"{rows}: {error}")
                     return None
                 if self.kind == "inputs":
-                    x = model_inputs(x, self._transforms)
+                    x = self._transforms.inputs(x)
                 return x, check_labels(y)
 
             yield take

@@ -12,7 +12,7 @@ from resque_ext._inputs import describe
 
 
 def regroup(pieces: Iterable[tuple[Any, Tensor]], size: int) -> Iterator[tuple[Any, Tensor]]:
-    """Batches of `size` rows, fewer in the last alone; a piece of that size is passed on as it is."""
+    """Batches of `size` rows, fewer in the last alone; a piece that is one is passed on."""
     held: list[tuple[Any, Tensor]] = []
     count = 0
     for x, y in pieces:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from resque_ext._inputs import as_tensor, check_features, check_labels, describe
 from resque_ext.screening.sources.base import (
@@ -20,6 +19,7 @@ from resque_ext.screening.sources.base import (
     check_kind,
 )
 from resque_ext.screening.sources.order import Plan, Spans, rows_of
+from resque_ext.screening.sources.transforms import Transforms
 
 Take = Callable[[Spans], Batch | None]
 
@@ -57,7 +57,8 @@ class ArraySource(RowsSource):
         name: how reports call it.
         kind: "embeddings" or "inputs".
         fingerprint: what tells these arrays from others, where something does.
-        transforms: functions of a batch of inputs, in turn.
+        transforms: of a batch of inputs, in turn: functions, or texts as
+            :func:`resque_ext.loading.make_transform` takes.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -70,7 +71,7 @@ class ArraySource(RowsSource):
         name: str = "arrays",
         kind: Kind = "embeddings",
         fingerprint: dict[str, Any] | None = None,
-        transforms: tuple[Callable[[Tensor], Tensor], ...] = (),
+        transforms: Sequence[Any] = (),
     ) -> None:
         self.name, self.kind = name, check_kind(kind)
         named = "features" if kind == "embeddings" else "inputs"
@@ -82,10 +83,10 @@ class ArraySource(RowsSource):
                 f"({describe(x)}) and labels ({describe(y)})"
             )
         self._features, self._labels, self.rows = x, y, len(y)
-        self._fingerprint, self._transforms = fingerprint, transforms
+        self._fingerprint, self._transforms = fingerprint, Transforms(transforms)
 
     def fingerprint(self) -> dict[str, Any] | None:
-        return self._fingerprint
+        return self._transforms.named(self._fingerprint)
 
     def _reader(self, reading: Reading) -> AbstractContextManager[Take]:
         return nullcontext(self._take)
@@ -97,13 +98,5 @@ class ArraySource(RowsSource):
             rows = torch.from_numpy(rows_of(spans)).to(self._features.device)
         x = self._features[rows]
         if self.kind == "inputs":
-            x = model_inputs(x, self._transforms)
+            x = self._transforms.inputs(x)
         return x, self._labels[rows if isinstance(rows, slice) else rows.to(self._labels.device)]
-
-
-def model_inputs(x: Tensor, transforms: tuple[Callable[[Tensor], Tensor], ...]) -> Tensor:
-    """Inputs as a model takes them: images of bytes become floats in [0, 1]."""
-    x = x.float() / 255 if x.dtype == torch.uint8 else x
-    for transform in transforms:
-        x = transform(x)
-    return x

@@ -1,0 +1,312 @@
+"""Samples in tar shards, as WebDataset lays them out: the members of a sample share a name.
+
+Nothing is ever extracted: members are found by their headers and read by their place in the shard.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from resque_ext._inputs import as_tensor, check_features
+from resque_ext.files import content
+from resque_ext.loading import IMAGES, image_decoder
+from resque_ext.screening.sources.base import (
+    Batch,
+    Kind,
+    Reading,
+    SourceBase,
+    check_kind,
+    file_fingerprint,
+)
+from resque_ext.screening.sources.items import batch_of
+from resque_ext.screening.sources.order import BlockOrder, mixed, permutation
+from resque_ext.screening.sources.transforms import Transforms
+
+# Samples that a seeded order holds to choose from: places, not data, so they cost little.
+_HELD = 4096
+_MOST_SHARDS = 1_000_000
+
+
+@dataclass
+class _Sample:
+    """Where the members of a sample lie: by suffix, (offset, size)."""
+
+    shard: int
+    key: str
+    members: dict[str, tuple[int, int]] = field(default_factory=dict)
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class _Damage:
+    """Something of a shard that is no sample."""
+
+    shard: int
+    member: str | None
+    message: str
+
+
+class TarSource(SourceBase):
+    """Samples of tar shards: `key.png` or another image, or `key.npy`; and `key.cls` or `key.json`.
+
+    A tar file has no list of its members, so all its headers are gone through in turn, by every
+    rank. A seeded order shuffles the shards and takes the next sample at random from among some
+    thousand that follow: an early stop is a sample of the first shards of that order, and of the
+    whole only where each shard is one.
+
+    Args:
+        paths: one shard or several; ``data-{000..010}.tar`` stands for eleven.
+        name: how reports call it; default what was given.
+        kind: "inputs", images; or "embeddings", .npy members of one row each.
+        label_key: of a .json member.
+        rows: how many samples there are, where that is known.
+        transforms: of one image [1, 3, H, W], in turn: functions, or texts as
+            :func:`resque_ext.loading.make_transform` takes.
+
+    Raises:
+        FileNotFoundError, ValueError: one line: path, what was expected, what was found. What is
+        wrong further inside is found when it is read.
+    """
+
+    access = "shards"
+    block_rows = _HELD
+
+    def __init__(
+        self,
+        paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        name: str | None = None,
+        kind: Kind = "inputs",
+        label_key: str = "label",
+        rows: int | None = None,
+        transforms: Sequence[Any] = (),
+    ) -> None:
+        several = not isinstance(paths, (str, os.PathLike))
+        given = [os.fspath(p) for p in paths] if several else [os.fspath(paths)]
+        self.name, self.kind, self.rows = name or " ".join(given), check_kind(kind), rows
+        self._paths = [Path(p) for pattern in given for p in expand(pattern)]
+        if not self._paths:
+            raise ValueError("path: expected at least one shard, found an empty list")
+        for path in self._paths:
+            if not path.exists():
+                raise FileNotFoundError(f"{path}: expected a tar shard, found none")
+            if not path.is_file():
+                raise ValueError(f"{path}: expected a tar shard, found no regular file")
+        try:
+            tarfile.open(self._paths[0], "r:").close()
+        except (tarfile.TarError, OSError) as error:
+            raise ValueError(
+                f"{self._paths[0]}: expected an uncompressed tar archive, found "
+                f"{content(self._paths[0])} ({error})"
+            ) from None
+        self._label_key, self._transforms = label_key, Transforms(transforms)
+        self._decode = image_decoder() if kind == "inputs" else None
+
+    def fingerprint(self) -> dict[str, Any] | None:
+        options = {"kind": self.kind, "label_key": self._label_key}
+        return self._transforms.named(file_fingerprint("tar", self._paths, options))
+
+    def _pieces(self, reading: Reading) -> Iterator[Batch]:
+        place = 0  # in the order, counting the samples that cannot be read
+        mine: list[_Sample] = []
+        for entry in self._entries(reading.order):
+            if reading.stop is not None and place >= reading.stop:
+                break
+            if isinstance(entry, _Damage):
+                teller = reading.faults is None or entry.shard % reading.world_size == reading.rank
+                if place >= reading.start and teller:
+                    reading.fault(self._paths[entry.shard], entry.member, entry.message)
+                continue
+            turn = place - reading.start
+            if turn >= 0 and turn % reading.world_size == reading.rank:
+                mine.append(entry)
+            place += 1
+            if len(mine) == reading.batch_size:
+                yield from self._load(mine, reading)
+                mine = []
+        else:
+            if place == 0 and not reading.faults:
+                raise ValueError(f"{self.name}: expected samples in the shards, found none")
+        yield from self._load(mine, reading)
+
+    def _entries(self, order: BlockOrder | None) -> Iterator[_Sample | _Damage]:
+        if order is None:
+            for shard in range(len(self._paths)):
+                yield from self._walk(shard)
+            return
+        held: list[_Sample] = []
+        size, drawn = order.rows or self.block_rows, 0
+        for shard in permutation(len(self._paths), order.seed).tolist():
+            for entry in self._walk(shard):
+                if isinstance(entry, _Damage):
+                    yield entry
+                elif len(held) < size:
+                    held.append(entry)
+                else:
+                    draw = mixed(np.array([drawn], dtype=np.uint64), order.seed + 1)
+                    at, drawn = int(draw[0] % np.uint64(size)), drawn + 1
+                    held[at], entry = entry, held[at]
+                    yield entry
+        for at in permutation(len(held), order.seed + 2):
+            yield held[at]
+
+    def _walk(self, shard: int) -> Iterator[_Sample | _Damage]:
+        """The samples of a shard in the order of their first members."""
+        sample: _Sample | None = None
+        path = self._paths[shard]
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            yield _Damage(shard, None, f"expected a tar shard, found {error}")
+            return
+        with file:
+            for info in _headers(file):
+                if isinstance(info, str):
+                    if sample is not None:
+                        yield sample
+                    yield _Damage(shard, None, info)
+                    return
+                refusal = _refusal(info)
+                if refusal is not None:
+                    yield _Damage(shard, info.name, refusal)
+                if refusal is not None or info.isdir():
+                    continue
+                folder, slash, base = info.name.rpartition("/")
+                stem, _, suffix = base.partition(".")
+                key, suffix = folder + slash + stem, suffix.lower()
+                if sample is None or sample.key != key:
+                    if sample is not None:
+                        yield sample
+                    sample = _Sample(shard, key)
+                if suffix in sample.members:
+                    sample.fault = f"expected each member once, found two of .{suffix}"
+                sample.members[suffix] = info.offset_data, info.size
+        if sample is not None:
+            yield sample
+
+    def _load(self, samples: Sequence[_Sample], reading: Reading) -> Iterator[Batch]:
+        with ExitStack() as stack:
+            files: dict[int, int] = {}
+            for shard in dict.fromkeys(s.shard for s in samples):
+                files[shard] = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, files[shard])
+            items = [self._item(sample, files[sample.shard], reading) for sample in samples]
+        batch = batch_of(items, self.name)
+        if batch is not None:
+            yield batch
+
+    def _item(self, sample: _Sample, file: int, reading: Reading) -> tuple[Tensor, int] | None:
+        try:
+            if sample.fault is not None:
+                raise ValueError(sample.fault)
+            return self._data(sample, file), self._label(sample, file)
+        except (OSError, ValueError, TypeError) as error:
+            reading.fault(self._paths[sample.shard], sample.key, error)
+            return None
+
+    def _data(self, sample: _Sample, file: int) -> Tensor:
+        images = [s for s in sample.members if f".{s}" in IMAGES]
+        wanted = images if self._decode is not None else [s for s in sample.members if s == "npy"]
+        if len(wanted) != 1:
+            what = "one image" if self._decode is not None else "a .npy member"
+            raise ValueError(f"expected {what}, found {_listed(sample)}")
+        data = io.BytesIO(_read(file, *sample.members[wanted[0]]))
+        if self._decode is not None:
+            return self._transforms.one(self._decode(data))
+        try:
+            array = np.lib.format.read_array(data, allow_pickle=False)
+        except MemoryError:
+            raise
+        # In damaged bytes NumPy comes upon exceptions of nearly every type.
+        except Exception as error:
+            raise ValueError(f".npy: expected a numeric array, found it damaged: {error}") from None
+        return check_features(as_tensor(array, "features").unsqueeze(0))[0]
+
+    def _label(self, sample: _Sample, file: int) -> int:
+        if "cls" in sample.members:
+            text = _read(file, *sample.members["cls"]).decode("ascii", "replace").strip()
+            if not re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
+                raise ValueError(f".cls: expected an integer, found {text[:80]!r}")
+            return int(text)
+        if "json" not in sample.members:
+            raise ValueError(f"expected a label (.cls or .json), found {_listed(sample)}")
+        try:
+            found = json.loads(_read(file, *sample.members["json"]))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f".json: expected JSON, found {error}") from None
+        label = found.get(self._label_key) if isinstance(found, dict) else None
+        if isinstance(label, bool) or not isinstance(label, int) or abs(label) >= 2**63:
+            raise ValueError(f".json: expected an integer {self._label_key!r}, found {label!r}")
+        return label
+
+
+def _headers(file: Any) -> Iterator[tarfile.TarInfo | str]:
+    """The headers of an archive; last, where it is not whole, what is wrong with it."""
+    try:
+        archive = tarfile.TarFile(fileobj=file)
+        while (info := archive.next()) is not None:
+            archive.members = []  # else it keeps all that it has ever seen
+            yield info
+        # tarfile takes a damaged header for the end, which is a block of zeros.
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            yield f"expected the end of the archive at byte {archive.offset}, found a broken one"
+    except MemoryError:
+        raise
+    # In damaged bytes tarfile comes upon exceptions of nearly every type.
+    except Exception as error:
+        yield f"expected a whole uncompressed tar archive, found it damaged: {error}"
+
+
+def _refusal(info: tarfile.TarInfo) -> str | None:
+    path = PurePosixPath(info.name)
+    if path.is_absolute() or ".." in path.parts:
+        return "expected a name inside of the archive, found a way out of it"
+    if info.isdir() or (info.isreg() and not info.issparse()):
+        return None
+    kind = "a link" if info.islnk() or info.issym() else "another kind of member"
+    return f"expected a regular file, found {kind}"
+
+
+def _read(file: int, offset: int, size: int) -> bytes:
+    data = os.pread(file, size, offset)
+    if len(data) != size:
+        raise OSError(f"expected {size} bytes at {offset}, found {len(data)}")
+    return data
+
+
+def _listed(sample: _Sample) -> str:
+    return ", ".join(f".{suffix}" for suffix in list(sample.members)[:8]) or "nothing"
+
+
+def expand(pattern: str) -> list[str]:
+    """``a-{08..11}.tar`` as a-08.tar, a-09.tar, a-10.tar, a-11.tar; several braces multiply.
+
+    Raises:
+        ValueError: braces of another form.
+    """
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if found is None:
+        if "{" in pattern or "}" in pattern:
+            raise ValueError(f"path: expected braces as in {{000..010}}, found {pattern!r}")
+        return [pattern]
+    ends = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", found[1], re.ASCII)
+    if ends is None or int(ends[1]) > int(ends[2]) or int(ends[2]) - int(ends[1]) >= _MOST_SHARDS:
+        raise ValueError(f"path: expected braces as in {{000..010}}, found {found[0]!r}")
+    tails = expand(pattern[found.end() :])
+    return [
+        f"{pattern[: found.start()]}{number:0{len(ends[1])}d}{tail}"
+        for number in range(int(ends[1]), int(ends[2]) + 1)
+        for tail in tails
+    ]

@@ -1,0 +1,174 @@
+"""What cannot be read is named and counted, and skipped or fatal: never a part of it in silence."""
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+import sources_made
+from sources_made import ROWS, png, write_tar
+
+from resque_ext.screening.pair import Fault
+from resque_ext.screening.sources import (
+    BlockOrder,
+    DatasetSource,
+    ImageFolderSource,
+    ParquetSource,
+    SourceError,
+    TarSource,
+)
+
+
+def read(case, **options):
+    """The rows that came, the sizes of the batches, and the faults."""
+    faults = []
+    batches = list(case.source.batches(10, on_fault="skip", faults=faults, **options))
+    return case.numbers(batches), [len(y) for _, y in batches], faults
+
+
+def test_an_image_that_cannot_be_read(tmp_path):
+    case = sources_made.make("images", tmp_path)
+    bad = {0: b"", 14: b"no image", 15: png(15)[:40], 52: png(52)[:-30]}
+    for row, content in bad.items():
+        (tmp_path / f"class{row // 11}" / f"{row:03d}.png").write_bytes(content)
+    rows, sizes, faults = read(case)
+    assert rows == [row for row in range(ROWS) if row not in bad]
+    assert sizes == [10, 10, 10, 10, 9]  # filled up from the rows that follow
+    assert [f.source for f in faults] == [
+        str(tmp_path / f"class{row // 11}" / f"{row:03d}.png") for row in bad
+    ]
+    assert all(f.message.startswith("expected an image, found ") for f in faults)
+    with pytest.raises(SourceError, match=r"class0/000\.png: expected an image, found") as caught:
+        list(case.source.batches(10))
+    assert caught.value.fault == faults[0]
+
+
+def test_faults_are_told_once_whoever_shares_the_reading(tmp_path):
+    case = sources_made.make("images", tmp_path)
+    for row in (3, 30):
+        (tmp_path / f"class{row // 11}" / f"{row:03d}.png").write_bytes(b"")
+    for order in (None, BlockOrder(1)):
+        shares = [read(case, rank=rank, world_size=3, order=order) for rank in range(3)]
+        assert sorted(sum((s[0] for s in shares), [])) == sorted(set(range(ROWS)) - {3, 30})
+        assert len(sum((s[2] for s in shares), [])) == 2
+
+
+def test_an_image_that_is_far_too_large(tmp_path):
+    """A PNG of a few bytes whose header declares 100,000 x 100,000 pixels."""
+    content = bytearray(png(1))
+    at = content.find(b"IHDR") + 4
+    content[at : at + 8] = (100_000).to_bytes(4, "big") * 2
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "0.png").write_bytes(content)
+    with pytest.raises(SourceError, match=r"0\.png: expected an image, found"):
+        next(ImageFolderSource(tmp_path).batches(1))
+
+
+def damage(path, at, count=600):
+    content = bytearray(path.read_bytes())
+    content[at : at + count] = b"\xa5" * count
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:9_000]), "some"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-10_240]), "none"),
+        (lambda path: damage(path, 8_192), "some"),
+        (lambda path: damage(path, 0), "all"),
+        (lambda path: path.write_bytes(b""), "all"),
+        (lambda path: path.unlink(), "all"),
+    ],
+    ids=["cut", "no end", "header in the middle", "first header", "empty", "gone"],
+)
+def test_a_shard_that_is_damaged(tmp_path, change, lost):
+    case = sources_made.make("tar_images", tmp_path)
+    middle = tmp_path / "data-01.tar"
+    change(middle)
+    rows, _, faults = read(case)
+    inside = [row for row in rows if 20 <= row < 40]
+    assert [r for r in rows if not 20 <= r < 40] == [*range(20), *range(40, ROWS)]
+    assert {"some": 0 < len(inside) < 20, "none": len(inside) == 20, "all": not inside}[lost]
+    assert inside == list(range(20, 20 + len(inside)))
+    # The sample that was cut off from its label, if any, and the shard.
+    assert 1 <= len(faults) <= 2
+    assert {f.source for f in faults} == {str(middle)}
+    assert faults[-1].member is None or faults[0].member is None
+    shares = [read(case, rank=rank, world_size=3) for rank in range(3)]
+    assert sorted(sum((s[0] for s in shares), [])) == rows
+    assert len(sum((s[2] for s in shares), [])) == len(faults)
+    with pytest.raises(SourceError, match="data-01"):
+        list(case.source.batches(10))
+
+
+def test_every_cut_of_a_shard_is_told(tmp_path):
+    whole = write_tar(
+        tmp_path / "whole.tar",
+        [(f"{i}.{s}", d) for i in range(2) for s, d in (("png", png(i)), ("cls", b"0"))],
+    ).read_bytes()
+    path = tmp_path / "a.tar"
+    end = len(whole.rstrip(b"\0")) // 512 * 512 + 512  # whole with one block of zeros behind it
+    for length in range(512, end + 1, 97):
+        path.write_bytes(whole[:length])
+        faults = []
+        list(TarSource(path).batches(4, on_fault="skip", faults=faults))
+        assert faults, f"{length} of {len(whole)} bytes"
+    path.write_bytes(whole)
+    assert len(next(TarSource(path).batches(4))[1]) == 2
+
+
+def test_a_row_group_that_is_damaged(tmp_path):
+    case = sources_made.make("parquet", tmp_path)
+    sources_made.parquet(
+        tmp_path, write_page_checksum=True, compression="none", use_dictionary=False
+    )
+    path = tmp_path / "a.parquet"
+    with pyarrow.parquet.ParquetFile(path) as file:
+        column = file.metadata.row_group(2).column(0)
+        damage(path, column.data_page_offset + column.total_compressed_size - 40, 20)
+    case = sources_made.Case(ParquetSource(path))
+    rows, sizes, faults = read(case)
+    assert rows == [*range(20), *range(30, ROWS)]
+    assert sizes == [10, 10, 10, 10, 3]
+    assert [(f.source, f.member) for f in faults] == [(str(path), "row group 2")]
+    assert faults[0].message.startswith("rows 20 to 29: ")
+    with pytest.raises(SourceError, match="row group 2: rows 20 to 29"):
+        list(case.source.batches(10))
+
+
+def test_nulls_in_a_table_are_faults(tmp_path):
+    table = sources_made.table()
+    column = pyarrow.array([None if row == 15 else row // 11 for row in range(ROWS)])
+    pyarrow.parquet.write_table(
+        table.set_column(1, "labels", column), tmp_path / "a.parquet", row_group_size=10
+    )
+    case = sources_made.Case(ParquetSource(tmp_path / "a.parquet"))
+    rows, _, faults = read(case)
+    assert rows == [*range(10), *range(20, ROWS)]
+    assert "expected a value in every row, found 1 nulls" in faults[0].message
+
+
+class Failing(sources_made.Pictures):
+    def __getitem__(self, row):
+        if row in (7, 40):
+            raise RuntimeError(f"no {row}\nand more")
+        return super().__getitem__(row)
+
+
+def test_an_item_that_fails(tmp_path):
+    case = sources_made.Case(DatasetSource(Failing(), "mine"), sources_made.by_brightness)
+    rows, _, faults = read(case)
+    assert rows == [row for row in range(ROWS) if row not in (7, 40)]
+    assert faults == [
+        Fault("mine", f"row {row}", f"RuntimeError: no {row} and more") for row in (7, 40)
+    ]
+
+
+def test_all_rows_may_fail(tmp_path):
+    (tmp_path / "a").mkdir()
+    for i in range(3):
+        (tmp_path / "a" / f"{i}.png").write_bytes(b"")
+    faults = []
+    source = ImageFolderSource(tmp_path)
+    assert list(source.batches(2, on_fault="skip", faults=faults)) == []
+    assert len(faults) == 3
+    assert np.unique([f.source for f in faults]).size == 3
