@@ -130,11 +130,11 @@ class Settings:
         return {
             "optimizer": type(optimizer).__name__,
             "optimizer_groups": [_plain_group(group) for group in optimizer.param_groups],
-            "scheduler": _name(self.scheduler),
+            "scheduler": function_name(self.scheduler),
             "scheduler_interval": self.scheduler_interval,
-            "loss": _name(self.loss) or "cross_entropy",
-            "transform": _name(self.transform),
-            "augment": _name(self.augment),
+            "loss": function_name(self.loss) or "cross_entropy",
+            "transform": function_name(self.transform),
+            "augment": function_name(self.augment),
             "checks_per_epoch": int(self.checks_per_epoch),
             "autocast": None if self.autocast is None else str(self.autocast),
             "channels_last": bool(self.channels_last),
@@ -190,7 +190,7 @@ def _plain(value: Any) -> Any:
     return value if known else type(value).__name__
 
 
-def _name(function: Any) -> str | None:
+def function_name(function: Any) -> str | None:
     """What tells one function from another, without the address at which it happens to be."""
     if function is None:
         return None

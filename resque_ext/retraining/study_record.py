@@ -12,6 +12,7 @@ from typing import Any
 from resque_ext.retraining.record import RecordError, RetrainingCost
 
 FORMAT = "resque_ext.StudyRun/1"
+HEADER_FORMAT = "resque_ext.Study/1"  # of a first line that says which study the runs belong to
 REESTIMATED = "_reestimated"  # ends a predictor's name: taken after re-estimating normalization
 
 
@@ -81,17 +82,31 @@ class StudyRun:
 
 
 def read_runs(path: str | os.PathLike[str]) -> Iterator[StudyRun]:
-    """The runs of a file of one JSON object a line.
+    """The runs of a file of one JSON object a line, such as `study` writes.
+
+    The header in its first line, if there is one, is passed over, and so is a last line that broke
+    off without its end: a study that was killed left it so, and will do that run again.
 
     Raises:
-        RecordError: a line that is no run; the message gives its number.
+        RecordError: any other line that is no run; the message gives its number.
     """
-    with Path(path).open(encoding="utf-8") as lines:
+    with Path(path).open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield StudyRun.from_json(line)
-            except RecordError as error:
+                yield StudyRun.from_json(line.decode())
+            except (RecordError, UnicodeDecodeError) as error:
+                if not line.endswith(b"\n") or (number == 1 and is_header(line)):
+                    continue
                 raise RecordError(f"{path}, line {number}: {error}") from None
+
+
+def is_header(line: bytes) -> bool:
+    """A line that says which study the runs after it belong to."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(values, dict) and values.get("format") == HEADER_FORMAT
 
 
 _FIELDS = tuple(StudyRun.__dataclass_fields__)

@@ -1,0 +1,98 @@
+"""`resque-ext fit`: a cost model of a study's measured runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from resque_ext.cli.app import app
+from resque_ext.cli.output import Json, make_console, make_table, print_json
+from resque_ext.retraining._regression import METHODS
+from resque_ext.retraining.cost_model import PREDICTED, PREDICTORS, CostModel
+from resque_ext.retraining.record import MEASURES
+from resque_ext.retraining.study_record import read_runs
+from resque_ext.retraining.transfer import leave_one_kind_out
+
+# typer evaluates annotations from their text, so what is put together stands here.
+PREDICTOR_HELP = f"A predictor of the runs; repeatable. Default: {', '.join(PREDICTORS)}."
+MEASURE_HELP = f"{', '.join(MEASURES)}; repeatable. Default: {', '.join(PREDICTED)}."
+METHOD_HELP = f"{' or '.join(METHODS)}."
+
+
+@app.command("fit")
+def _fit(
+    study: Annotated[Path, typer.Argument(help="Runs of a study, one JSON object a line.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the model goes, JSON.")],
+    predictor: Annotated[list[str] | None, typer.Option(help=PREDICTOR_HELP)] = None,
+    measure: Annotated[list[str] | None, typer.Option(help=MEASURE_HELP)] = None,
+    method: Annotated[str, typer.Option(help=METHOD_HELP)] = METHODS[0],
+    coverage: Annotated[float, typer.Option(help="Of the intervals, 0.5 to below 1.")] = 0.9,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave runs out that lack a predictor.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fit a cost model to measured runs, and say how it does on kinds of shift left out."""
+    if output.is_dir():
+        raise ValueError(f"output: expected a file, found the directory {output}")
+    runs = list(read_runs(study))
+    missing = "skip" if skip_missing else "error"
+    chosen = (tuple(predictor or PREDICTORS), tuple(measure or PREDICTED), method, coverage)
+    model = CostModel.fit(runs, *chosen, missing=missing)
+    transfer = leave_one_kind_out(runs, *chosen, missing=missing) if len(model.kinds) > 1 else {}
+    model.save(output)
+    if as_json:
+        print_json(
+            {
+                "model": str(output),
+                "runs": len(model.runs),
+                "censored": sum(run.censored for run in model.runs),
+                "kinds": list(model.kinds),
+                "ranges": model.ranges,
+                "unknown": model.unknown,
+                "left_out": {name: found.to_dict() for name, found in transfer.items()},
+            }
+        )
+        return
+    _print(output, model, transfer)
+
+
+def _print(output: Path, model: CostModel, transfer: dict[str, Any]) -> None:
+    console = make_console()
+    table = make_table(
+        "Each kind of shift predicted from all others",
+        "measure",
+        "rank correlation",
+        "concordance",
+        "mean error",
+        "inside the interval",
+    )
+    for name, found in transfer.items():
+        overall = found.overall
+        known = overall.covered + overall.missed
+        table.add_row(
+            name,
+            _number(overall.rank_correlation, ".2f"),
+            _number(overall.concordance, ".2f"),
+            f"{_number(overall.mean_absolute_error, '.3g')} {found.unit}".rstrip(),
+            f"{overall.covered} of {known}",
+        )
+    if transfer:
+        console.print(table)
+    censored = sum(run.censored for run in model.runs)
+    console.print(
+        f"{escape(str(output))}: {model.method} in {escape(', '.join(model.predictors))}, of "
+        f"{len(model.runs)} runs of {len(model.kinds)} kinds of shift; {censored} did not reach "
+        "their target and count as lower bounds."
+    )
+    for name, (low, high) in model.ranges.items():
+        console.print(f"{escape(name)}: {low:.4g} to {high:.4g}")
+    for name, reason in model.unknown.items():
+        console.print(f"{name}: unknown: {escape(reason)}")
+
+
+def _number(value: float | None, form: str) -> str:
+    return "unknown" if value is None else format(value, form)

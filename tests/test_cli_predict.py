@@ -1,0 +1,179 @@
+"""`resque-ext fit` and `resque-ext predict`: what they say, write and refuse."""
+
+import json
+
+import numpy as np
+import pytest
+from study_runs import random_runs, study_run
+
+from resque_ext import cli
+from resque_ext.retraining import CostModel, leave_one_kind_out
+
+INDEX = "resque_dist_reestimated"
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+    def call(*arguments):
+        status = cli.main([str(a) for a in arguments])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def refused(run):
+    def call(*arguments):
+        status, out, err = run(*arguments)
+        assert (status, out) == (2, "")
+        assert err.startswith("resque-ext: error: ")
+        assert err.count("\n") == 1
+        return err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return random_runs(np.random.default_rng(0), kinds=10, levels=3, limit=3.0)
+
+
+@pytest.fixture
+def study(tmp_path, runs):
+    path = tmp_path / "study.jsonl"
+    path.write_text("".join(f"{run.to_json()}\n" for run in runs))
+    return path
+
+
+@pytest.fixture
+def model(tmp_path, runs):
+    path = tmp_path / "model.json"
+    CostModel.fit(runs).save(path)
+    return path
+
+
+def test_fit_is_the_function(run, study, runs, tmp_path):
+    out_path = tmp_path / "out.json"
+    options = ("--method", "log-linear", "--coverage", "0.8", "--measure", "epochs", "--json")
+    status, out, err = run("fit", study, "-o", out_path, *options)
+    assert (status, err) == (0, "")
+    expected = CostModel.fit(runs, measures=("epochs",), method="log-linear", coverage=0.8)
+    assert CostModel.load(out_path).to_json() == expected.to_json()
+    found = json.loads(out)
+    left_out = leave_one_kind_out(runs, method="log-linear", coverage=0.8)["epochs"]
+    assert found["left_out"] == {"epochs": left_out.to_dict()}
+    assert found["runs"] == 30
+    assert found["censored"] == sum(r.censored for r in runs) > 0
+    assert found["ranges"] == {INDEX: list(expected.ranges[INDEX])}
+
+
+def test_fit_prints_a_table(run, study, tmp_path):
+    status, out, err = run("fit", study, "-o", tmp_path / "out.json")
+    assert (status, err) == (0, "")
+    overall = json.loads(run("fit", study, "-o", tmp_path / "b.json", "--json")[1])["left_out"]
+    epochs = overall["epochs"]["overall"]
+    assert f"{epochs['rank_correlation']:.2f}" in out
+    assert f"{epochs['covered']} of {epochs['covered'] + epochs['missed']}" in out
+    assert "count as lower bounds" in out
+    assert max(map(len, out.splitlines())) <= cli.PLAIN_WIDTH
+
+
+def test_fit_of_one_kind_and_of_missing_predictors(run, tmp_path):
+    lines = [study_run(x, 10 * x).to_json() for x in (0.1, 0.2, 0.3)]
+    path, out_path = tmp_path / "one.jsonl", tmp_path / "out.json"
+    path.write_text("\n".join(lines))
+    status, out, _ = run("fit", path, "-o", out_path)
+    assert status == 0
+    assert "1 kinds" in out
+    lacking = study_run(0, 1.0, predictors={INDEX: None}).to_json()
+    path.write_text("\n".join([*lines, lacking]))
+    assert run("fit", path, "-o", out_path)[0] == 2
+    assert run("fit", path, "-o", out_path, "--skip-missing")[0] == 0
+
+
+def test_fit_refuses_and_writes_nothing(refused, study, tmp_path):
+    out_path = tmp_path / "out.json"
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(study.read_text() + '{"format": 1}\n')
+    for arguments, words in (
+        ((tmp_path / "no.jsonl", "-o", out_path), "no.jsonl"),
+        ((broken, "-o", out_path), "broken.jsonl, line 31: "),
+        ((study, "-o", out_path, "--predictor", "arm"), "runs: expected 'arm' in every run"),
+        ((study, "-o", out_path, "--method", "forest"), "method: expected one of"),
+        ((study, "-o", out_path, "--coverage", "2"), "coverage: expected 0.5"),
+        ((study, "-o", out_path, "--measure", "euros"), "measures: expected some of"),
+        ((study, "-o", tmp_path), "output: expected a file, found the directory"),
+        ((study, "-o", tmp_path / "no" / "m.json"), "No such file"),
+        ((study,), "output"),
+    ):
+        assert words in refused("fit", *arguments)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.jsonl", "study.jsonl"]
+
+
+def test_predict_is_the_function(run, model):
+    options = (
+        *("--kind", "kind1", "--coverage", "0.8", "--samples", "2000", "--device", "A100"),
+        *("--energy-factor", "2", "--seconds-factor", "3", "--carbon-intensity", "50"),
+    )
+    status, out, err = run("predict", model, f"{INDEX}=0.4", *options, "--json")
+    assert (status, err) == (0, "")
+    expected = CostModel.load(model).predict(
+        {INDEX: 0.4},
+        kind="kind1",
+        coverage=0.8,
+        samples_per_epoch=2000,
+        device="A100",
+        energy_factor=2.0,
+        seconds_factor=3.0,
+        carbon_intensity=50.0,
+    )
+    assert json.loads(out)["costs"] == {name: each.to_dict() for name, each in expected.items()}
+
+
+def test_predict_prints_a_table(run, model):
+    status, out, err = run("predict", model, f"{INDEX}=0.3")
+    assert (status, err) == (0, "")
+    epochs = json.loads(run("predict", model, f"{INDEX}=0.3", "--json")[1])["costs"]["epochs"]
+    for key in ("value", "low", "high"):
+        assert f"{epochs[key]:.3g}" in out
+    assert "a new kind of shift" in out
+    assert "kWh" in out
+    assert max(map(len, out.splitlines())) <= cli.PLAIN_WIDTH
+    out = run("predict", model, f"{INDEX}=0.3", "--kind", "kind1")[1]
+    assert "a new level of a known kind" in out
+
+
+def test_predict_says_what_is_not_known(run, model):
+    out = run("predict", model, f"{INDEX}=7", "--extrapolate", "clamp", "--samples", "9")[1]
+    words = " ".join(out.split())
+    for part in ("at least 3 ", "unbounded", "Extrapolated:", "stopped short", "no rule carries"):
+        assert part in words
+    assert "times 9/1000 samples an epoch" in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "Missing argument"),
+        ((f"{INDEX}=7",), "as in the runs, found 7"),
+        ((f"{INDEX}=x",), f"{INDEX}: expected a number, found 'x'"),
+        ((f"{INDEX}=nan",), f"{INDEX}: expected a finite number"),
+        ((INDEX,), f"values: expected {INDEX}, each once, found '{INDEX}'"),
+        (("arm=1",), f"values: expected {INDEX}, each once, found 'arm=1'"),
+        ((f"{INDEX}=0.1", f"{INDEX}=0.2"), "each once"),
+        ((f"{INDEX}=0.3", "--device", "A100"), "device: expected 'H100'"),
+        ((f"{INDEX}=0.3", "--samples", "0"), "samples_per_epoch: expected"),
+        ((f"{INDEX}=0.3", "--carbon-intensity", "-1"), "carbon_intensity: expected"),
+        ((f"{INDEX}=0.3", "--extrapolate", "x"), "extrapolate: expected one of"),
+        ((f"{INDEX}=0.3", "--coverage", "1"), "coverage: expected"),
+    ],
+)
+def test_predict_refuses(refused, model, arguments, words):
+    assert words in refused("predict", model, *arguments)
+
+
+def test_predict_refuses_files(refused, study, tmp_path):
+    assert "no.json" in refused("predict", tmp_path / "no.json", "a=1")
+    assert "study.jsonl: model: expected" in refused("predict", study, "a=1")
