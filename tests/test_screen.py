@@ -321,7 +321,7 @@ def test_a_model_that_cannot_be_built_fails_its_pairs_alone():
         ({"on_fault": "ignore"}, "on_fault: expected one of"),
         ({"confidence": 1.0}, "confidence: expected a number between 0 and 1, found 1.0"),
         ({"width": -1}, "width: expected a number above 0 or None, found -1"),
-        ({"batch_size": 0}, "batch_size: expected at least 1, found 0"),
+        ({"batch_size": 0}, "batch_size: expected 1 <= batch_size"),
         ({"indices": ("arm",)}, "indices: expected inputs of a model for 'arm', found none"),
         ({"indices": ("preindex",)}, "indices: expected paired candidates for 'preindex'"),
         ({"old": None}, "old: expected data of 'm', found None"),

@@ -17,12 +17,12 @@ import torch
 from resque_ext.screening.anytime import Estimate, StoppingRule, look_sizes
 from resque_ext.screening.budget import Budget, Purse
 from resque_ext.screening.feeds import Candidate, Feed
-from resque_ext.screening.memory import OutOfMemory
 from resque_ext.screening.models import OldSide, ShelfModel, weights_digest
 from resque_ext.screening.pair import PairResult
 from resque_ext.screening.progress import Progress
 from resque_ext.screening.reading import (
     ALL,
+    READ_ONCE,
     PairReading,
     failed,
     possible,
@@ -97,26 +97,29 @@ class Screener:
         if not missing:
             self.purse.spend(sum(self.finished[key].result.new_samples for key in keys))
             return
-        old = OldSide(
-            plan.models[name], name, plan.indices, plan.options, plan.device, plan.batch_size
-        )
+        indices = [index for index in plan.indices if index in READ_ONCE]
+        options = {k: v for k, v in (plan.options or {}).items() if k in indices}
+        old = OldSide(plan.models[name], name, indices, options, plan.device, plan.batch_size)
         try:
-            self._old_side(old)
-        except StoreError:
-            raise
-        except Exception as error:
-            self._fail(missing, error)
-            return
-        if plan.rounds and self._states_fit(old, len(keys)):
-            self._in_rounds(old, keys)
-        else:
-            self._one_by_one(old, keys)
+            try:
+                self._old_side(old)
+            except StoreError:
+                raise
+            except Exception as error:
+                self._fail(missing, error)
+                return
+            if plan.rounds and self._states_fit(old, len(keys)):
+                self._in_rounds(old, keys)
+            else:
+                self._one_by_one(old, keys)
+        finally:
+            old.release()
 
     def _old_side(self, old: OldSide) -> None:
         """The model after its old data: from the store, or by running it."""
         feed = self.plan.old[old.name]
         kept = self.store.old_side(old.name)
-        if kept is None and feed is None:
+        if feed is None or not old.reads_old:
             return
         if kept is not None:
             digest, state = kept
@@ -127,7 +130,6 @@ class Screener:
                 )
             old.load_bytes(state)
             return
-        assert feed is not None
         self.progress.begin(f"{old.name}: old data")
         old.read(feed)
         self.store.keep_old_side(old.name, self._digest(old), old.to_bytes())
@@ -160,6 +162,11 @@ class Screener:
                 if self.purse.out_of_time or self.purse.samples <= 0:
                     return unread(old, key[1], feed, "budget")
                 indices = possible(plan.indices, feed, paired)
+                if not indices:
+                    raise ValueError(
+                        f"expected a candidate of which {', '.join(plan.indices)} can be computed, "
+                        f"found {feed.kind} that are {'' if paired else 'not '}paired"
+                    )
                 costs = (plan.cost_model, plan.cost_options)
                 if "preindex" in indices:
                     old_feed = plan.old[key[0]]
@@ -316,5 +323,3 @@ def _estimate(look: Look) -> Estimate | None:
 def _looks(pair: PairReading) -> tuple[Look, ...]:
     return tuple(e and (e.samples, e.value, e.low, e.high) for e in pair.looks)
 
-
-__all__ = ["OutOfMemory", "Plan", "Screener"]

@@ -125,6 +125,14 @@ class OldSide:
 
         retry_with_half(once, self, f"{self.name}, old side")
 
+    @property
+    def reads_old(self) -> bool:
+        return any(collector.reads_old for collector in self.collectors.values())
+
+    def release(self) -> None:
+        """Lets the model go, at once: it may be large, and the next one is about to be built."""
+        self._model = None
+
     def fork(self, names: Sequence[str]) -> tuple[dict[str, Any], Passes]:
         """Collectors of these indices and passes for one pair."""
         collectors = {name: self.collectors[name].fork() for name in names}

@@ -41,6 +41,7 @@ class ProgressBar(Progress):
         from rich import progress
         from rich.console import Console
 
+        console = Console(stderr=True)
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
             progress.BarColumn(),
@@ -48,8 +49,8 @@ class ProgressBar(Progress):
             progress.TextColumn("{task.fields[rate]}"),
             progress.TimeElapsedColumn(),
             progress.TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
+            console=console,
+            transient=console.is_terminal,  # a log keeps the last line
         )
         self._task = self._bar.add_task("", total=pairs, pairs=0, of=pairs, rate="")
         self._shares: dict[tuple[str, str], float] = {}

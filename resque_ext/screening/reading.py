@@ -19,7 +19,7 @@ from resque_ext.screening.models import OldSide, run
 from resque_ext.screening.pair import Fault, IndexValue, PairResult, PredictedCost
 from resque_ext.scoring import score
 
-READ_ONCE = ("resque_dist", "resque_task", "arm")  # indices that need no paired rows
+READ_ONCE = ("resque_dist", "resque_task", "arm")  # the others read both sides for every pair
 ALL = 2**62
 
 

@@ -11,6 +11,7 @@ import torch
 from resque_ext._inputs import check_choice, check_count, describe
 from resque_ext.collectors import COLLECTORS, make_collectors
 from resque_ext.doctor import environment
+from resque_ext.screening.anytime import StoppingRule, look_sizes
 from resque_ext.screening.budget import Budget, as_budget
 from resque_ext.screening.feeds import (
     EMBEDDINGS,
@@ -157,6 +158,8 @@ def make_plan(
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a number between 0 and 1, found {confidence!r}")
     make_collectors(names, options, paired=True)  # what is wrong with the options shows now
+    StoppingRule(width, top)  # likewise
+    next(look_sizes(*looks))
     rank_by = _rank_key(rank_by, names, cost_model)
     budget = as_budget(budget)
     olds = _olds(old, shelf, names, on_fault)
