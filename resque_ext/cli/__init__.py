@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from resque_ext import BackendError
-from resque_ext.cli import bench, demo, dist, doctor, energy, fit, predict, score, task
+from resque_ext.cli import bench, demo, dist, doctor, energy, fit, predict, score, screen, task
 from resque_ext.cli.app import app
 from resque_ext.cli.output import PLAIN_WIDTH
 
@@ -27,6 +27,7 @@ COMMANDS = (
     score,
     dist,
     task,
+    screen,
     fit,
     predict,
     energy,
@@ -60,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         if traceback:
             raise
+        lines = getattr(error, "lines", None)  # of an error that has found several mistakes
+        if lines is not None:
+            return [_refuse(line) for line in lines][-1]
         return _refuse(str(error.args[0]) if isinstance(error, KeyError) else str(error))
 
 

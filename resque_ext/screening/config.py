@@ -1,0 +1,323 @@
+"""The configuration of `resque-ext screen`: what a TOML file says, checked line by line.
+
+All mistakes are found before anything is opened or written, and each is one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resque_ext import shifts
+from resque_ext.loading import Normalize, load_model, make_transform, shifted_before
+from resque_ext.screening.budget import Budget
+from resque_ext.screening.feeds import INPUTS, Candidate
+from resque_ext.screening.models import ShelfModel
+from resque_ext.screening.sources import Source, open_source
+from resque_ext.screening.toml_lines import ConfigError, Document, KeyPath
+from resque_ext.scoring import INDICES
+
+_NUMBER = (int, float)
+Check = Callable[[Any], str | None]  # what was expected, or None where all is well
+
+
+@dataclass(frozen=True)
+class Config:
+    """What `screen` is called with.
+
+    Attributes:
+        arguments: models, old, candidates and options, by the names of `screen`.
+        store: where results are kept, None where the file does not say.
+    """
+
+    arguments: dict[str, Any]
+    store: Path | None
+
+
+def _text(value: Any) -> str | None:
+    return None if isinstance(value, str) and value else "a text"
+
+
+def _texts(value: Any) -> str | None:
+    right = isinstance(value, list) and value and all(isinstance(v, str) and v for v in value)
+    return None if right else "a list of texts"
+
+
+def _flag(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "true or false"
+
+
+def _number(value: Any) -> str | None:
+    right = isinstance(value, _NUMBER) and not isinstance(value, bool) and 0 < value < float("inf")
+    return None if right else "a number above 0"
+
+
+def _count(value: Any, least: int = 1) -> str | None:
+    right = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return None if right else f"an integer of at least {least}"
+
+
+def _share(value: Any) -> str | None:
+    return None if _number(value) is None and value < 1 else "a number between 0 and 1"
+
+
+def _looks(value: Any) -> str | None:
+    right = isinstance(value, list) and len(value) == 2 and _count(value[0]) is None
+    right = right and _number(value[1]) is None and value[1] > 1
+    return None if right else "samples of the first look and a growth above 1, [256, 1.25]"
+
+
+def _one_of(*choices: str) -> Check:
+    expected = f"one of {', '.join(choices)}"
+    return lambda value: None if value in choices else expected
+
+
+def _index_names(value: Any) -> str | None:
+    right = _texts(value) is None and set(value) <= set(INDICES) and len(set(value)) == len(value)
+    return None if right else f"a list of some of {', '.join(INDICES)}"
+
+
+def _table(value: Any) -> str | None:
+    return None if isinstance(value, Mapping) else "a table"
+
+
+def _tables(value: Any) -> str | None:
+    right = isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values())
+    return None if right else "a table with at least one table by name"
+
+
+_SCREEN: dict[str, Check] = {
+    "indices": _index_names,
+    "rank_by": _text,
+    "store": _text,
+    "cost_model": _text,
+    "anytime": _flag,
+    "width": _number,
+    "top": _count,
+    "confidence": _share,
+    "on_fault": _one_of("skip", "raise"),
+    "on_error": _one_of("record", "raise"),
+    "seed": lambda value: _count(value, least=0),
+    "device": _text,
+    "batch_size": _count,
+    "looks": _looks,
+}
+_TOP: dict[str, Check] = {
+    "screen": _table,
+    "budget": _table,
+    "options": _tables,
+    "old": _table,
+    "models": _tables,
+    "candidates": _tables,
+}
+_BUDGET: dict[str, Check] = {"seconds": _number, "samples": _count}
+_SHIFT: dict[str, Check] = {
+    "kind": _one_of(*shifts.names()),
+    "level": lambda v: None if isinstance(v, _NUMBER) and not isinstance(v, bool) else "a number",
+    "seed": lambda value: _count(value, least=0),
+}
+_MODEL: dict[str, Check] = {
+    "factory": _text,
+    "weights": _text,
+    "layer": _text,
+    "layers": _texts,
+    "old": _table,
+}
+_DATA: dict[str, Check] = {
+    "path": lambda value: None if _text(value) is None or _texts(value) is None else "a text",
+    "dataset": _text,
+    "format": _one_of("npy", "npz", "safetensors", "parquet", "tar", "folder", "dataset"),
+    "kind": _one_of("inputs", "embeddings"),
+    "transforms": _texts,
+    "classes": _texts,
+    "features": _text,
+    "labels": _text,
+    "label_key": _text,
+    "columns": _texts,
+    "rows": _count,
+}
+_CANDIDATE: dict[str, Check] = _DATA | {"shift": _table, "paired": _flag}
+
+
+def read_config(path: Path) -> Config:
+    """What a file says, with its data opened; relative paths begin where the file is.
+
+    Raises:
+        ConfigError: with a line for each mistake: file, line and key, what was expected and found.
+    """
+    return _Reader(Document(path)).read()
+
+
+class _Reader:
+    """Goes through a document and collects what is wrong."""
+
+    def __init__(self, document: Document) -> None:
+        self.document, self.folder = document, document.path.parent
+        self.errors: list[tuple[int, str]] = []
+
+    def wrong(self, key: KeyPath, expected: str, found: Any = None) -> None:
+        shown = f", found {_show(found)}" if found is not None else ""
+        line = f"{self.document.where(key)}: {expected}{shown}"
+        self.errors.append((self.document.line(key), line))
+
+    def check(self, key: KeyPath, values: Any, known: Mapping[str, Check]) -> dict[str, Any]:
+        """Those keys of a table that are known and right."""
+        right = {}
+        for name, value in values.items():
+            at = (*key, name)
+            check = known.get(name)
+            if check is None:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                self.wrong(at, f"expected one of the keys {', '.join(known)}{hint}", name)
+            elif (expected := check(value)) is not None:
+                self.wrong(at, f"expected {expected}", value)
+            else:
+                right[name] = value
+        return right
+
+    def stop(self) -> None:
+        if self.errors:
+            raise ConfigError([line for _, line in sorted(self.errors, key=lambda e: e[0])])
+
+    def read(self) -> Config:
+        top = self.check((), self.document.values, _TOP)
+        for name in ("models", "candidates"):
+            if name not in self.document.values:
+                self.errors.append(
+                    (0, f"{self.document.path}: expected a table [{name}.NAME] at least, found none")
+                )
+        chosen = self.check(("screen",), top.get("screen", {}), _SCREEN)
+        budget = self.check(("budget",), top.get("budget", {}), _BUDGET)
+        models = {
+            name: self.check(("models", name), table, _MODEL)
+            for name, table in top.get("models", {}).items()
+        }
+        candidates = {
+            name: self.check(("candidates", name), table, _CANDIDATE)
+            for name, table in top.get("candidates", {}).items()
+        }
+        for name, model in models.items():
+            at = ("models", name)
+            if "factory" not in model and "factory" not in top["models"][name]:
+                for key in ("weights", "layer", "layers"):
+                    if key in model:
+                        self.wrong((*at, key), "expected a factory beside it, found none")
+            if "old" in model:
+                model["old"] = self.check((*at, "old"), model["old"], _DATA)
+        old = self.check(("old",), top["old"], _DATA) if "old" in top else None
+        for name, candidate in candidates.items():
+            self._candidate(("candidates", name), candidate, top["candidates"][name])
+        self.stop()  # what is said has to be right before any of it is opened
+        store = chosen.pop("store", None)
+        arguments = chosen | {"looks": tuple(chosen["looks"])} if "looks" in chosen else chosen
+        arguments |= {"budget": Budget(**budget)} if budget else {}
+        arguments |= {"options": top["options"]} if "options" in top else {}
+        arguments["models"] = {n: self._model(("models", n), m) for n, m in models.items()}
+        arguments["old"] = self._olds(old, models, chosen)
+        arguments["candidates"] = {
+            n: self._opened(("candidates", n), c, arguments["old"], old)
+            for n, c in candidates.items()
+        }
+        if "cost_model" in chosen:
+            arguments["cost_model"] = self._cost_model(chosen["cost_model"])
+        self.stop()
+        return Config(arguments, None if store is None else self.folder / store)
+
+    def _candidate(self, at: KeyPath, right: dict[str, Any], given: Mapping[str, Any]) -> None:
+        if not {"path", "dataset", "shift"} & given.keys():
+            self.wrong(at, "expected one of the keys path, dataset, shift, found none of them")
+        if "shift" in right:
+            table, key = right["shift"], (*at, "shift")
+            right["shift"] = shift = self.check(key, table, _SHIFT)
+            for name in ("kind", "level"):
+                if name not in table:
+                    self.wrong(key, f"expected the key {name}, found none")
+            if {"kind", "level"} <= shift.keys():
+                try:
+                    shifts.make(**shift)
+                except (TypeError, ValueError) as error:
+                    self.wrong(key, str(error))
+        for i, text in enumerate(right.get("transforms", ())):
+            try:
+                made = make_transform(text)
+            except ValueError as error:
+                self.wrong((*at, "transforms"), str(error))
+                continue
+            if isinstance(made, Normalize) and i + 1 < len(right["transforms"]):
+                self.wrong((*at, "transforms"), "expected normalize as the last one", text)
+
+    def _model(self, at: KeyPath, given: Mapping[str, Any]) -> ShelfModel:
+        factory, weights = given.get("factory"), given.get("weights")
+        if factory is None:
+            return ShelfModel()
+        path = None if weights is None else self.folder / weights
+        if path is not None and not path.is_file():
+            self.wrong((*at, "weights"), "expected a file of weights", str(path))
+        if ":" not in factory:
+            self.wrong((*at, "factory"), "expected module:callable", factory)
+        return ShelfModel(
+            functools.partial(load_model, factory, path),
+            given.get("layer"),
+            given.get("layers", "auto"),
+            f"{factory} {weights or ''}".strip(),
+        )
+
+    def _source(self, at: KeyPath, given: Mapping[str, Any]) -> Source | None:
+        spec = {k: v for k, v in given.items() if k not in ("shift", "paired")}
+        try:
+            return open_source(spec | {"name": ".".join(at)}, self.folder)
+        except (TypeError, ValueError, OSError) as error:
+            message = " ".join(str(error).split())
+            key = next((k for k in spec if message.startswith(f"source: {k}:")), None)
+            self.wrong((*at, key) if key else at, message.removeprefix("source: "))
+            return None
+
+    def _olds(
+        self, old: Any, models: Mapping[str, Any], chosen: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        shared = None if old is None else self._source(("old",), old)
+        found = {}
+        for name, model in models.items():
+            if "old" in model:
+                found[name] = self._source(("models", name, "old"), model["old"])
+            else:
+                found[name] = shared
+                if old is None and set(chosen.get("indices", ("resque_dist",))) != {"resque_task"}:
+                    self.wrong(("models", name), "expected old data, here or in [old], found none")
+        return found
+
+    def _opened(
+        self, at: KeyPath, given: Mapping[str, Any], olds: Mapping[str, Any], old: Any
+    ) -> Candidate | None:
+        source = self._source(at, given) if {"path", "dataset"} & given.keys() else None
+        shift = None
+        if "shift" in given:
+            # A shift of images in [0, 1] goes before the normalization of those that it shifts.
+            texts = given.get("transforms") if source is not None else (old or {}).get("transforms")
+            shift = shifted_before(
+                shifts.make(**given["shift"]), [make_transform(text) for text in texts or ()]
+            )
+            kinds = {s.kind for s in olds.values() if s is not None} if source is None else set()
+            if kinds - {INPUTS}:
+                self.wrong((*at, "shift"), "expected old data that are inputs", "embeddings")
+        if source is None and shift is None:
+            return None
+        return Candidate(source, shift, given.get("paired", False))
+
+    def _cost_model(self, path: str) -> Any:
+        from resque_ext.retraining.cost_model import CostModel
+
+        try:
+            return CostModel.load(self.folder / path)
+        except (ValueError, OSError) as error:
+            self.wrong(("screen", "cost_model"), " ".join(str(error).split()))
+            return None
+
+
+def _show(value: Any) -> str:
+    return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."

@@ -1,0 +1,139 @@
+"""What a screening would read, how long it would take, and in how much memory: nothing is written.
+
+Times are those of a small sample of every source and model, so they hold for this machine as it is
+now; that reading may stop early is not counted on.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from resque_ext.indices.resque_dist import default_blocks
+from resque_ext.screening.feeds import EMBEDDINGS, Feed
+from resque_ext.screening.loop import Plan
+from resque_ext.screening.models import OldSide, run
+from resque_ext.screening.reading import READ_ONCE
+
+SAMPLE = 256  # rows of each source that are read to see how fast that goes
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One side of one model.
+
+    Attributes:
+        model, data: names; "old" is the old side.
+        rows: None where the source does not tell.
+        row_bytes: of a row as it is read.
+        rows_per_second: of reading and running the model.
+        seconds: of all rows; None where they are not known.
+        problem: why it could not be tried.
+    """
+
+    model: str
+    data: str
+    rows: int | None
+    row_bytes: int | None = None
+    rows_per_second: float | None = None
+    seconds: float | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """An estimate.
+
+    Attributes:
+        readings: of every old side and every pair.
+        seconds: of all, without those whose rows are not known.
+        memory_bytes: of the sums of the open pairs, of one batch and of the largest model.
+        unknown: readings whose time is not known.
+    """
+
+    readings: tuple[Reading, ...]
+    seconds: float
+    memory_bytes: int
+    unknown: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def dry_run(plan: Plan) -> DryRun:
+    """Tries every source of a plan, and every model on a few rows of its old data."""
+    readings: list[Reading] = []
+    memory = 0
+    for name, entry in plan.models.items():
+        indices = [index for index in plan.indices if index in READ_ONCE]
+        options = {k: v for k, v in (plan.options or {}).items() if k in indices}
+        old = OldSide(entry, name, indices, options, plan.device, plan.batch_size)
+        try:
+            sides = {"old": plan.old[name]} | {c: plan.feeds[name, c] for c in plan.candidates}
+            for data, feed in sides.items():
+                if feed is not None:
+                    readings.append(_try(old, data, feed))
+            memory = max(memory, _memory(plan, old, readings))
+        finally:
+            old.release()
+    known = [r.seconds for r in readings if r.seconds is not None]
+    return DryRun(tuple(readings), sum(known), memory, len(readings) - len(known))
+
+
+def _try(old: OldSide, data: str, feed: Feed) -> Reading:
+    """A few rows, once to warm up where there is a model, once timed."""
+    try:
+        if old.model is not None and feed.kind != EMBEDDINGS and not old.passes.layer_name:
+            _sample(old, data, feed)
+        rows, size, seconds = _sample(old, data, feed)
+    # Whatever is wrong with a source or model is what a dry run is asked for.
+    except Exception as error:
+        line = " ".join(str(error).split()) or type(error).__name__
+        return Reading(old.name, data, feed.rows, problem=line)
+    rate = rows / seconds if seconds > 0 and rows else None
+    total = feed.rows / rate if rate and feed.rows is not None else None
+    return Reading(old.name, data, feed.rows, size // max(rows, 1), rate, total)
+
+
+def _sample(old: OldSide, data: str, feed: Feed) -> tuple[int, int, float]:
+    """Rows, their bytes, and the seconds that they took."""
+    began = time.perf_counter()
+    reading = feed.reading(min(old.batch_size, SAMPLE))
+    try:
+        batches = list(reading.until(SAMPLE, old.batch_size))
+        if data == "old":
+            old.passes = old._fresh()
+        passes = old.passes if data == "old" else old.fork(list(old.collectors))[1]
+        run(passes, old.model, batches, feed.kind, "old" if data == "old" else "new")
+    finally:
+        reading.close()
+    return reading.samples, sum(map(_bytes, batches)), time.perf_counter() - began
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        value = value.values()
+    return sum(map(_bytes, value)) if hasattr(value, "__iter__") else 0
+
+
+def _memory(plan: Plan, old: OldSide, readings: list[Reading]) -> int:
+    row = max((r.row_bytes or 0 for r in readings if r.model == old.name), default=0)
+    weights = 0
+    if old.model is not None:
+        weights = sum(t.nbytes for t in (*old.model.parameters(), *old.model.buffers()))
+    sums = 0
+    collector = old.collectors.get("resque_dist")
+    if collector is not None and collector.acc is not None and collector.acc.width:
+        acc = collector.acc
+        one = 8 * acc.num_classes * default_blocks(acc.num_classes) * (acc.width + 1)
+        sums = one * (1 + (len(plan.candidates) if plan.rounds else 1))
+    if "resque_task" in plan.indices:  # which keeps a candidate's embeddings
+        rows = max((r.rows or 0 for r in readings), default=0)
+        sums += rows * math.ceil(4 * (collector.acc.width if collector and collector.acc else 0))
+    return weights + sums + 2 * row * plan.batch_size
