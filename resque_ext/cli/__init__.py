@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from resque_ext import BackendError
-from resque_ext.cli import bench, demo, dist, doctor, energy, score, task
+from resque_ext.cli import bench, demo, dist, doctor, energy, report, score, task
 from resque_ext.cli.app import app
 from resque_ext.cli.output import PLAIN_WIDTH
 
@@ -27,6 +27,7 @@ COMMANDS = (
     score,
     dist,
     task,
+    report,
     energy,
     doctor,
     bench,
