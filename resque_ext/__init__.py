@@ -1,5 +1,8 @@
 """resque_ext: what reusing a trained model will cost, before any retraining."""
 
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
 
 from resque_ext import ops, shifts
@@ -43,5 +46,12 @@ __all__ = [
     "resque_dist",
     "resque_task",
     "score",
+    "screen",
     "shifts",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "screen":  # which brings much that nothing else needs
+        return importlib.import_module("resque_ext.screening.screen").screen
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

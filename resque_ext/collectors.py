@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,6 +67,26 @@ class ResqueDistCollector:
         except (ValueError, TypeError) as error:
             raise type(error)(f"{side}: {without_hint(error)}") from error
 
+    def fork(self) -> ResqueDistCollector:
+        """One that goes on from here with a new side of its own; the old side's sums are shared."""
+        other = ResqueDistCollector(self.paired)
+        if self.acc is not None:
+            other.acc = copy.copy(self.acc)
+            other.acc._updates, other.acc._pending = dict(self.acc._updates), []
+            if self.acc._sides is not None:
+                old, new = (self.acc._sides[side] for side in SIDES)
+                other.acc._sides = {"old": copy.copy(old), "new": copy.deepcopy(new)}
+        return other
+
+    def state(self) -> dict[str, Tensor]:
+        """The accumulator's, {} before the first batch."""
+        return {} if self.acc is None else self.acc.state_dict()
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        if state:
+            self.acc = ResqueDist(int(state["num_classes"]), blocks=int(state["blocks"]))
+            self.acc.load_state_dict(state)
+
     def result(self, facts: Facts) -> ResqueDistResult:
         assert self.acc is not None  # every side had a batch
         self.acc.paired = self.paired
@@ -100,7 +121,8 @@ class ResqueTaskCollector:
         baselines: bool = True,
     ) -> None:
         check_choice(embedding, EMBEDDINGS, "embedding")
-        self.kept = KeptEmbeddings(flatten=embedding == "flattened")
+        self._flatten = embedding == "flattened"
+        self.kept = KeptEmbeddings(self._flatten)
         self.options = {
             "num_classes": num_classes,
             "init": init,
@@ -112,6 +134,19 @@ class ResqueTaskCollector:
 
     def add_embedding(self, x: Tensor, labels: Tensor, side: Side, outputs: int | None) -> None:
         self.kept.add(x, labels)
+
+    def fork(self) -> ResqueTaskCollector:
+        """One for another new side."""
+        other = copy.copy(self)
+        other.kept = KeptEmbeddings(self._flatten)
+        return other
+
+    def state(self) -> dict[str, Tensor]:
+        """{}: nothing of the old side is read."""
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        pass
 
     def result(self, facts: Facts) -> ResqueTaskResult:
         result = resque_task(self.kept.shards, self.kept.labels, **self.options)
@@ -177,6 +212,20 @@ class ArmCollector:
             self.acc.update(layers, side)
         except (ValueError, TypeError) as error:
             raise type(error)(f"{side}: {without_hint(error)}") from error
+
+    def fork(self) -> ArmCollector:
+        """One that goes on from here; the histograms are copied."""
+        other = copy.copy(self)
+        options = ("per", "pool", "scale", "max_bytes", "exact")
+        other.acc = Arm(**{name: getattr(self.acc, name) for name in options})
+        other.load(self.state())
+        return other
+
+    def state(self) -> dict[str, Tensor]:
+        return self.acc.state_dict()
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self.acc.load_state_dict(state)
 
     def result(self, facts: Facts) -> ArmResult:
         return with_facts(self.acc.compute(), facts)

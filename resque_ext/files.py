@@ -59,9 +59,9 @@ def map_array(path: str | os.PathLike[str]) -> NDArray[Any]:
         raise FileNotFoundError(f"{path}: expected a .npy file, found none")
     if not path.is_file():
         raise ValueError(f"{path}: expected a .npy file, found no regular file")
-    content = _content(path)
-    if content != "a single .npy array":
-        raise ValueError(f"{path}: expected a single .npy array, found {content}")
+    found = content(path)
+    if found != "a single .npy array":
+        raise ValueError(f"{path}: expected a single .npy array, found {found}")
     try:
         return np.load(path, mmap_mode="c", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -69,9 +69,9 @@ def map_array(path: str | os.PathLike[str]) -> NDArray[Any]:
 
 
 def _read_npz(path: Path, names: tuple[str, ...]) -> tuple[Array, ...]:
-    content = _content(path)
-    if content != "a zip archive":
-        raise ValueError(f"{path}: expected an .npz archive, found {content}")
+    found = content(path)
+    if found != "a zip archive":
+        raise ValueError(f"{path}: expected an .npz archive, found {found}")
     arrays: dict[str, NDArray[Any]] = {}
     with path.open("rb") as file:
         try:
@@ -99,7 +99,7 @@ def _read_safetensors(path: Path, names: tuple[str, ...]) -> tuple[Array, ...]:
             return tuple(archive.get_tensor(name) for name in names)
     except safetensors.SafetensorError as error:
         raise ValueError(
-            f"{path}: expected a whole safetensors file, found {_content(path)} ({error})"
+            f"{path}: expected a whole safetensors file, found {content(path)} ({error})"
         ) from None
 
 
@@ -120,7 +120,7 @@ def _check_names(path: Path, names: tuple[str, ...], found: Iterable[str]) -> No
         )
 
 
-def _content(path: Path) -> str:
+def content(path: Path) -> str:
     """What a file is by its first bytes, for the message of an error."""
     with path.open("rb") as file:
         head = file.read(9)

@@ -6,7 +6,8 @@ index does with what it gets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from resque_ext._inputs import check_labels, describe
+from resque_ext._inputs import check_features, check_labels, describe
 from resque_ext.indices.resque_dist import SIDES, Side
 from resque_ext.layers import ChosenLayers, LayersReader, drop_narrow
 from resque_ext.observe import (
@@ -104,6 +105,34 @@ class Passes:
             return None
         return float(self._correct[side]) / self._rows[side]
 
+    def fork(self, collectors: Sequence[Any]) -> Passes:
+        """Passes that go on from here with other collectors; what they see stays with them."""
+        other = copy.copy(self)
+        other.collectors = collectors
+        other.skipped, other._correct = dict(self.skipped), dict(self._correct)
+        other._rows = dict(self._rows)
+        return other
+
+    def facts(self) -> dict[str, Any]:
+        """What a pass has found of the model, as plain values: `restore` goes on from there."""
+        return {
+            "layer_name": self.layer_name,
+            "layer_names": list(self.layer_names),
+            "skipped": dict(self.skipped),
+            "outputs": self.outputs,
+            "kept": None if self.kept is None else sorted(self.kept),
+            "correct": {side: int(n) for side, n in self._correct.items()},
+            "rows": dict(self._rows),
+        }
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """As after the passes that gave `facts`."""
+        self.layer_name, self.outputs = facts["layer_name"], facts["outputs"]
+        self.layer_names, self.skipped = tuple(facts["layer_names"]), dict(facts["skipped"])
+        self.kept = None if facts["kept"] is None else set(facts["kept"])
+        self._correct, self._rows = dict(facts["correct"]), dict(facts["rows"])
+        self._started = True
+
     def batches(self, data: Any, side: Side, what: str) -> Iterator[Batch]:
         """The side's batches on the device, the labels left where they are."""
         count = 0
@@ -149,6 +178,15 @@ class Passes:
                 for inputs, labels in self.batches(data, side, "side"):
                     reader.run(inputs, labels, side)
         self._finish(reader)
+
+    def embeddings(self, data: Any, side: Side) -> None:
+        """One side whose batches are embeddings already: nothing is run."""
+        for x, labels in self.batches(data, side, "side"):
+            check_features(x, f"{side} embeddings")
+            for collector in self.collectors:
+                if side in collector.embeddings:
+                    collector.add_embedding(x, labels, side, self.outputs)
+            self._rows[side] += len(labels)
 
     def shifted(
         self, old_model: nn.Module, new_model: nn.Module, data: Any, shift: Callable[[Any], Any]

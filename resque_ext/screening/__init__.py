@@ -1,1 +1,24 @@
 """Screening: many models, many candidate datasets, one ranked table."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Loaded when they are asked for: what a screening needs is not needed to import the package.
+_HOMES = {
+    "Budget": "budget",
+    "Candidate": "feeds",
+    "PairResult": "pair",
+    "Screening": "table",
+    "ShelfModel": "models",
+    "StoreError": "store",
+    "read_store": "store",
+}
+__all__ = [*_HOMES, "screen"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,185 @@
+"""The shelf of models: each is built when its turn comes, and runs once over its old data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from resque_ext._inputs import describe
+from resque_ext.collectors import make_collectors
+from resque_ext.layers import choose_layers
+from resque_ext.observe import unwrap
+from resque_ext.passes import Passes
+from resque_ext.screening.feeds import EMBEDDINGS, Feed
+from resque_ext.screening.memory import retry_with_half
+from resque_ext.screening.pair import Fault
+
+STATE = "resque_ext.OldSide/1"
+
+
+@dataclass(frozen=True)
+class ShelfModel:
+    """A model of a screening, where it needs more than a function that makes it.
+
+    Attributes:
+        make: the model, a function that returns it, or None where all data are embeddings.
+        layer, layers: as `score` takes them.
+        description: of what it is made of, for the store to recognise it by.
+    """
+
+    make: nn.Module | Callable[[], nn.Module] | None = None
+    layer: str | None = None
+    layers: Any = "auto"
+    description: str | None = None
+
+    def build(self, name: str) -> nn.Module:
+        """The model.
+
+        Raises:
+            TypeError: the function returned something else.
+        """
+        made = self.make if isinstance(self.make, nn.Module) else self.make()  # type: ignore[misc]
+        if not isinstance(made, nn.Module):
+            raise TypeError(
+                f"models[{name!r}]: expected a function that returns a torch.nn.Module, found one "
+                f"that returns {describe(made)}"
+            )
+        return unwrap(made)
+
+
+def as_shelf_model(given: Any, name: str) -> ShelfModel:
+    if isinstance(given, ShelfModel):
+        return given
+    if given is None or callable(given):  # a Module is callable too
+        return ShelfModel(given)
+    raise TypeError(
+        f"models[{name!r}]: expected a torch.nn.Module, a function that makes one, or None for "
+        f"embeddings, found {describe(given)}"
+    )
+
+
+class OldSide:
+    """One model after its old data: where every pair of it goes on from.
+
+    Attributes:
+        model: None where nothing is run.
+        passes: after the old side, with a collector for each index.
+        samples: rows of the old data.
+        faults: what of them could not be read.
+        batch_size: smaller than asked once memory was short.
+    """
+
+    def __init__(
+        self,
+        entry: ShelfModel,
+        name: str,
+        indices: Sequence[str],
+        options: Mapping[str, Mapping[str, Any]] | None,
+        device: torch.device,
+        batch_size: int,
+    ) -> None:
+        self.entry, self.name, self.device, self.batch_size = entry, name, device, batch_size
+        self._collectors = make_collectors(indices, options, paired=False)
+        self.samples = 0
+        self.faults: tuple[Fault, ...] = ()
+        self._model: nn.Module | None = None
+        self.passes = self._fresh()
+
+    def _fresh(self) -> Passes:
+        collectors = {name: c.fork() for name, c in self._collectors.items()}
+        self.collectors = collectors
+        return Passes(
+            list(collectors.values()),
+            self.entry.layer,
+            lambda m: choose_layers(m, self.entry.layers),
+            None,
+            self.device,
+            False,
+        )
+
+    @property
+    def model(self) -> nn.Module | None:
+        if self._model is None and self.entry.make is not None:
+            self._model = self.entry.build(self.name).to(self.device)
+        return self._model
+
+    def read(self, feed: Feed) -> None:
+        """Runs the model over its old data."""
+
+        def once() -> None:
+            self.passes = self._fresh()
+            reading = feed.reading(self.batch_size)
+            try:
+                batches = reading.until(2**62, self.batch_size)
+                run(self.passes, self.model, batches, feed.kind, "old")
+            finally:
+                reading.close()
+            self.samples, self.faults = reading.samples, tuple(reading.faults)
+
+        retry_with_half(once, self, f"{self.name}, old side")
+
+    def fork(self, names: Sequence[str]) -> tuple[dict[str, Any], Passes]:
+        """Collectors of these indices and passes for one pair."""
+        collectors = {name: self.collectors[name].fork() for name in names}
+        return collectors, self.passes.fork(list(collectors.values()))
+
+    def to_bytes(self) -> bytes:
+        """The state in the safetensors format."""
+        tensors = {
+            f"{name}/{key}": tensor.cpu().contiguous()
+            for name, collector in self.collectors.items()
+            for key, tensor in collector.state().items()
+        }
+        facts = {"format": STATE, "samples": self.samples, "facts": self.passes.facts()}
+        facts["faults"] = [asdict(fault) for fault in self.faults]
+        header = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+        return safetensors.torch.save(tensors | {"facts": header})
+
+    def load_bytes(self, data: bytes) -> None:
+        """As after the reading that `to_bytes` was called after.
+
+        Raises:
+            ValueError: damaged, or of another kind.
+        """
+        try:
+            tensors = safetensors.torch.load(data)
+            facts = json.loads(bytes(tensors.pop("facts").tolist()))
+        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"store: expected the old side of {self.name!r}, found it damaged ({error})"
+            ) from None
+        self.passes = self._fresh()
+        for name, collector in self.collectors.items():
+            mine = {k.partition("/")[2]: t for k, t in tensors.items() if k.startswith(f"{name}/")}
+            collector.load({key: tensor.to(self.device) for key, tensor in mine.items()})
+        self.passes.restore(facts["facts"])
+        self.samples = facts["samples"]
+        self.faults = tuple(Fault(**fault) for fault in facts["faults"])
+
+
+def run(passes: Passes, model: nn.Module | None, batches: Any, kind: str, side: Any) -> None:
+    """A side's batches through the model, or past it where they are embeddings."""
+    if kind == EMBEDDINGS:
+        passes.embeddings(batches, side)
+    elif model is None:
+        raise ValueError(f"{side}: expected embeddings, because there is no model, found inputs")
+    else:
+        passes.side(model, batches, side)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of everything that the model would save."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,318 @@
+"""screen: which of many models is cheapest to reuse on which of many datasets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from resque_ext._inputs import check_choice, check_count, describe
+from resque_ext.collectors import COLLECTORS, make_collectors
+from resque_ext.doctor import environment
+from resque_ext.screening.budget import Budget, as_budget
+from resque_ext.screening.feeds import (
+    EMBEDDINGS,
+    INPUTS,
+    Candidate,
+    Feed,
+    as_candidate,
+    open_feed,
+)
+from resque_ext.screening.loop import Plan, Screener
+from resque_ext.screening.models import ShelfModel, as_shelf_model
+from resque_ext.screening.progress import make_progress
+from resque_ext.screening.store import Header, NoStore, PairKey, open_store
+from resque_ext.screening.table import Screening
+from resque_ext.scoring import INDICES, _check_names, _checked_device
+
+FIRST_LOOK, GROWTH = 256, 1.25  # samples of a pair's first look, and how much more each next one has
+
+
+def screen(
+    models: Mapping[str, Any],
+    old: Any,
+    candidates: Mapping[str, Any],
+    indices: Iterable[str] = ("resque_dist",),
+    *,
+    rank_by: str | None = None,
+    budget: Budget | Mapping[str, Any] | None = None,
+    store: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    cost_model: Any = None,
+    cost_options: Mapping[str, Any] | None = None,
+    anytime: bool = True,
+    width: float | None = None,
+    top: int | None = None,
+    confidence: float = 0.95,
+    on_fault: str = "raise",
+    on_error: str = "record",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+    progress: bool | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    looks: tuple[int, float] = (FIRST_LOOK, GROWTH),
+) -> Screening:
+    """Ranks every (model, candidate) pair by what reusing the model on the candidate will cost.
+
+    Models are built one at a time, and each runs once over its old data; every pair is read once
+    ("preindex", which compares rows in pairs, runs the old data again beside a paired candidate).
+
+    Args:
+        models: by name: a torch.nn.Module, a function that makes one, a
+            :class:`resque_ext.screening.ShelfModel`, or None where all data are embeddings.
+        old: data of all models, or a mapping with those of each, by its name. Anything that
+            :func:`resque_ext.screening.sources.as_source` takes: a path, arrays (features, labels),
+            a dataset, batches (inputs, labels) that can be read again. None for "resque_task".
+        candidates: by name: data likewise, a shift of the old data (`resque_ext.shifts.make`), or a
+            :class:`resque_ext.screening.Candidate`.
+        indices: as :func:`resque_ext.score` takes them. Where a candidate does not let one be
+            computed ("preindex" without pairs, layers of embeddings), it is left out of that pair.
+        rank_by: one of them, or a measure of the cost model; by default the first index.
+        budget: seconds or samples at most, see :class:`resque_ext.screening.Budget`; each model
+            gets an even share of what is left.
+        store: a SQLite file, or JSON lines (".jsonl"), that keeps every finished pair: the same
+            call goes on where it was interrupted.
+        resume: False refuses a store that holds results already.
+        cost_model: predicts costs from the indices: :class:`resque_ext.CostModel`.
+        cost_options: of its `predict`.
+        anytime: stop reading a pair when its interval parts it from all others of its model, or is
+            as narrow as `width`. Needs "resque_dist" alone, and to be ranked by it; otherwise every
+            pair is read to its end. Values are then those that infinitely many samples would show.
+        width, top, confidence: of the rule: :class:`resque_ext.screening.anytime.StoppingRule`; the
+            intervals of a pair hold together with that confidence, however often it is looked at.
+        on_fault: "skip" leaves out what cannot be read of a source and lists it; "raise" makes the
+            pair fail.
+        on_error: "record" keeps the error of a pair that fails and goes on, "raise" ends there.
+        seed: of the order in which rows are read where reading may stop early.
+        device: where models run.
+        batch_size: rows at once; halved where memory does not suffice.
+        progress: a bar on stderr; None: where that is a terminal.
+        options: further arguments of an index, as :func:`resque_ext.score` takes them.
+        looks: samples of a pair's first look, and how many times more each next one has.
+
+    Raises:
+        TypeError, ValueError, OSError: an argument or source that is wrong, before anything is
+            read; a store of something else, in use, or that cannot be written.
+    """
+    plan, rank_by = make_plan(
+        models,
+        old,
+        candidates,
+        indices,
+        rank_by=rank_by,
+        budget=budget,
+        cost_model=cost_model,
+        cost_options=cost_options,
+        anytime=anytime,
+        width=width,
+        top=top,
+        confidence=confidence,
+        on_fault=on_fault,
+        on_error=on_error,
+        seed=seed,
+        device=device,
+        batch_size=batch_size,
+        options=options,
+        looks=looks,
+    )
+    pairs = len(plan.models) * len(plan.candidates)
+    opened = NoStore() if store is None else open_store(store, header(plan, rank_by), resume)
+    with opened, make_progress(progress, pairs) as bar:
+        return Screening(Screener(plan, opened, bar).run(), rank_by)
+
+
+def make_plan(
+    models: Mapping[str, Any],
+    old: Any,
+    candidates: Mapping[str, Any],
+    indices: Iterable[str] = ("resque_dist",),
+    *,
+    rank_by: str | None = None,
+    budget: Any = None,
+    cost_model: Any = None,
+    cost_options: Mapping[str, Any] | None = None,
+    anytime: bool = True,
+    width: float | None = None,
+    top: int | None = None,
+    confidence: float = 0.95,
+    on_fault: str = "raise",
+    on_error: str = "record",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    looks: tuple[int, float] = (FIRST_LOOK, GROWTH),
+) -> tuple[Plan, str]:
+    """What `screen` is about to do, with all sources open, and what it ranks by; see there."""
+    names = _check_names(indices)
+    shelf = {n: as_shelf_model(m, n) for n, m in _named(models, "models").items()}
+    given = {n: as_candidate(c) for n, c in _named(candidates, "candidates").items()}
+    check_choice(on_fault, ("raise", "skip"), "on_fault")
+    check_choice(on_error, ("record", "raise"), "on_error")
+    check_count(seed, "seed", least=0)
+    check_count(batch_size, "batch_size")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: expected a number between 0 and 1, found {confidence!r}")
+    make_collectors(names, options, paired=True)  # what is wrong with the options shows now
+    rank_by = _rank_key(rank_by, names, cost_model)
+    budget = as_budget(budget)
+    olds = _olds(old, shelf, names, on_fault)
+    feeds = _feeds(shelf, olds, given, on_fault)
+    _check_indices(names, shelf, given, feeds)
+    streams = names == ("resque_dist",) and options is None and rank_by == "resque_dist"
+    streams = streams and not any(c.paired for c in given.values())
+    limited = budget.samples is not None or budget.seconds is not None
+    anytime = bool(anytime) and streams
+    plan = Plan(
+        models=shelf,
+        old=olds,
+        candidates=given,
+        feeds=feeds,
+        indices=names,
+        options=options,
+        rounds=streams and (anytime or limited),
+        anytime=anytime,
+        looks=(check_count(looks[0], "looks"), float(looks[1])),
+        width=width,
+        top=top,
+        confidence=confidence,
+        budget=budget,
+        seed=seed,
+        device=_checked_device(device),
+        batch_size=batch_size,
+        on_error=on_error,
+        cost_model=cost_model,
+        cost_options=cost_options,
+    )
+    return plan, rank_by
+
+
+def header(plan: Plan, rank_by: str) -> Header:
+    """What the store of a plan is known by."""
+    olds = {n: None if f is None else f.identity() for n, f in plan.old.items()}
+    identity = {
+        "models": {name: _described(entry) for name, entry in plan.models.items()},
+        "old": olds,
+        "candidates": {
+            candidate: {
+                "paired": plan.candidates[candidate].paired,
+                "data": {model: plan.feeds[model, candidate].identity() for model in plan.models},
+            }
+            for candidate in plan.candidates
+        },
+        "indices": {name: dict((plan.options or {}).get(name, {})) for name in plan.indices},
+        "anytime": [plan.width, plan.top, plan.confidence] if plan.anytime else None,
+        "rounds": [plan.seed, *plan.looks] if plan.rounds else None,
+        "budget": [plan.budget.seconds, plan.budget.samples],
+    }
+    shown = {"rank_by": rank_by, "batch_size": plan.batch_size, "device": str(plan.device)}
+    return Header(identity, environment(), shown)
+
+
+def _named(given: Any, what: str) -> Mapping[str, Any]:
+    right = isinstance(given, Mapping) and all(isinstance(name, str) and name for name in given)
+    if not right:
+        raise TypeError(f"{what}: expected a mapping by name, found {describe(given)}")
+    if not given:
+        raise ValueError(f"{what}: expected at least one, found none")
+    return given
+
+
+def _rank_key(rank_by: str | None, names: tuple[str, ...], cost_model: Any) -> str:
+    measures = () if cost_model is None else tuple(cost_model.measures)
+    if rank_by is None:
+        return names[0]
+    return check_choice(rank_by, (*names, *measures), "rank_by") or rank_by
+
+
+def _olds(
+    old: Any, shelf: Mapping[str, ShelfModel], names: tuple[str, ...], on_fault: str
+) -> dict[str, Feed | None]:
+    each = isinstance(old, Mapping) and set(old) == set(shelf)
+    if isinstance(old, Mapping) and not each and not {"path", "dataset"} & set(old):
+        raise ValueError(
+            f"old: expected data of every model ({', '.join(shelf)}), found those of "
+            f"{', '.join(map(str, old)) or 'none'}"
+        )
+    opened: dict[tuple[int, str], Feed] = {}  # data of several models are opened once
+    found: dict[str, Feed | None] = {}
+    for name, entry in shelf.items():
+        data = old[name] if each else old
+        if data is None:
+            if any(COLLECTORS[index].reads_old for index in names):
+                raise TypeError(f"old: expected data of {name!r}, found None")
+            found[name] = None
+            continue
+        kind = EMBEDDINGS if entry.make is None else INPUTS
+        where = f"old.{name}" if each else "old"
+        key = id(data), kind
+        if key not in opened:
+            opened[key] = open_feed(data, where, kind, on_fault)
+        found[name] = opened[key]
+        _check_runs(found[name], entry, where, name)
+    return found
+
+
+def _feeds(
+    shelf: Mapping[str, ShelfModel],
+    olds: Mapping[str, Feed | None],
+    candidates: Mapping[str, Candidate],
+    on_fault: str,
+) -> dict[PairKey, Feed]:
+    found: dict[PairKey, Feed] = {}
+    for name, candidate in candidates.items():
+        opened: dict[str, Feed] = {}
+        for model, entry in shelf.items():
+            where = f"candidates.{name}"
+            if candidate.data is None:
+                feed = olds[model]
+                if feed is None:
+                    raise TypeError(f"{where}: expected old data to shift, found None")
+            else:
+                kind = candidate.kind or (EMBEDDINGS if entry.make is None else INPUTS)
+                if kind not in opened:
+                    opened[kind] = open_feed(candidate.data, where, kind, on_fault)
+                feed = opened[kind]
+            if candidate.shift is not None:
+                if feed.kind != INPUTS:
+                    raise ValueError(f"{where}: expected inputs to shift, found {feed.kind}")
+                feed = Feed(feed.source, on_fault, candidate.shift)
+            _check_runs(feed, entry, where, model)
+            found[model, name] = feed
+    return found
+
+
+def _check_runs(feed: Feed | None, entry: ShelfModel, where: str, model: str) -> None:
+    if feed is not None and feed.kind == INPUTS and entry.make is None:
+        raise ValueError(
+            f"{where}: expected embeddings, because {model!r} is no model to run, found inputs"
+        )
+
+
+def _check_indices(
+    names: tuple[str, ...],
+    shelf: Mapping[str, ShelfModel],
+    candidates: Mapping[str, Candidate],
+    feeds: Mapping[PairKey, Feed],
+) -> None:
+    """Raises for an index that no pair at all lets be computed."""
+    from resque_ext.screening.reading import possible
+
+    for name in names:
+        if not any(possible([name], f, candidates[key[1]].paired) for key, f in feeds.items()):
+            needs = "paired candidates" if name == "preindex" else "inputs of a model"
+            raise ValueError(
+                f"indices: expected {needs} for {name!r}, found none (of {INDICES})"
+            )
+
+
+def _described(entry: ShelfModel) -> str:
+    """What a model is called, where its weights are not known before it is built."""
+    if entry.description is not None:
+        return entry.description
+    made = entry.make
+    named = made if hasattr(made, "__qualname__") else type(made)
+    return f"{named.__module__}:{named.__qualname__}" if made is not None else "embeddings"

@@ -1,0 +1,161 @@
+"""A store of JSON lines: every line is on disk before the next begins; a torn last one is cut off."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from resque_ext.screening.store import (
+    Finished,
+    Header,
+    PairKey,
+    Store,
+    StoreError,
+    locked,
+    refuse_results,
+    writable,
+)
+
+
+class LinesStore(Store):
+    """See :func:`resque_ext.screening.store.open_store`.
+
+    The first line is the header; each other one has a "pair" (with its "way") or an "old_side". A
+    pair's later line takes the place of its earlier one.
+    """
+
+    def __init__(self, path: Path, header: Header) -> None:
+        self.path, self.header = path, header
+        self._file = locked(path)
+        self._finished: dict[PairKey, Finished] = {}
+        self._old_sides: dict[str, tuple[str, bytes]] = {}
+
+    @classmethod
+    def open(cls, path: Path, header: Header, resume: bool) -> LinesStore:
+        new = not path.exists()
+        store = cls(path, header)
+        try:
+            store._prepare()
+            refuse_results(path, len(store._finished), resume)
+        except BaseException:
+            store.close()
+            if new:
+                path.unlink(missing_ok=True)
+            raise
+        return store
+
+    @classmethod
+    def read(cls, path: Path) -> tuple[Header, list[Finished]]:
+        data = path.read_bytes()
+        found: dict[PairKey, Finished] = {}
+        header = None
+        for number, values in _lines(data, path):
+            if number == 1:
+                header = Header.from_dict(values, path)
+            elif "pair" in values:
+                pair = _pair(values, number, path)
+                found[pair.key] = pair
+        if header is None:
+            raise StoreError(f"store: {path}: expected a header in the first line, found none")
+        return header, list(found.values())
+
+    def _prepare(self) -> None:
+        with writable(self.path, "a file that can be read"):
+            data = self._file.read()
+        whole = data.rfind(b"\n") + 1
+        theirs = None
+        for number, values in _lines(data, self.path):
+            if number == 1:
+                theirs = Header.from_dict(values, self.path)
+                theirs.check(self.header, self.path)
+            elif "pair" in values:
+                pair = _pair(values, number, self.path)
+                self._finished[pair.key] = pair
+            else:
+                old = values["old_side"]
+                self._old_sides[old["model"]] = (old["digest"], base64.b64decode(old["state"]))
+        if theirs is None and data[:1] not in (b"", b"{"):
+            raise StoreError(
+                f"store: {self.path}: expected JSON lines, found a file that begins with "
+                f"{data[:16]!r}"
+            )
+        with writable(self.path, "a file that can be written"):
+            self._cut(whole)
+        if theirs is None:
+            self._append(self.header.to_dict(), "room for the header")
+            _sync_folder(self.path.parent)
+
+    def finished(self) -> dict[PairKey, Finished]:
+        return dict(self._finished)
+
+    def add(self, pair: Finished, replace: bool = False) -> None:
+        if pair.key in self._finished and not replace:
+            raise StoreError(f"store: {self.path}: expected the pair {pair.key} once, found it")
+        line = {"pair": json.loads(pair.result.to_json()), "way": json.loads(pair.way())}
+        self._append(line, f"room for the pair {pair.key}")
+        self._finished[pair.key] = pair
+
+    def old_side(self, model: str) -> tuple[str, bytes] | None:
+        return self._old_sides.get(model)
+
+    def keep_old_side(self, model: str, digest: str, state: bytes) -> None:
+        encoded = base64.b64encode(state).decode()
+        old = {"model": model, "digest": digest, "state": encoded}
+        self._append({"old_side": old}, f"room for the old side of {model!r}")
+        self._old_sides[model] = digest, state
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _append(self, values: dict[str, Any], expected: str) -> None:
+        """One line, all of it on disk, or none of it."""
+        line = memoryview(json.dumps(values, allow_nan=False).encode() + b"\n")
+        descriptor = self._file.fileno()
+        end = os.lseek(descriptor, 0, os.SEEK_END)
+        try:
+            with writable(self.path, expected):
+                while line:  # past Python's buffer, which would write its rest again at the end
+                    line = line[os.write(descriptor, line) :]
+                os.fsync(descriptor)
+        except BaseException:
+            self._cut(end)
+            raise
+
+    def _cut(self, size: int) -> None:
+        os.ftruncate(self._file.fileno(), size)
+        os.lseek(self._file.fileno(), size, os.SEEK_SET)
+
+
+def _lines(data: bytes, path: Path) -> Iterator[tuple[int, Any]]:
+    """(number, value) of every whole line; a torn last one is left out."""
+    for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+        try:
+            values = json.loads(line)
+        except ValueError as error:
+            raise StoreError(f"store: {path}:{number}: expected JSON, found {error}") from None
+        if number > 1 and not (isinstance(values, dict) and {"pair", "old_side"} & values.keys()):
+            raise StoreError(f"store: {path}:{number}: expected a pair, found another line")
+        yield number, values
+
+
+def _pair(values: dict[str, Any], number: int, path: Path) -> Finished:
+    try:
+        return Finished.parse(json.dumps(values["pair"]), json.dumps(values["way"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"store: {path}:{number}: expected a pair, found {error}") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new file's name is in its folder, which has to reach the disk too."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:  # a system on which folders cannot be opened
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,184 @@
+"""A store in a SQLite file: rollback journal, fsync at every commit, no file but this one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from resque_ext.screening.store import (
+    FORMAT,
+    Finished,
+    Header,
+    PairKey,
+    Store,
+    StoreError,
+    locked,
+    refuse_results,
+)
+
+APPLICATION_ID = 0x52535145  # "RSQE", by which a file is known to be one of these
+_MAGIC = b"SQLite format 3\x00"
+_SCHEMA = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE old_sides (model TEXT PRIMARY KEY, digest TEXT NOT NULL, state BLOB NOT NULL)",
+    # What the columns say is in `result` too: they are for queries.
+    """CREATE TABLE pairs (
+        number INTEGER PRIMARY KEY,
+        model TEXT NOT NULL,
+        candidate TEXT NOT NULL,
+        value REAL,
+        std_error REAL,
+        low REAL,
+        high REAL,
+        new_samples INTEGER NOT NULL,
+        available INTEGER,
+        seconds REAL NOT NULL,
+        stopped TEXT NOT NULL,
+        faults INTEGER NOT NULL,
+        error TEXT,
+        result TEXT NOT NULL,
+        way TEXT NOT NULL,
+        UNIQUE (model, candidate))""",
+)
+_COLUMNS = (
+    "model, candidate, value, std_error, low, high, new_samples, available, seconds, stopped, "
+    "faults, error, result, way"
+)
+_MARKS = ", ".join("?" * len(_COLUMNS.split(", ")))
+
+
+class SqliteStore(Store):
+    """See :func:`resque_ext.screening.store.open_store`."""
+
+    def __init__(self, path: Path, header: Header) -> None:
+        self.path, self.header = path, header
+        self._file = locked(path)
+        try:
+            _check_magic(path)
+            with self._failing("a file that can be opened"):
+                self._db = sqlite3.connect(path, timeout=10, isolation_level=None)
+        except BaseException:
+            self._file.close()
+            raise
+
+    @classmethod
+    def open(cls, path: Path, header: Header, resume: bool) -> SqliteStore:
+        new = not path.exists()
+        store = cls(path, header)
+        try:
+            store._prepare()
+            refuse_results(path, len(store.finished()), resume)
+        except BaseException:
+            store.close()
+            if new:  # nothing of a store that could not be begun
+                path.unlink(missing_ok=True)
+            raise
+        return store
+
+    @classmethod
+    def read(cls, path: Path) -> tuple[Header, list[Finished]]:
+        _check_magic(path)
+        try:
+            with contextlib.closing(
+                sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)
+            ) as db:
+                return _header(db, path), _pairs(db)
+        except sqlite3.Error as error:
+            raise StoreError(f"store: {path}: expected a whole store, found {error}") from None
+
+    def _prepare(self) -> None:
+        with self._failing("a store in a folder that can be written"):
+            self._db.execute("PRAGMA journal_mode = DELETE")
+            self._db.execute("PRAGMA synchronous = FULL")
+            empty = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if empty:
+                with self._transaction():
+                    for statement in _SCHEMA:
+                        self._db.execute(statement)
+                    self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                    rows = [(k, json.dumps(v)) for k, v in self.header.to_dict().items()]
+                    self._db.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+                return
+            theirs = _header(self._db, self.path)
+            theirs.check(self.header, self.path)
+            with self._transaction():  # that it can be written shows now, not after the first pair
+                self._db.execute(
+                    "INSERT OR REPLACE INTO meta VALUES ('options', ?)",
+                    (json.dumps(self.header.options),),
+                )
+
+    def finished(self) -> dict[PairKey, Finished]:
+        with self._failing("a whole store"):
+            return {pair.key: pair for pair in _pairs(self._db)}
+
+    def add(self, pair: Finished, replace: bool = False) -> None:
+        r = pair.result
+        first = next(iter(r.indices.values()), None)
+        index = [getattr(first, name, None) for name in ("value", "std_error", "low", "high")]
+        row = (
+            *(r.model, r.candidate, *index, r.new_samples, r.available, r.seconds, r.stopped),
+            *(len(r.faults), r.error, r.to_json(), pair.way()),
+        )
+        verb = "INSERT OR REPLACE" if replace else "INSERT"
+        with self._failing(f"room for the pair {pair.key}"), self._transaction():
+            self._db.execute(f"{verb} INTO pairs ({_COLUMNS}) VALUES ({_MARKS})", row)
+
+    def old_side(self, model: str) -> tuple[str, bytes] | None:
+        with self._failing("a whole store"):
+            query = "SELECT digest, state FROM old_sides WHERE model = ?"
+            return self._db.execute(query, (model,)).fetchone()
+
+    def keep_old_side(self, model: str, digest: str, state: bytes) -> None:
+        with self._failing(f"room for the old side of {model!r}"), self._transaction():
+            self._db.execute("INSERT INTO old_sides VALUES (?, ?, ?)", (model, digest, state))
+
+    def close(self) -> None:
+        self._db.close()
+        self._file.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All of it or nothing, on disk when it ends."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            # SQLite may have rolled back by itself, as it does where the disk is full.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    @contextlib.contextmanager
+    def _failing(self, expected: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(f"store: {self.path}: expected {expected}, found {error}") from None
+
+
+def _check_magic(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(len(_MAGIC))
+    if head and head != _MAGIC:
+        raise StoreError(
+            f"store: {path}: expected a SQLite file (or a new one), found another that begins with "
+            f"{head!r}"
+        )
+
+
+def _header(db: sqlite3.Connection, path: Path) -> Header:
+    if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise StoreError(
+            f"store: {path}: expected format {FORMAT!r}, found a SQLite file of something else"
+        )
+    values = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
+    return Header.from_dict(values, path)
+
+
+def _pairs(db: sqlite3.Connection) -> list[Finished]:
+    rows = db.execute("SELECT result, way FROM pairs ORDER BY number")
+    return [Finished.parse(result, way) for result, way in rows]

@@ -1,0 +1,192 @@
+"""Screening: the ranked table of all pairs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from resque_ext.screening.pair import PairResult
+
+FORMAT = "resque_ext.ScreeningTable/1"
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A row of the table.
+
+    Attributes:
+        rank: 1 for the cheapest; tied pairs share the rank of their first. None where there is
+            nothing to rank by.
+        tied: another pair's interval overlaps this one's, directly or by a chain of others.
+        result: of the pair.
+    """
+
+    rank: int | None
+    tied: bool
+    result: PairResult
+
+
+class Screening(Sequence[Ranked]):
+    """Every pair of a screening, the cheapest first.
+
+    Attributes:
+        rank_by: an index, or a measure of the predicted cost.
+    """
+
+    def __init__(self, results: Iterable[PairResult], rank_by: str = "resque_dist") -> None:
+        self.rank_by = rank_by
+        self._rows = tuple(_ranked(list(results), rank_by))
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Ranked]:
+        return iter(self._rows)
+
+    def __repr__(self) -> str:
+        return f"Screening({len(self)} pairs, ranked by {self.rank_by!r})"
+
+    @property
+    def results(self) -> tuple[PairResult, ...]:
+        return tuple(row.result for row in self)
+
+    def of_model(self, model: str) -> Screening:
+        """One model's pairs, ranked among themselves.
+
+        Raises:
+            KeyError: no such model.
+        """
+        results = [r for r in self.results if r.model == model]
+        if not results:
+            known = sorted({r.model for r in self.results})
+            raise KeyError(f"model: expected one of {known}, found {model!r}")
+        return Screening(results, self.rank_by)
+
+    def to_dict(self, times: bool = True) -> dict[str, Any]:
+        """Plain numbers, lists and None, for JSON.
+
+        Args:
+            times: False leaves the seconds out, in which two runs of one screening differ.
+        """
+        rows = []
+        for row in self:
+            values = {"rank": row.rank, "tied": row.tied} | asdict(row.result)
+            values["faults"] = list(values["faults"])
+            if not times:
+                del values["seconds"]
+            rows.append(values)
+        return {"format": FORMAT, "rank_by": self.rank_by, "pairs": rows}
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The table as CSV with a header, written to `path` where one is given; unknown is empty."""
+        rows = [_flat(row) for row in self]
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        if path is not None:
+            Path(path).write_text(text.getvalue(), encoding="utf-8")
+        return text.getvalue()
+
+    def __rich__(self) -> Any:
+        """The table for a terminal."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        indices = list(dict.fromkeys(name for r in self.results for name in r.indices))
+        measures = list(dict.fromkeys(name for r in self.results for name in r.predicted))
+        table = Table(title=f"Ranked by {escape(self.rank_by)}", title_justify="left")
+        table.add_column("rank", justify="right")
+        for name in ("model", "candidate"):
+            table.add_column(name, overflow="fold")
+        for name in (*indices, *measures, "samples", "stopped"):
+            table.add_column(name, justify="right")
+        for row in self:
+            r = row.result
+            rank = "" if row.rank is None else f"{'=' if row.tied else ''}{row.rank}"
+            of = "" if r.available in (None, r.new_samples) else f" of {r.available:,}"
+            table.add_row(
+                rank,
+                escape(r.model),
+                escape(r.candidate),
+                *(_show(r.indices.get(name)) for name in indices),
+                *(_show_cost(r.predicted.get(name)) for name in measures),
+                f"{r.new_samples:,}{of}",
+                escape(r.error) if r.error else r.stopped,
+            )
+        return table
+
+
+def interval(result: PairResult, rank_by: str) -> tuple[float, float, float] | None:
+    """(value, low, high) of what a pair is ranked by, None where it has none."""
+    found: Any = result.indices.get(rank_by) or result.predicted.get(rank_by)
+    if found is None or not math.isfinite(found.value):
+        return None
+    low = found.value if found.low is None else found.low
+    high = found.high
+    if high is None:  # of a predicted cost: unbounded; of an index: there is no interval
+        high = math.inf if rank_by in result.predicted else found.value
+    return found.value, low, high
+
+
+def _ranked(results: list[PairResult], rank_by: str) -> Iterator[Ranked]:
+    keyed = [(interval(r, rank_by), r) for r in results]
+    known = sorted(
+        ((i, r) for i, r in keyed if i is not None),
+        key=lambda pair: (pair[0][0], pair[1].model, pair[1].candidate),
+    )
+    # Intervals that overlap are joined to one: sorted by where they begin, a new group begins where
+    # the next is above all before.
+    group_of: dict[int, int] = {}
+    top, group = -math.inf, -1
+    for at in sorted(range(len(known)), key=lambda i: known[i][0][1]):
+        _, low, high = known[at][0]
+        if low > top:
+            group += 1
+        group_of[at], top = group, max(top, high)
+    sizes = [0] * (group + 1)
+    for number in group_of.values():
+        sizes[number] += 1
+    # A value lies in its interval, so groups are in the order of the values.
+    first = [1 + sum(sizes[:g]) for g in range(len(sizes))]
+    for at, (_, result) in enumerate(known):
+        yield Ranked(first[group_of[at]], sizes[group_of[at]] > 1, result)
+    rest = [r for i, r in keyed if i is None]
+    for result in sorted(rest, key=lambda r: (r.model, r.candidate)):
+        yield Ranked(None, False, result)
+
+
+def _flat(row: Ranked) -> dict[str, Any]:
+    r = row.result
+    values: dict[str, Any] = {"rank": row.rank, "tied": row.tied}
+    values |= {"model": r.model, "candidate": r.candidate}
+    for kind in (r.indices, r.predicted):
+        for name, found in kind.items():
+            values |= {f"{name}.{key}": value for key, value in asdict(found).items()}
+    for name in ("old_samples", "new_samples", "available", "seconds", "stopped"):
+        values[name] = getattr(r, name)
+    return values | {"faults": len(r.faults), "error": r.error}
+
+
+def _show(found: Any) -> str:
+    if found is None:
+        return "-"
+    error = found.std_error
+    return f"{found.value:.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+
+def _show_cost(found: Any) -> str:
+    if found is None:
+        return "-"
+    high = "" if found.high is None else f"{found.high:.3g}"
+    return f"{found.value:.3g} [{found.low:.3g}, {high}] {found.unit}"
