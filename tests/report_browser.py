@@ -57,9 +57,12 @@ class Page:
             "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)}
         )
 
-    def open(self, pairs, meta=META):
-        path = self.folder / "report.html"
+    def write(self, pairs, meta=META, name="report.html"):
+        path = self.folder / name
         write_report(path, make_report(pairs, meta, AT))
+        return path
+
+    def open(self, path):
         self.size(1280, 900)
         self.media("light")
         self.driver.get(path.as_uri())

@@ -12,7 +12,7 @@ from report_browser import Page, start_browser
 from report_pairs import AT, HOSTILE, META, brute_force_ranks, hostile_pairs, make_pairs
 
 from resque_ext.screening.pair import PairResult
-from resque_ext.screening.report import make_report, write_report
+from resque_ext.screening.report import make_report
 
 COLUMNS = ("resque_dist", "± s.e.", "Interval", "Noise floor", "epochs", "Samples", "Faults")
 NONE = "\N{EN DASH}"
@@ -29,7 +29,9 @@ def browser(tmp_path_factory):
             pytest.fail(f"RESQUE_BROWSER=1, but {missing}")
         pytest.skip(missing)
     try:
-        yield Page(driver, tmp_path_factory.mktemp("page"))
+        page = Page(driver, tmp_path_factory.mktemp("page"))
+        page.usual = page.write(PAIRS, name="usual.html")
+        yield page
     finally:
         driver.quit()
 
@@ -37,7 +39,7 @@ def browser(tmp_path_factory):
 @pytest.fixture
 def page(browser):
     """A report of PAIRS; nothing that a test does may make the browser complain."""
-    browser.open(PAIRS)
+    browser.open(browser.usual)
     yield browser
     assert browser.complaints() == []
 
@@ -398,7 +400,7 @@ def number(text):
 
 @pytest.mark.parametrize("pairs", [PAIRS, hostile_pairs()], ids=["numbers", "names"])
 def test_exports_are_those_of_the_command(other, pairs):
-    other.open(pairs)
+    other.open(other.write(pairs))
     found = json.loads(saved(other, "#save-json", "screening.json"))
     assert found == json.loads(make_report(pairs, META, AT, ".json"))
     parsed = [PairResult.from_json(json.dumps(p)) for p in found["pairs"]]
@@ -491,7 +493,7 @@ def test_on_a_phone(page):
 
 
 def test_names_are_inert_and_shown_as_they_are(other):
-    other.open(hostile_pairs(), {HOSTILE[0]: {HOSTILE[1]: list(HOSTILE)}})
+    other.open(other.write(hostile_pairs(), {HOSTILE[0]: {HOSTILE[1]: list(HOSTILE)}}))
     assert set(other.column("Candidate")) == set(HOSTILE)
     assert set(other.column("Error")) == set(HOSTILE)
     assert HOSTILE[1] in other.text("#environment")
@@ -512,10 +514,10 @@ def test_names_are_inert_and_shown_as_they_are(other):
 def test_without_costs_and_without_values(other):
     pairs = [p for p in PAIRS if not p.predicted]
     assert any(p.indices for p in pairs)
-    other.open(pairs)
+    other.open(other.write(pairs))
     assert other.find("#no-costs").is_displayed()
     assert other.find("#y-axis").get_attribute("value") == "indices.arm"
-    other.open([p for p in PAIRS if p.error])
+    other.open(other.write([p for p in PAIRS if p.error]))
     assert set(other.column("Rank")) == {NONE}
     assert not other.find("#maps").is_displayed()
 
@@ -524,8 +526,7 @@ def test_an_old_browser_is_told(other):
     script = {"source": "delete globalThis.DecompressionStream"}
     added = other.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", script)
     try:
-        write_report(other.folder / "report.html", make_report(PAIRS[:3]))
-        other.driver.get((other.folder / "report.html").as_uri())
+        other.driver.get(other.usual.as_uri())
         other.until("document.getElementById('count').textContent.includes('browser of 2023')")
     finally:
         other.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", added)
