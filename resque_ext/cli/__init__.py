@@ -16,7 +16,19 @@ from typing import Any
 import typer
 
 from resque_ext import BackendError
-from resque_ext.cli import bench, demo, dist, doctor, energy, fit, predict, score, screen, task
+from resque_ext.cli import (
+    bench,
+    demo,
+    dist,
+    doctor,
+    energy,
+    fit,
+    predict,
+    report,
+    score,
+    screen,
+    task,
+)
 from resque_ext.cli.app import app
 from resque_ext.cli.output import PLAIN_WIDTH
 
@@ -28,6 +40,7 @@ COMMANDS = (
     dist,
     task,
     screen,
+    report,
     fit,
     predict,
     energy,

@@ -13,7 +13,9 @@ _HOMES = {
     "Screening": "table",
     "ShelfModel": "models",
     "StoreError": "store",
+    "make_report": "report",
     "read_store": "store",
+    "write_report": "report",
 }
 __all__ = [*_HOMES, "screen"]  # noqa: PLE0604
 
