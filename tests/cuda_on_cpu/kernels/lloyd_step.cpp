@@ -109,8 +109,8 @@ int main(int count, char**) {
     }
     step({DType::float32, 300, 7, 3, 0, 1'000'000, false, true, false});
     step({DType::float32, 20, 600, 8, 0, 0, false, true, false});
-    step({DType::float16, 20, 70, 300, 1, 0, true, false, true});
-    step({DType::float32, 140, 300, 600, 0, 0, false, true, true});
+    step({DType::float16, 20, 70, 140, 1, 0, true, false, true});
+    step({DType::float32, 140, 300, 300, 0, 0, false, true, true});
     step({DType::float64, 5, 600, 20, 0, 0, true, true, false});
     step({DType::float32, 0, 4, 2, 0, 0, false, true, true});
     step({DType::float32, 3, 0, 20, 0, 0, false, true, true});
