@@ -1,7 +1,9 @@
-"""A small classifier of handwritten digits, its images shifted or given new tasks, all indices."""
+"""A small classifier of handwritten digits, its images shifted or given new tasks, all indices,
+and what retraining for each shift then really costs."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from resque_ext import doctor, shifts
 from resque_ext.indices import ResqueDistResult
+from resque_ext.retraining import StudyRun, correlate, leave_one_kind_out, study
 from resque_ext.scoring import Scores, score
 
 # Levels that turn 8x8 images of thin strokes from nearly readable to hardly: what is mild on a
@@ -36,6 +39,14 @@ TASKS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 EPOCHS = 15
 BATCH = 64
 HELD_OUT = 0.4
+# Retraining: few levels are so mild that nothing has to be done, and no noise is so strong that
+# more epochs would help where these do not.
+TARGET = 0.9
+MOST_EPOCHS = 4
+CHECKS = 8  # of the accuracy, an epoch
+RETRAINING_BATCH = 32
+INDEX = "resque_dist_reestimated"  # that costs are predicted from
+COMPARED = (INDEX, "resque_dist", "accuracy_drop", "accuracy_drop_reestimated")
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -96,7 +107,7 @@ def train(
 
 
 def run(seed: int = 0, progress: Callable[[str, float], None] = lambda *_: None) -> dict[str, Any]:
-    """Trains the classifier, scores every shift of `LEVELS` and every task of `TASKS`.
+    """Trains the classifier, scores every shift of `LEVELS` and every task of `TASKS`, retrains.
 
     For RESQUE_dist the old side is what the model was trained on, as the index is defined; the new
     side is the held-out images, shifted: other digits than the model has seen, as in practice. So
@@ -104,8 +115,13 @@ def run(seed: int = 0, progress: Callable[[str, float], None] = lambda *_: None)
     own, which is what the noise floor allows for. PreIndex compares every image with itself, so
     there, and for ARM, the old side is the held-out images without the shift.
 
+    Retraining is for the training images, shifted, until `TARGET` of the held-out images, equally
+    shifted, are right, or `MOST_EPOCHS` epochs are over; see :func:`resque_ext.retraining.study`.
+    The epochs of each kind of shift are predicted by a cost model of all other kinds.
+
     Returns:
-        Plain values for JSON: `rows`, one a shift and level, and `tasks`, one a task.
+        Plain values for JSON: `rows`, one a shift and level, `tasks`, one a task, and `retraining`
+        with `rows` of its own and rank correlations.
 
     Args:
         seed: of the split, the training and the shifts, 0 to 2^32 - 1. torch's global generator is
@@ -129,7 +145,7 @@ def run(seed: int = 0, progress: Callable[[str, float], None] = lambda *_: None)
     kinds = ["none", *LEVELS]
     rows = []
     for i, (kind, level) in enumerate(cases):
-        progress(f"{kind} {level:g}", 0.5 + 0.5 * i / len(cases))
+        progress(f"{kind} {level:g}", 0.2 + 0.3 * i / len(cases))
         # One seed for all levels of a kind, another for every kind: on grey images impulse and
         # salt and pepper are the same law, and would else be the same images.
         images = shifts.make(kind, level, seed + kinds.index(kind))(held_out[0])
@@ -146,9 +162,13 @@ def run(seed: int = 0, progress: Callable[[str, float], None] = lambda *_: None)
                 progress=False,
             )
         rows.append(_row(kind, level, plain, adapted, layers))
-    progress("tasks", 1.0)
+    progress("tasks", 0.5)
     with _one_thread():
         tasks = _score_tasks(model, held_out, seed)
+        scored = time.perf_counter()
+        retraining = _retrain(
+            model, old, held_out, seed, lambda what, share: progress(what, 0.5 + 0.5 * share)
+        )
     progress("done", 1.0)
     return {
         "environment": doctor.environment("scikit-learn") | {"device": "cpu"},
@@ -160,9 +180,11 @@ def run(seed: int = 0, progress: Callable[[str, float], None] = lambda *_: None)
         "accuracy": {"old": rows[0]["old_accuracy"], "held_out": rows[0]["new_accuracy"]},
         "rows": rows,
         "tasks": tasks,
+        "retraining": retraining,
         "seconds": {
             "training": trained - start,
-            "scoring": time.perf_counter() - trained,
+            "scoring": scored - trained,
+            "retraining": time.perf_counter() - scored,
             "total": time.perf_counter() - start,
         },
     }
@@ -203,6 +225,77 @@ def _score_tasks(
             }
         )
     return tasks
+
+
+def _retrain(
+    model: nn.Module,
+    old: tuple[Tensor, Tensor],
+    held_out: tuple[Tensor, Tensor],
+    seed: int,
+    progress: Callable[[str, float], None],
+) -> dict[str, Any]:
+    """Every shift: the epochs that a model of the other kinds predicts, and those it took."""
+    order = torch.randperm(len(old[1]), generator=torch.Generator().manual_seed(seed))
+    images, labels = (side[order].split(RETRAINING_BATCH) for side in old)
+    cases, done = sum(map(len, LEVELS.values())), []
+
+    def report(run: StudyRun) -> None:
+        done.append(run)
+        progress(f"retrained for {run.kind} {run.level:g}", len(done) / cases)
+
+    runs = study(
+        model,
+        {
+            "old": _batches(*old),
+            "train": list(zip(images, labels, strict=True)),
+            "test": _batches(*held_out),
+        },
+        LEVELS,
+        ("resque_dist",),
+        target_accuracy=TARGET,
+        max_epochs=MOST_EPOCHS,
+        checks_per_epoch=CHECKS,
+        seed=seed,
+        meter=None,  # these runs are too short for any meter's resolution
+        on_run=report,
+        progress=False,
+    )
+    predictions, reason = {}, None
+    try:
+        predictions = leave_one_kind_out(runs, (INDEX,), ("epochs",))["epochs"].predictions
+    except ValueError as error:  # too few kinds, or hardly any run that reached the target
+        reason = str(error)
+    rows = [_retraining_row(run, predictions.get(i)) for i, run in enumerate(runs)]
+    compared = [
+        dataclasses.replace(run, predictors=run.predictors | {"predicted": row["predicted"]})
+        for run, row in zip(runs, rows, strict=True)
+    ]
+    names = ("predicted", *COMPARED)
+    table = correlate(compared, names, "epochs", methods="spearman", seed=seed)
+    return {
+        "target_accuracy": TARGET,
+        "max_epochs": MOST_EPOCHS,
+        "censored": table.censored,
+        "reason": reason,
+        "rows": rows,
+        "rank_correlations": {name: vars(table.get(name, "epochs").across) for name in names},
+    }
+
+
+def _retraining_row(run: StudyRun, prediction: Any) -> dict[str, Any]:
+    return {
+        "kind": run.kind,
+        "level": run.level,
+        "reestimated": run.predictors[INDEX],
+        "predicted": None if prediction is None else prediction.value,
+        "low": None if prediction is None else prediction.low,
+        "high": None if prediction is None else prediction.high,
+        "coverage": None if prediction is None else prediction.coverage,
+        "epochs": run.measures["epochs"],
+        "censored": run.censored,
+        "start_accuracy": run.cost.start_accuracy,
+        "best_accuracy": run.cost.best_accuracy,
+    }
 
 
 def _row(

@@ -196,9 +196,9 @@ def test_chunks_of_classes_change_nothing(monkeypatch, size):
     rows = n.sum(axis=1)
     whole = [std_error(old, new, m, n, paired) for paired in (False, True)]
     whole.append(noise_floor(old, m, rows))
-    assert len(_angles._chunks(7, 4)) == 1
+    assert len(_angles.chunks(7, 4)) == 1
     monkeypatch.setattr(_angles, "_CHUNK_BYTES", size)
-    assert len(_angles._chunks(7, 4 * 6 * 4)) > 1
+    assert len(_angles.chunks(7, 4 * 6 * 4)) > 1
     found = [std_error(old, new, m, n, paired) for paired in (False, True)]
     found.append(noise_floor(old, m, rows))
     np.testing.assert_allclose(found, whole, rtol=1e-13)

@@ -501,6 +501,7 @@ def test_covers(architectures, capability, expected):
 def short_demo(monkeypatch):
     monkeypatch.setattr(demo, "LEVELS", {"contrast": (0.2, 0.5), "shot": (0.3,)})
     monkeypatch.setattr(demo, "EPOCHS", 1)
+    monkeypatch.setattr(demo, "MOST_EPOCHS", 0.5)
 
 
 def test_demo(run, short_demo):
@@ -520,6 +521,12 @@ def test_demo(run, short_demo):
         assert f"{row['value']:.4f} ± {row['std_error']:.4f}" in out
         assert f"{row['reestimated']['value']:.4f}" in out
     assert "in units of pi" in out
+    costs = found["retraining"]["rows"]
+    assert [(r["kind"], r["level"]) for r in costs] == [
+        (r["kind"], r["level"]) for r in found["rows"][1:]
+    ]
+    assert out.count("more than 0.5") == sum(r["censored"] for r in costs) > 0
+    assert f"{found['retraining']['censored']} of 3 runs did not reach the target" in out
     assert max(map(len, out.splitlines())) <= cli.PLAIN_WIDTH
 
 

@@ -3,9 +3,11 @@
 import builtins
 import itertools
 import json
+import math
 
 import pytest
 import torch
+from scipy import stats
 
 from resque_ext import demo, shifts
 
@@ -78,8 +80,9 @@ def test_split_is_stratified_and_shares_no_image():
 
 
 def test_process_state_is_left_alone(monkeypatch):
-    monkeypatch.setattr(demo, "LEVELS", {"contrast": (0.5,)})
+    monkeypatch.setattr(demo, "LEVELS", {"contrast": (0.5,), "brightness": (0.3,)})
     monkeypatch.setattr(demo, "EPOCHS", 1)
+    monkeypatch.setattr(demo, "MOST_EPOCHS", 0.5)
     before, threads = torch.get_rng_state(), torch.get_num_threads()
     shares = []
     first = demo.run(1, lambda what, share: shares.append(share))
@@ -87,6 +90,7 @@ def test_process_state_is_left_alone(monkeypatch):
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == threads
     assert first["rows"] == again["rows"]
+    assert first["retraining"] == again["retraining"]
     assert first["rows"] != demo.run(2)["rows"]
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
@@ -110,3 +114,47 @@ def test_without_scikit_learn(monkeypatch):
     message = r"^demo: expected scikit-learn.*: pip install 'resque-ext\[demo\]'$"
     with pytest.raises(ValueError, match=message):
         demo.run()
+
+
+def test_every_shift_is_retrained_for(result):
+    retraining = result["retraining"]
+    rows = retraining["rows"]
+    assert [(r["kind"], r["level"]) for r in rows] == [
+        (kind, level) for kind, levels in demo.LEVELS.items() for level in levels
+    ]
+    for row in rows:
+        assert row["censored"] == (row["best_accuracy"] < demo.TARGET)
+        assert 0 <= row["epochs"] <= demo.MOST_EPOCHS
+        assert not row["censored"] or row["epochs"] == demo.MOST_EPOCHS
+        assert (row["epochs"] == 0) == (row["start_accuracy"] >= demo.TARGET)
+        assert row["predicted"] is not None
+        assert row["low"] <= row["predicted"]
+    assert retraining["censored"] == sum(row["censored"] for row in rows)
+    assert retraining["reason"] is None
+    # Levels differ: neither nearly all for nothing, nor nearly all in vain.
+    kinds = [sum(r["epochs"] == 0 for r in rows), retraining["censored"]]
+    assert max(kinds) < len(rows) / 2
+
+
+def test_rank_correlations_are_those_of_the_rows(result):
+    rows = result["retraining"]["rows"]
+    found = result["retraining"]["rank_correlations"]
+    measured = [math.inf if row["censored"] else row["epochs"] for row in rows]
+    ranks = stats.rankdata(measured)
+    for name, key in (("predicted", "predicted"), ("resque_dist_reestimated", "reestimated")):
+        expected = stats.spearmanr([row[key] for row in rows], ranks)[0]
+        assert found[name]["value"] == pytest.approx(expected, abs=1e-12)
+        assert found[name]["low"] < found[name]["value"] < found[name]["high"]
+        assert found[name]["censored"] == result["retraining"]["censored"]
+    assert found["resque_dist_reestimated"]["value"] > 0.7
+    assert found["resque_dist_reestimated"]["value"] > found["resque_dist"]["value"]
+
+
+def test_too_few_kinds_for_a_prediction_are_told(monkeypatch):
+    monkeypatch.setattr(demo, "LEVELS", {"contrast": (0.2, 0.4)})
+    monkeypatch.setattr(demo, "EPOCHS", 1)
+    monkeypatch.setattr(demo, "MOST_EPOCHS", 0.25)
+    retraining = demo.run(1)["retraining"]
+    assert retraining["reason"].startswith("runs: expected at least 2")
+    assert [row["predicted"] for row in retraining["rows"]] == [None, None]
+    assert retraining["rank_correlations"]["predicted"]["value"] is None

@@ -83,7 +83,7 @@ def bare(model, train, test, epochs, optimizer=None, seed=0, scheduler=None):
         torch.manual_seed(seed)
         for _ in range(epochs):
             for x, y in train:
-                opt.zero_grad()
+                model.zero_grad()
                 loss = nn.functional.cross_entropy(model(x), y)
                 loss.backward()
                 norm = nn.utils.clip_grad_norm_(model.parameters(), float("inf"))

@@ -34,7 +34,7 @@ def angles(u: Array, v: Array) -> Array:
     return 2 * np.arctan2(apart, along) / np.pi
 
 
-def _chunks(classes: int, doubles_per_class: int) -> list[slice]:
+def chunks(classes: int, doubles_per_class: int) -> list[slice]:
     size = max(1, _CHUNK_BYTES // (8 * max(doubles_per_class, 1)))
     return [slice(i, i + size) for i in range(0, classes, size)]
 
@@ -66,21 +66,21 @@ def std_error(
         if ((counts > 0).sum(axis=1) < 2).any():
             return None
     variance = 0.0
-    for part in _chunks(classes, blocks * width * 4):
+    for part in chunks(classes, blocks * width * 4):
         u, v = old[part], new[part]
         u_all, v_all = u.sum(axis=1, keepdims=True), v.sum(axis=1, keepdims=True)
         whole = angles(u_all, v_all)
         if paired:
-            variance += _jackknife(whole, angles(u_all - u, v_all - v), old_counts[part])
+            variance += jackknife(whole, angles(u_all - u, v_all - v), old_counts[part]).sum()
         else:
-            variance += _jackknife(whole, angles(u_all - u, v_all), old_counts[part])
-            variance += _jackknife(whole, angles(u_all, v_all - v), new_counts[part])
+            variance += jackknife(whole, angles(u_all - u, v_all), old_counts[part]).sum()
+            variance += jackknife(whole, angles(u_all, v_all - v), new_counts[part]).sum()
     error = float(np.sqrt(variance)) / classes
     return error if np.isfinite(error) else None
 
 
-def _jackknife(whole: Array, without: Array, counts: NDArray[np.int64]) -> float:
-    """Variance of `whole` [C, 1] summed over classes, from its values without each block."""
+def jackknife(whole: Array, without: Array, counts: NDArray[np.int64]) -> Array:
+    """Variances [C] of `whole` [C, 1], from its values without each block."""
     there = counts > 0
     rows = counts.sum(axis=1, keepdims=True)
     h = rows / np.where(there, counts, 1)
@@ -89,7 +89,7 @@ def _jackknife(whole: Array, without: Array, counts: NDArray[np.int64]) -> float
     weight = np.where(there, counts / rows, 0)
     centre = g * whole - ((1 - weight) * np.where(there, without, 0)).sum(axis=1, keepdims=True)
     squares = np.where(there, np.square(pseudo - centre) / np.where(there, h - 1, 1), 0)
-    return float((squares.sum(axis=1) / g[:, 0]).sum())
+    return squares.sum(axis=1) / g[:, 0]
 
 
 def noise_floor(
@@ -122,7 +122,7 @@ def noise_floor(
     n1 = (first_half * old_counts[:, None, :]).sum(axis=2)
     scale = np.sqrt((1 / rows + 1 / new_rows)[:, None] / (1 / n1 + 1 / (rows[:, None] - n1)))
     total = 0.0
-    for part in _chunks(classes, SPLITS * width * 4):
+    for part in chunks(classes, SPLITS * width * 4):
         u = np.zeros((*first_half[part].shape[:2], width))
         for b in range(blocks):
             u += first_half[part, :, b, None] * old[part, None, b]

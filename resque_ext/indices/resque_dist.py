@@ -21,6 +21,7 @@ from resque_ext._inputs import (
     describe,
 )
 from resque_ext.indices import _angles
+from resque_ext.indices._debiased import DebiasedAngle, debiased
 from resque_ext.ops._status import Status
 from resque_ext.ops.class_moments import SEGMENT_ROWS, grouped_moments
 from resque_ext.ops.class_order import class_order
@@ -399,12 +400,7 @@ class ResqueDist:
 
     def _compute(self, ignore_unseen: bool) -> ResqueDistResult:
         """compute(); classes that neither side has may be left out without being asked for."""
-        self._read_pending()
-        if self._sides is None:
-            raise ValueError("update: expected at least one batch before compute(), found none")
-        shape = (self.num_classes, self.blocks)
-        counts = {s: self._sides[s].counts.cpu().numpy().reshape(shape) for s in SIDES}
-        sums = {s: self._sides[s].sums.cpu().numpy().reshape(*shape, -1) for s in SIDES}
+        counts, sums = self._blocks()
         rows = {s: counts[s].sum(axis=1) for s in SIDES}
         with np.errstate(over="ignore", invalid="ignore"):  # such a class has no angle, and says so
             totals = {s: sums[s].sum(axis=1) for s in SIDES}
@@ -437,6 +433,43 @@ class ResqueDist:
             missing=tuple(np.flatnonzero(missing).tolist()),
             nonfinite_rows={s: int(self._sides[s].nonfinite_rows) for s in SIDES},
         )
+
+    def _blocks(self) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.float64]]]:
+        """Rows [C, B] and sums [C, B, D] of both sides, on the host."""
+        self._read_pending()
+        if self._sides is None:
+            raise ValueError("update: expected at least one batch before compute(), found none")
+        shape = (self.num_classes, self.blocks)
+        counts = {s: self._sides[s].counts.cpu().numpy().reshape(shape) for s in SIDES}
+        sums = {s: self._sides[s].sums.cpu().numpy().reshape(*shape, -1) for s in SIDES}
+        return counts, sums
+
+    def debiased(self, confidence: float = 0.95) -> DebiasedAngle | None:
+        """What the index would be with infinitely many samples, and an interval for that.
+
+        The plain value is too large on few samples, as noise turns class sums away from each other
+        (the noise floor says how far); this one is not, so that values from different numbers of
+        samples compare. Classes without an angle are left out, as with ``missing="skip"``.
+
+        Args:
+            confidence: of the interval, between 0 and 1.
+
+        Returns:
+            None where there are too few samples to tell: fewer than three a class on a side, or
+            class means whose length is within the noise.
+
+        Raises:
+            ValueError: as :meth:`compute`, or a confidence out of range.
+        """
+        if not 0 < confidence < 1:
+            raise ValueError(f"confidence: expected a number between 0 and 1, found {confidence!r}")
+        counts, sums = self._blocks()
+        keep = np.all([c.any(axis=1) & sums[s].any(axis=(1, 2)) for s, c in counts.items()], axis=0)
+        if not keep.any():
+            return None
+        old, new = (sums[s][keep] for s in SIDES)
+        rows = (counts[s][keep] for s in SIDES)
+        return debiased(old, new, *rows, self.paired, confidence)
 
     def _check_pairing(self, always: bool = False) -> None:
         if self._sides is None or not (self.paired or always):

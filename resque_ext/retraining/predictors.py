@@ -59,7 +59,7 @@ class Shifted:
 
 
 class Predictors:
-    """Every predictor of a model and two sides of data, for one shift of the new side after another.
+    """Every predictor of a model and two sides of data, for one shift of the new side at a time.
 
     Indices that compare a sample with itself (PreIndex) get the new side before and after the
     shift, all others the old side and the shifted new one.

@@ -32,6 +32,7 @@ from resque_ext.scoring import INDICES
 from resque_ext.scoring import _check_names as check_names
 
 SIDES = ("old", "train", "test")
+SAMPLE = "new"  # the side that may be left out
 # What the study decides itself, or has an argument of its own for.
 OWN = {"target_accuracy", "transform", "device", "seed", "progress"}
 OPTIONS = tuple(f.name for f in dataclasses.fields(Settings) if f.name not in OWN)
@@ -95,7 +96,8 @@ def study(
         model: a trained classifier; it stays as it is.
         base_data: batches ``(inputs, labels)`` that can be read again and again: "old", what the
             model was trained on; "train", the new side, which is shifted and retrained on; "test",
-            shifted likewise, on which the target has to be reached. The latter two unshifted.
+            shifted likewise, on which the target has to be reached; and "new", if predictors should
+            read something else than "train", such as a part of it. None of them shifted yet.
         shifts: levels by the name of a shift of :mod:`resque_ext.shifts`; under any other name a
             mapping of levels to functions of a batch of inputs (one with `reset()` is restarted
             with every pass).
@@ -123,9 +125,10 @@ def study(
             passes for the indices use its `autocast` and `channels_last`.
 
     Returns:
-        One run a case. A run that did not reach the target is `censored`; one whose loss was no
-        longer finite too, with the message in `reasons["cost"]`. A predictor that does not exist
-        for a shift is None, with the reason in `reasons`.
+        One run a case, as the file has it: without the gradient norms of single steps. A run that
+        did not reach the target is `censored`; one whose loss was no longer finite too, with the
+        message in `reasons["cost"]`. A predictor that does not exist for a shift is None, with the
+        reason in `reasons`.
 
     Raises:
         TypeError, ValueError: an argument is wrong, or an index fails on the data as they are,
@@ -154,13 +157,13 @@ def study(
             side: Batches(data, f"base_data[{side!r}]", place, batch_adapter, indices=True)
             for side, data in sides.items()
         }
-        for side in SIDES:
-            batches[side].measure(randomness)
+        for side in batches.values():
+            side.measure(randomness)
         settings.check_batches(batches["train"].count)
         predictors = Predictors(
             prepared(inner, settings),
             batches["old"],
-            batches["train"],
+            batches.get(SAMPLE, batches["train"]),
             names,
             settings,
             randomness,
@@ -247,6 +250,8 @@ class _Runner:
                 raise
             cost, reasons["cost"] = error.record, str(error)
             warnings.warn(f"{case.kind} {case.level:g}: {error}", stacklevel=4)
+        # As in the file, so that a run is the same whether it was done now or before.
+        norms = dataclasses.replace(cost.gradient_norm, per_step=None)
         return StudyRun(
             kind=case.kind,
             level=case.level,
@@ -255,7 +260,7 @@ class _Runner:
             model=self.name,
             predictors=predicted.values,
             std_errors=predicted.std_errors,
-            cost=cost,
+            cost=dataclasses.replace(cost, gradient_norm=norms),
             reasons=reasons,
             index_seconds=predicted.seconds,
         )
@@ -294,12 +299,12 @@ def _check_sides(base_data: Any) -> dict[str, Any]:
             f"base_data: expected a mapping of {', '.join(map(repr, SIDES))} to batches, found "
             f"{describe(base_data)}"
         )
-    if set(base_data) != set(SIDES):
+    if set(base_data) - {SAMPLE} != set(SIDES):
         raise ValueError(
-            f"base_data: expected batches for {', '.join(map(repr, SIDES))}, found "
+            f"base_data: expected batches for {', '.join(map(repr, SIDES))} ('new'), found "
             f"{', '.join(map(repr, base_data)) or 'none'}"
         )
-    return {side: base_data[side] for side in SIDES}
+    return {side: base_data[side] for side in (*SIDES, SAMPLE) if side in base_data}
 
 
 def _identity(model: nn.Module, settings: Settings) -> dict[str, Any]:

@@ -152,7 +152,9 @@ class StudyFile:
                     f"{run.level:g}, found {getattr(run, name)!r}"
                 )
         if case.key in self.runs:
-            raise StudyError(f"{where}: expected every run once, found {run.kind!r} twice")
+            raise StudyError(
+                f"{where}: expected every run once, found {run.kind!r} at {run.level:g} again"
+            )
         self.runs[case.key] = run
 
     def _cut(self, size: int) -> None:
