@@ -65,7 +65,9 @@ def test_several_indices_of_one_reading():
     )
     assert [row.result.candidate for row in found] == ["near", "far"]
     for r in found.results:
-        batches = [tuple(map(torch.from_numpy, made.digits(200, 0.1 if r.candidate == "near" else 0.5, 1)))]
+        batches = [
+            tuple(map(torch.from_numpy, made.digits(200, 0.1 if r.candidate == "near" else 0.5, 1)))
+        ]
         old = [tuple(map(torch.from_numpy, made.old()))]
         expected = resque_ext.score(
             made.Small(0), old, batches, ("resque_task", "arm"), progress=False
@@ -79,7 +81,7 @@ def test_preindex_where_rows_are_paired():
     shift = shifts.make("brightness", 0.3)
     found = screen(
         {"shifted": Candidate(shift=shift, paired=True), "other": made.digits(100, 0.2, 1)},
-        [(torch.rand(40, 64), torch.arange(40) % 10) for _ in range(3)],
+        [(torch.rand(40, 1, 8, 8), torch.arange(40) % 10) for _ in range(3)],
         lambda: made.Small(0),
         indices=("resque_dist", "preindex"),
     )
@@ -195,7 +197,12 @@ def test_a_budget_of_samples_without_rounds():
     same = {f"c{i}": made.synthetic(1000, 0.5, i) for i in range(4)}
     found = screen(same, indices=("resque_task",), budget={"samples": 2500}, anytime=False)
     read = {r.candidate: (r.new_samples, r.stopped) for r in found.results}
-    assert read == {"c0": (1000, "end"), "c1": (1000, "end"), "c2": (500, "budget"), "c3": (0, "budget")}
+    assert read == {
+        "c0": (1000, "end"),
+        "c1": (1000, "end"),
+        "c2": (500, "budget"),
+        "c3": (0, "budget"),
+    }
     assert found[-1].rank is None
 
 
@@ -209,7 +216,10 @@ def test_no_time_at_all():
 
 def program(store, kill_after, count):
     """A screening in a process of its own, which is killed in the middle of a transaction."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+    }
     arguments = [sys.executable, made.__file__, str(store), str(kill_after), str(count)]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -242,13 +252,15 @@ def test_a_finished_screening_reads_nothing_again(tmp_path):
         raise AssertionError("built again")
 
     again = resque_ext.screen(
-        {name: resque_ext.screening.ShelfModel(unbuildable, description=text) for name, text in
-         read_store(store)[0].identity["models"].items()},
+        {
+            name: resque_ext.screening.ShelfModel(unbuildable, description=text)
+            for name, text in read_store(store)[0].identity["models"].items()
+        },
         made.old(),
         made.candidates(10),
         store=store,
         looks=made.LOOKS,
-        width=0.02,
+        width=0.01,
         progress=False,
     )
     assert again.to_dict() == first.to_dict()
@@ -263,9 +275,10 @@ def test_the_old_side_is_kept(tmp_path, monkeypatch, suffix):
         raise KeyboardInterrupt
 
     kind = resque_ext.screening.store._kind(store)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(kind, "add", stop)
-        screen(made.candidates(6), made.old(), made.Small(0), store=store)
+        with pytest.raises(KeyboardInterrupt):
+            screen(made.candidates(6), made.old(), made.Small(0), store=store)
     with monkeypatch.context() as patched:
         patched.setattr(resque_ext.screening.models.OldSide, "read", None)  # not called
         found = screen(made.candidates(6), made.old(), made.Small(0), store=store)
@@ -333,7 +346,11 @@ def test_a_model_that_cannot_be_built_fails_its_pairs_alone():
 )
 def test_wrong_arguments_are_refused_before_the_store_is_made(tmp_path, options, message):
     store = tmp_path / "screen.sqlite"
-    given = {"models": {"m": None}, "old": made.synthetic(50), "candidates": {"c": made.synthetic(50)}}
+    given = {
+        "models": {"m": None},
+        "old": made.synthetic(50),
+        "candidates": {"c": made.synthetic(50)},
+    }
     with pytest.raises((TypeError, ValueError, OSError), match=message):
         resque_ext.screen(**(given | options), store=store)
     assert not store.exists()

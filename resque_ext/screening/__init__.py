@@ -15,7 +15,7 @@ _HOMES = {
     "StoreError": "store",
     "read_store": "store",
 }
-__all__ = [*_HOMES, "screen"]  # noqa: PLE0604
+__all__ = [*_HOMES, "screen"]
 
 
 def __getattr__(name: str) -> Any:

@@ -171,9 +171,7 @@ class Screener:
                 if "preindex" in indices:
                     old_feed = plan.old[key[0]]
                     assert old_feed is not None
-                    return read_paired(
-                        old, old_feed, key[1], feed, indices, plan.options, *costs
-                    )
+                    return read_paired(old, old_feed, key[1], feed, indices, plan.options, *costs)
                 return self._read_alone(PairReading(old, key[1], feed, indices))
 
             result = self._caught(key, feed, old, read)
@@ -281,9 +279,7 @@ class Screener:
             found = self._caught(key, pair.feed, pair.old, result)
             self._finish(Finished(found, _looks(pair), rounds))
 
-    def _caught(
-        self, key: PairKey, feed: Feed, old: OldSide, do: Callable[[], Any]
-    ) -> Any:
+    def _caught(self, key: PairKey, feed: Feed, old: OldSide, do: Callable[[], Any]) -> Any:
         """What `do` returns, or the result of a pair that failed."""
         try:
             return do()
@@ -322,4 +318,3 @@ def _estimate(look: Look) -> Estimate | None:
 
 def _looks(pair: PairReading) -> tuple[Look, ...]:
     return tuple(e and (e.samples, e.value, e.low, e.high) for e in pair.looks)
-

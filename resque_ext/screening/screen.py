@@ -11,6 +11,7 @@ import torch
 from resque_ext._inputs import check_choice, check_count, describe
 from resque_ext.collectors import COLLECTORS, make_collectors
 from resque_ext.doctor import environment
+from resque_ext.scoring import INDICES, _check_names, _checked_device
 from resque_ext.screening.anytime import StoppingRule, look_sizes
 from resque_ext.screening.budget import Budget, as_budget
 from resque_ext.screening.feeds import (
@@ -26,9 +27,11 @@ from resque_ext.screening.models import ShelfModel, as_shelf_model
 from resque_ext.screening.progress import make_progress
 from resque_ext.screening.store import Header, NoStore, PairKey, open_store
 from resque_ext.screening.table import Screening
-from resque_ext.scoring import INDICES, _check_names, _checked_device
 
-FIRST_LOOK, GROWTH = 256, 1.25  # samples of a pair's first look, and how much more each next one has
+FIRST_LOOK, GROWTH = (
+    256,
+    1.25,
+)  # samples of a pair's first look, and how much more each next one has
 
 
 def screen(
@@ -307,9 +310,7 @@ def _check_indices(
     for name in names:
         if not any(possible([name], f, candidates[key[1]].paired) for key, f in feeds.items()):
             needs = "paired candidates" if name == "preindex" else "inputs of a model"
-            raise ValueError(
-                f"indices: expected {needs} for {name!r}, found none (of {INDICES})"
-            )
+            raise ValueError(f"indices: expected {needs} for {name!r}, found none (of {INDICES})")
 
 
 def _described(entry: ShelfModel) -> str:

@@ -1,4 +1,4 @@
-"""A store of JSON lines: every line is on disk before the next begins; a torn last one is cut off."""
+"""A store of JSON lines: each is on disk before the next begins; a torn last one is cut off."""
 
 from __future__ import annotations
 
