@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
+
+logging.getLogger("resque_ext").addHandler(logging.NullHandler())  # quiet until somebody listens
 
 # Loaded when they are asked for: what a screening needs is not needed to import the package.
 _HOMES = {

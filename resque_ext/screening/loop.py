@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -78,6 +78,15 @@ class Screener:
     def __init__(self, plan: Plan, store: Store, progress: Progress) -> None:
         self.plan, self.store, self.progress = plan, store, progress
         self.finished = store.finished()
+        # What a budget cut short is not finished for another one; seconds are each run's own.
+        other = store.earlier_options.get("budget") != asdict(plan.budget)
+        self._reopened = {
+            key
+            for key, pair in self.finished.items()
+            if pair.result.stopped == "budget" and (other or plan.budget.seconds is not None)
+        }
+        for key in self._reopened:
+            del self.finished[key]
         self.purse = Purse(plan.budget, len(plan.models))
 
     def run(self) -> list[PairResult]:
@@ -206,7 +215,6 @@ class Screener:
         for number, place in enumerate(look_sizes(*plan.looks)):
             if not pairs:
                 break
-            before = {key: pair.reading.place for key, pair in pairs.items()}
             cost = sum(
                 _rows(plan.feeds[key], place) - _rows(plan.feeds[key], self._last(number))
                 for key in keys
@@ -221,6 +229,8 @@ class Screener:
                     looks = past[key].looks
                     if plan.anytime and number < len(looks):
                         rule.observe(key, _estimate(looks[number]))
+                    elif past[key].result.error is not None:
+                        rule.estimates.pop(key, None)  # as in the round in which it failed
                 elif key in pairs and not self._round(key, pairs, place, rule, number):
                     break
             if self.purse.out_of_time:
@@ -233,7 +243,6 @@ class Screener:
                 if pair.ended or decisions.get(key, "continue") != "continue"
             }
             self._close(pairs, closing, number + 1)
-            assert all(pair.reading.place > before[key] for key, pair in pairs.items())
 
     def _last(self, number: int) -> int:
         """The place up to which the round before has read."""
@@ -260,8 +269,7 @@ class Screener:
         error = self._caught(key, pair.feed, pair.old, read)
         if error is not None:
             del pairs[key]
-            rule.observe(key, None)
-            rule.estimates.pop(key)  # it has no place that others could be parted from
+            rule.estimates.pop(key, None)  # it has no place that others could be parted from
             self._finish(Finished(error, _looks(pair), number + 1))
             return True
         self.progress.at(key, pair)
@@ -300,7 +308,7 @@ class Screener:
             self._finish(Finished(failed(*key, error, available=self.plan.feeds[key].rows)))
 
     def _finish(self, pair: Finished) -> None:
-        self.store.add(pair)
+        self.store.add(pair, replace=pair.key in self._reopened)
         self.finished[pair.key] = pair
         self.progress.done(pair.key, pair.result)
 

@@ -102,7 +102,10 @@ class PairReading:
         """The index without the bias of few samples, with an interval that holds at every look."""
         assert self._confidence is not None
         confidence = look_confidence(len(self.looks) + 1, self._confidence)
-        found = self.collectors["resque_dist"].acc.debiased(confidence)
+        collector = self.collectors["resque_dist"]
+        # Before every class was seen, the mean over classes is another one.
+        whole = collector.complete or (self.ended and collector.missing == "skip")
+        found = collector.acc.debiased(confidence) if whole else None
         estimate = None
         if found is not None:
             low, high = min(found.low, found.value), max(found.high, found.value)
@@ -142,7 +145,7 @@ class PairReading:
             self.feed.rows,
             self.seconds,
             stopped,
-            tuple(self.reading.faults),
+            (*self.old.faults, *self.reading.faults),
             class_values(found),
             layer_values(found),
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -76,7 +79,8 @@ def screen(
             computed ("preindex" without pairs, layers of embeddings), it is left out of that pair.
         rank_by: one of them, or a measure of the cost model; by default the first index.
         budget: seconds or samples at most, see :class:`resque_ext.screening.Budget`; each model
-            gets an even share of what is left.
+            gets an even share of what is left. Pairs that it ended are read again by a later call
+            with another budget, or with one of seconds.
         store: a SQLite file, or JSON lines (".jsonl"), that keeps every finished pair: the same
             call goes on where it was interrupted.
         resume: False refuses a store that holds results already.
@@ -168,7 +172,7 @@ def make_plan(
     olds = _olds(old, shelf, names, on_fault)
     feeds = _feeds(shelf, olds, given, on_fault)
     _check_indices(names, shelf, given, feeds)
-    streams = names == ("resque_dist",) and options is None and rank_by == "resque_dist"
+    streams = names == ("resque_dist",) and rank_by == "resque_dist"
     streams = streams and not any(c.paired for c in given.values())
     limited = budget.samples is not None or budget.seconds is not None
     anytime = bool(anytime) and streams
@@ -212,9 +216,10 @@ def header(plan: Plan, rank_by: str) -> Header:
         "indices": {name: dict((plan.options or {}).get(name, {})) for name in plan.indices},
         "anytime": [plan.width, plan.top, plan.confidence] if plan.anytime else None,
         "rounds": [plan.seed, *plan.looks] if plan.rounds else None,
-        "budget": [plan.budget.seconds, plan.budget.samples],
+        "cost_model": _cost_digest(plan.cost_model, plan.cost_options),
     }
     shown = {"rank_by": rank_by, "batch_size": plan.batch_size, "device": str(plan.device)}
+    shown |= {"budget": asdict(plan.budget)}
     return Header(identity, environment(), shown)
 
 
@@ -311,6 +316,14 @@ def _check_indices(
         if not any(possible([name], f, candidates[key[1]].paired) for key, f in feeds.items()):
             needs = "paired candidates" if name == "preindex" else "inputs of a model"
             raise ValueError(f"indices: expected {needs} for {name!r}, found none (of {INDICES})")
+
+
+def _cost_digest(cost_model: Any, options: Mapping[str, Any] | None) -> str | None:
+    """Of what predictions follow from."""
+    if cost_model is None:
+        return None
+    text = json.dumps([cost_model.to_dict(), dict(options or {})], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _described(entry: ShelfModel) -> str:

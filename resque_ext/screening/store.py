@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from resque_ext.screening.pair import PairResult
@@ -119,10 +120,12 @@ class Store(ABC):
     Attributes:
         path: of the file.
         header: of the screening that it is of.
+        earlier_options: those of the run that wrote to it before, {} where there was none.
     """
 
     path: Path
     header: Header
+    earlier_options: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def finished(self) -> dict[PairKey, Finished]:

@@ -72,6 +72,7 @@ class LinesStore(Store):
             if number == 1:
                 theirs = Header.from_dict(values, self.path)
                 theirs.check(self.header, self.path)
+                self.earlier_options = theirs.options
             elif "pair" in values:
                 pair = _pair(values, number, self.path)
                 self._finished[pair.key] = pair

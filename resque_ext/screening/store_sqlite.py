@@ -103,6 +103,7 @@ class SqliteStore(Store):
                 return
             theirs = _header(self._db, self.path)
             theirs.check(self.header, self.path)
+            self.earlier_options = theirs.options
             with self._transaction():  # that it can be written shows now, not after the first pair
                 self._db.execute(
                     "INSERT OR REPLACE INTO meta VALUES ('options', ?)",
