@@ -1,0 +1,323 @@
+"""Several processes on one dataset: each reads its share, and all end with the whole.
+
+Under `torchrun`, or any other start of `torch.distributed`:
+
+    with Ranks() as ranks:
+        for x, y in ranks.watch(batches_of_my_share):
+            acc.update(x, y, "old")
+        ranks.all_reduce(acc)
+
+A rank that fails, or dies, is an error on all ranks, wherever they are: in `watch`, at the next
+batch; in `all_reduce`, at once; none waits for what will never come.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sized
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, TypeVar
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from resque_ext._inputs import check_count, describe
+from resque_ext.indices import Arm, RepresentationDistance
+from resque_ext.indices.resque_dist import SIDES, ResqueDist, _SideState
+
+T = TypeVar("T")
+ACCUMULATORS = (ResqueDist, RepresentationDistance, Arm)
+_NOTE = 4096  # bytes of what ranks tell each other before they exchange anything
+_INTERVAL = 1.0  # seconds between two looks at whether all ranks are there
+_READING, _DONE, _FAILED = range(3)
+
+
+class RankError(RuntimeError):
+    """Another rank failed or was lost."""
+
+
+def share(rows: int, rank: int, size: int) -> range:
+    """The rows that a rank reads: one run of them, no row twice, none left out, none padded."""
+    check_count(rows, "rows", least=0)
+    check_count(size, "size")
+    if not 0 <= rank < size:
+        raise ValueError(f"rank: expected 0 <= rank < size = {size}, found {rank!r}")
+    return range(rows * rank // size, rows * (rank + 1) // size)
+
+
+class Share(torch.utils.data.Sampler[int]):
+    """A sampler for a DataLoader: this rank's share of a dataset, in its order.
+
+    Unlike torch's DistributedSampler it repeats no sample to make the shares equal.
+
+    Args:
+        dataset: with a length.
+        rank, size: by default those of `torch.distributed`; 0 and 1 where that was not started.
+    """
+
+    def __init__(self, dataset: Sized, rank: int | None = None, size: int | None = None) -> None:
+        here = _here()
+        self.rows = share(
+            len(dataset), here[0] if rank is None else rank, here[1] if size is None else size
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def _here() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+class Ranks:
+    """The processes of `torch.distributed`, watched; one alone where that was not started.
+
+    Gloo and NCCL. A context manager that all ranks enter and leave together. Tensors on the CPU go
+    through a gloo group of its own, those on CUDA through the default group.
+
+    Args:
+        timeout: seconds after which a rank that gives no sign of life is lost. One whose process
+            ended is found sooner.
+
+    Attributes:
+        rank, size: of this process, and how many there are.
+    """
+
+    def __init__(self, timeout: float = 30.0) -> None:
+        if not timeout > 0:
+            raise ValueError(f"timeout: expected seconds above 0, found {timeout!r}")
+        self.rank, self.size = _here()
+        self.timeout = timeout
+        self._watch: _Watch | None = None
+        self._group: Any = None
+
+    def __enter__(self) -> Ranks:
+        if self.size > 1:
+            limit = timedelta(seconds=self.timeout)
+            self._group = dist.new_group(backend="gloo", timeout=limit)
+            self._watch = _Watch(dist.new_group(backend="gloo", timeout=limit), self.size)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._watch is None:
+            return
+        failure = None if error is None else f"{type(error).__name__}: {error}"
+        self._watch.end(failure)
+        if error is None:
+            self._watch.check()
+
+    def watch(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches, as long as all ranks are well.
+
+        Raises:
+            RankError: another rank failed or was lost.
+        """
+        for batch in batches:
+            self.check()
+            yield batch
+        self.check()
+
+    def check(self) -> None:
+        """Raises RankError where another rank is known to have failed; costs next to nothing."""
+        if self._watch is not None:
+            self._watch.check()
+
+    def all_reduce(self, *accumulators: Any) -> None:
+        """Makes every accumulator, on every rank, that of the data of all ranks.
+
+        As if the data of rank 0 had come first, then that of rank 1, and so on: counts are equal to
+        those of one process that reads all, and so are values to rounding. Ranks without data take
+        part. States of RepresentationDistance and Arm are on the CPU after it.
+
+        Args:
+            accumulators: ResqueDist, RepresentationDistance or Arm, the same on all ranks.
+
+        Raises:
+            RankError: another rank failed or was lost.
+            ValueError: the ranks' accumulators do not fit together; the same on all ranks.
+        """
+        for accumulator in accumulators:
+            if not isinstance(accumulator, ACCUMULATORS):
+                raise TypeError(
+                    f"accumulators: expected {', '.join(c.__name__ for c in ACCUMULATORS)}, "
+                    f"found {describe(accumulator)}"
+                )
+        if self.size == 1:
+            return
+        for accumulator in accumulators:
+            if isinstance(accumulator, ResqueDist):
+                self._reduce_sums(accumulator)
+            else:
+                self._merge_states(accumulator)
+
+    def _reduce_sums(self, acc: ResqueDist) -> None:
+        """all_reduce of the class sums, each rank's blocks turned to where they come in line."""
+        acc._read_pending()
+        notes = self._exchange(
+            {
+                "accumulator": "ResqueDist",
+                "blocks": acc.blocks,
+                "paired": acc.paired,
+                "width": acc.width,
+                "classes": acc.num_classes,
+            }
+        )
+        acc.grow(max(note.pop("classes") for note in notes))
+        widths = {note.pop("width") for note in notes} - {None}
+        self._expect_equal(notes)
+        if len(widths) > 1:
+            raise ValueError(f"accumulators: expected one width on all ranks, found {widths}")
+        if not widths:
+            return
+        empty = (acc.num_classes, acc.blocks, widths.pop())
+        sides = acc._sides
+        if sides is None:  # a rank without data
+            sides = {s: _SideState.empty(*empty, self._device()) for s in SIDES}
+        reduced = {}
+        for side in SIDES:
+            mine, whole = sides[side], _SideState.empty(*empty, sides[side].sums.device)
+            seen = [torch.empty_like(mine.seen) for _ in range(self.size)]
+            self._finish(dist.all_gather(seen, mine.seen, self._group_of(mine.seen), async_op=True))
+            whole.seen = sum(seen[: self.rank], torch.zeros_like(mine.seen))
+            acc._merge_side(whole, mine)
+            for tensor in (whole.counts, whole.sums, whole.nonfinite_rows):
+                self._finish(dist.all_reduce(tensor, group=self._group_of(tensor), async_op=True))
+            whole.seen = sum(seen, torch.zeros_like(mine.seen))
+            reduced[side] = whole
+        acc._sides = reduced  # all or nothing: an error before leaves the state as it was
+
+    def _device(self) -> torch.device:
+        """Where a rank without data has to have its zeros."""
+        cuda = "nccl" in str(dist.get_backend())
+        return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+
+    def _merge_states(self, acc: Any) -> None:
+        """Of states that are no sums, such as sparse bins: all of them, merged in order of rank."""
+        state = safetensors.torch.save({k: v.cpu() for k, v in acc.state_dict().items()})
+        notes = self._exchange({"accumulator": type(acc).__name__, "bytes": len(state)})
+        sizes = [note.pop("bytes") for note in notes]
+        self._expect_equal(notes)
+        whole = copy.copy(acc)
+        whole.reset()
+        for rank, size in enumerate(sizes):
+            data = torch.empty(size, dtype=torch.uint8)
+            if rank == self.rank:
+                data = torch.frombuffer(bytearray(state), dtype=torch.uint8)
+            self._finish(dist.broadcast(data, rank, group=self._group, async_op=True))
+            part = copy.copy(acc)
+            part.reset()
+            part.load_state_dict(safetensors.torch.load(data.numpy().tobytes()))
+            whole.merge(part)
+        acc.__dict__.update(whole.__dict__)
+
+    def _exchange(self, note: dict[str, Any]) -> list[dict[str, Any]]:
+        """What every rank says, by rank; at the same time the place where all are known to be."""
+        notes = [torch.empty(_NOTE, dtype=torch.uint8) for _ in range(self.size)]
+        self._finish(dist.all_gather(notes, _packed(note), self._group, async_op=True))
+        return [_unpacked(n) for n in notes]
+
+    @staticmethod
+    def _expect_equal(notes: list[dict[str, Any]]) -> None:
+        for rank, note in enumerate(notes):
+            if note != notes[0]:
+                raise ValueError(
+                    f"accumulators: expected the same on all ranks, found {notes[0]} on rank 0 and "
+                    f"{note} on rank {rank}"
+                )
+
+    def _group_of(self, tensor: Tensor) -> Any:
+        return self._group if tensor.device.type == "cpu" else None
+
+    def _finish(self, work: Any) -> None:
+        """Waits for a collective, but not for a rank that will never come."""
+        assert self._watch is not None
+        pause = 1e-4
+        while not work.is_completed():
+            self._watch.check()
+            time.sleep(pause)
+            pause = min(2 * pause, 0.02)
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise self._watch.lost(str(error)) from error
+
+
+class _Watch:
+    """A thread that exchanges a sign of life with the other ranks', until all are done."""
+
+    def __init__(self, group: Any, size: int) -> None:
+        self._group, self._size = group, size
+        self._note: dict[str, Any] = {"state": _READING}
+        self._failure: str | None = None
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="resque_ext ranks", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        if self._failure is not None:
+            raise RankError(self._failure)
+
+    def lost(self, reason: str) -> RankError:
+        """What to raise where a collective failed: the reason that is known, else that one."""
+        self._thread.join(2 * _INTERVAL)
+        return RankError(self._failure or _lost(reason))
+
+    def end(self, failure: str | None) -> None:
+        """Tells the others that this rank is done, or what it failed with, and waits for them."""
+        self._note = {"state": _DONE if failure is None else _FAILED, "failure": failure}
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                mine = self._note
+                notes = [torch.empty(_NOTE, dtype=torch.uint8) for _ in range(self._size)]
+                dist.all_gather(notes, _packed(mine), group=self._group)
+                found = [_unpacked(note) for note in notes]
+                failed = [r for r, note in enumerate(found) if note["state"] == _FAILED]
+                if failed:
+                    self._failure = f"rank {failed[0]} failed: {found[failed[0]]['failure']}"
+                    return
+                if all(note["state"] == _DONE for note in found):
+                    return
+                self._wake.wait(_INTERVAL)
+                if self._note["state"] == _DONE:  # nothing more to say: the others set the pace
+                    time.sleep(0.01)
+        except RuntimeError as error:  # of gloo: a connection that is closed, or a time that is up
+            self._failure = _lost(str(error))
+
+
+def _lost(reason: str) -> str:
+    return f"a rank was lost: {' '.join(reason.split())[:300]}"
+
+
+def _packed(note: dict[str, Any]) -> Tensor:
+    """JSON in a tensor of fixed size, cut where a text in it is too long."""
+    text = json.dumps(note).encode()
+    while len(text) > _NOTE:
+        note = note | {"failure": str(note["failure"])[: len(str(note["failure"])) // 2] + "..."}
+        text = json.dumps(note).encode()
+    return torch.frombuffer(bytearray(text.ljust(_NOTE)), dtype=torch.uint8)
+
+
+def _unpacked(note: Tensor) -> dict[str, Any]:
+    found = json.loads(bytes(note.numpy()))
+    assert isinstance(found, dict)
+    return found

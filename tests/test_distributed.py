@@ -1,0 +1,152 @@
+"""Several real processes over gloo: the same counts and values, and no rank left waiting."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resque_ext import ResqueDist, distributed
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+
+
+def start(scenario, folder, size):
+    folder.mkdir()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), scenario, str(folder), str(rank), str(size)],
+            env=environment,
+        )
+        for rank in range(size)
+    ]
+
+
+def run(scenario, folder, size):
+    """What each rank found; None of one that left nothing."""
+    processes = start(scenario, folder, size)
+    for process in processes:
+        process.wait(100)
+    return [read(folder / f"{rank}.json") for rank in range(size)]
+
+
+def read(path):
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def close(found, expected):
+    """Equal, floats to 1e-12 of 1."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(close(found[k], expected[k]) for k in found)
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(close, found, expected))
+    if isinstance(expected, float):
+        return found == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    return found == expected
+
+
+def without(values, *names):
+    """Plain values without what has one of these names, however deep."""
+    if isinstance(values, dict):
+        return {k: without(v, *names) for k, v in values.items() if k not in names}
+    return [without(v, *names) for v in values] if isinstance(values, list) else values
+
+
+def test_any_number_of_processes_finds_the_same(tmp_path):
+    results = {}
+    for size in (1, 2, 4):
+        found = run("agree", tmp_path / str(size), size)
+        assert all("result" in each for each in found), found
+        assert all(each["result"][0] == found[0]["result"][0] for each in found)
+        rows = [row for each in found for row in each["result"][1]]
+        assert rows == list(range(211))  # a share of a loader: every row once
+        results[size] = found[0]["result"][0]
+        # How rows are dealt to halves goes by batches there, and these are not the same.
+        results[size]["layers"] = without(results[size]["layers"], "std_error", "noise_floor")
+    for size in (2, 4):
+        # To the row: also which block each was dealt to, and so errors and intervals.
+        assert results[size]["sums"]["state"] == results[1]["sums"]["state"]
+        assert close(results[size], results[1]), (size, results)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 100))
+def test_shares_are_the_whole(rows, size):
+    shares = [distributed.share(rows, rank, size) for rank in range(size)]
+    assert [row for each in shares for row in each] == list(range(rows))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_failure_is_one_on_all_ranks(tmp_path):
+    found = run("failing", tmp_path / "f", 4)
+    assert found[-1]["error"].startswith("ValueError: features: expected finite values, found NaN")
+    for each in found[:-1]:
+        expected = "RankError: rank 3 failed: ValueError: features: expected finite"
+        assert each["error"].startswith(expected)
+        assert each["seconds"] < 30
+
+
+def test_a_killed_rank_is_found(tmp_path):
+    found = run("killed", tmp_path / "k", 4)
+    assert found[-1] is None
+    for each in found[:-1]:
+        assert each["error"].startswith("RankError: a rank was lost: ")
+        assert each["seconds"] < 60
+
+
+def test_a_rank_that_hangs_is_found(tmp_path):
+    folder = tmp_path / "s"
+    processes = start("stopped", folder, 2)
+    try:
+        processes[0].wait(90)
+    finally:
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    found = read(folder / "0.json")
+    assert found["error"].startswith("RankError: a rank was lost: ")
+    assert found["seconds"] < 60
+
+
+@pytest.mark.parametrize(
+    ("scenario", "message"),
+    [
+        ("unlike", "ValueError: accumulators: expected the same on all ranks, found {"),
+        ("widths", "ValueError: accumulators: expected one width on all ranks, found {2, 3}"),
+    ],
+)
+def test_what_does_not_fit_together(scenario, message, tmp_path):
+    for each in run(scenario, tmp_path / "u", 2):
+        assert each["error"].startswith(message)
+
+
+def test_alone():
+    with distributed.Ranks() as ranks:
+        assert (ranks.rank, ranks.size) == (0, 1)
+        assert list(ranks.watch([1, 2])) == [1, 2]
+        acc = ResqueDist(2)
+        ranks.all_reduce(acc)
+        with pytest.raises(TypeError, match=r"^accumulators: expected ResqueDist, .* found"):
+            ranks.all_reduce([acc])
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match=r"^timeout: expected seconds above 0, found 0"):
+        distributed.Ranks(timeout=0)
+    with pytest.raises(ValueError, match=r"^rank: expected 0 <= rank < size = 2, found 2"):
+        distributed.share(10, 2, 2)
+    with pytest.raises(ValueError, match=r"^rows: "):
+        distributed.share(-1, 0, 2)
+    with pytest.raises(ValueError, match=r"^size: "):
+        distributed.Share([1, 2], 0, 0)
+
+
+def test_long_failures_are_cut_to_fit():
+    note = distributed._unpacked(distributed._packed({"state": 2, "failure": "é" * 10_000}))
+    assert note["state"] == 2
+    assert note["failure"].startswith("éééé")
