@@ -47,8 +47,8 @@ def test_faults_are_told_once_whoever_shares_the_reading(tmp_path):
         (tmp_path / f"class{row // 11}" / f"{row:03d}.png").write_bytes(b"")
     for order in (None, BlockOrder(1)):
         shares = [read(case, rank=rank, world_size=3, order=order) for rank in range(3)]
-        assert sorted(sum((s[0] for s in shares), [])) == sorted(set(range(ROWS)) - {3, 30})
-        assert len(sum((s[2] for s in shares), [])) == 2
+        assert sorted(row for s in shares for row in s[0]) == sorted(set(range(ROWS)) - {3, 30})
+        assert sum(len(s[2]) for s in shares) == 2
 
 
 def test_an_image_that_is_far_too_large(tmp_path):
@@ -94,17 +94,15 @@ def test_a_shard_that_is_damaged(tmp_path, change, lost):
     assert {f.source for f in faults} == {str(middle)}
     assert faults[-1].member is None or faults[0].member is None
     shares = [read(case, rank=rank, world_size=3) for rank in range(3)]
-    assert sorted(sum((s[0] for s in shares), [])) == rows
-    assert len(sum((s[2] for s in shares), [])) == len(faults)
+    assert sorted(row for s in shares for row in s[0]) == rows
+    assert sum(len(s[2]) for s in shares) == len(faults)
     with pytest.raises(SourceError, match="data-01"):
         list(case.source.batches(10))
 
 
 def test_every_cut_of_a_shard_is_told(tmp_path):
-    whole = write_tar(
-        tmp_path / "whole.tar",
-        [(f"{i}.{s}", d) for i in range(2) for s, d in (("png", png(i)), ("cls", b"0"))],
-    ).read_bytes()
+    members = [("0.png", png(0)), ("0.cls", b"0"), ("1.png", png(1)), ("1.cls", b"0")]
+    whole = write_tar(tmp_path / "whole.tar", members).read_bytes()
     path = tmp_path / "a.tar"
     end = len(whole.rstrip(b"\0")) // 512 * 512 + 512  # whole with one block of zeros behind it
     for length in range(512, end + 1, 97):
@@ -118,9 +116,8 @@ def test_every_cut_of_a_shard_is_told(tmp_path):
 
 def test_a_row_group_that_is_damaged(tmp_path):
     case = sources_made.make("parquet", tmp_path)
-    sources_made.parquet(
-        tmp_path, write_page_checksum=True, compression="none", use_dictionary=False
-    )
+    options = {"compression": "none", "use_dictionary": False}
+    sources_made.parquet(tmp_path, write_page_checksum=True, **options)
     path = tmp_path / "a.parquet"
     with pyarrow.parquet.ParquetFile(path) as file:
         column = file.metadata.row_group(2).column(0)

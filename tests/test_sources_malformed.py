@@ -513,7 +513,7 @@ def test_datasets_that_are_refused():
         DatasetSource(iter([]))
     with pytest.raises(ValueError, match="expected at least one row, found none"):
         DatasetSource([])
-    with pytest.raises(ValueError, match="columns: expected two of .*, found 'image'"):
+    with pytest.raises(ValueError, match=r"columns: expected two of .*, found 'image'"):
         DatasetSource(sources_made.Columns(), columns=("image", "label"))
 
 

@@ -94,8 +94,7 @@ def test_no_thread_is_left_when_the_reader_stops(how):
     ahead = prefetch(batches(1_000, closed), depth=1)
     if how == "error":
         with pytest.raises(ZeroDivisionError):
-            for _ in ahead:
-                1 / 0  # noqa: B018
+            sum(1 / 0 for _ in ahead)
         ahead.close()
     else:
         for _ in ahead:

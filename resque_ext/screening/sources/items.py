@@ -154,7 +154,7 @@ class DatasetSource(ItemSource):
         for column in columns:
             if present is not None and column not in present:
                 raise ValueError(
-                    f"{self.name}: columns: expected some of {listed}, found {column!r}"
+                    f"{self.name}: columns: expected two of {listed}, found {column!r}"
                 )
         return columns[0], columns[1]
 
