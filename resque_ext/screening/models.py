@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from resque_ext._inputs import describe
 from resque_ext.collectors import make_collectors
@@ -115,7 +114,7 @@ class OldSide:
 
         def once() -> None:
             self.passes = self._fresh()
-            reading = feed.reading(self.batch_size)
+            reading = feed.reading(self.batch_size, device=self.device)
             try:
                 batches = reading.until(2**62, self.batch_size)
                 run(self.passes, self.model, batches, feed.kind, "old")
@@ -124,6 +123,11 @@ class OldSide:
             self.samples, self.faults = reading.samples, tuple(reading.faults)
 
         retry_with_half(once, self, f"{self.name}, old side")
+
+    @property
+    def built(self) -> nn.Module | None:
+        """The model, if it has been made."""
+        return self._model
 
     @property
     def reads_old(self) -> bool:
@@ -180,14 +184,3 @@ def run(passes: Passes, model: nn.Module | None, batches: Any, kind: str, side: 
         raise ValueError(f"{side}: expected embeddings, because there is no model, found inputs")
     else:
         passes.side(model, batches, side)
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of everything that the model would save."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
