@@ -21,6 +21,7 @@ import pytest
 import torch
 
 import resque_ext
+from resque_ext.bench import seconds_of
 
 # For `conftest` itself: with --import-mode=importlib pytest leaves sys.path alone.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -32,21 +33,7 @@ def seconds(call: Callable[[], Any], device: torch.device, repeats: int) -> floa
     """Median of single calls, by device events on CUDA; warmed up first."""
     for _ in range(3):
         call()
-    times = []
-    if device.type == "cpu":
-        for _ in range(repeats):
-            begin = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - begin)
-        return statistics.median(times)
-    for _ in range(repeats):
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        before.record()
-        call()
-        after.record()
-        after.synchronize()
-        times.append(before.elapsed_time(after) / 1e3)
-    return statistics.median(times)
+    return statistics.median(seconds_of(call, device) for _ in range(repeats))
 
 
 def pytest_addoption(parser: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,14 @@ def as_tensor(x: Any, name: str) -> Tensor:
     return x.detach()
 
 
+def check_float(x: Tensor, name: str) -> None:
+    """Raises TypeError for a dtype that is none of FLOATS."""
+    if x.dtype not in FLOATS:
+        raise TypeError(
+            f"{name}: expected float32, float64, float16 or bfloat16, found {describe(x)}"
+        )
+
+
 def check_features(features: Any, name: str = "features") -> Tensor:
     """Activations [N, D], [N, C, H, W] or [N, T, D] of a floating dtype, detached.
 
@@ -64,10 +73,7 @@ def check_features(features: Any, name: str = "features") -> Tensor:
         ValueError: another rank, or nothing to average over.
     """
     x = as_tensor(features, name)
-    if x.dtype not in FLOATS:
-        raise TypeError(
-            f"{name}: expected float32, float64, float16 or bfloat16, found {describe(x)}"
-        )
+    check_float(x, name)
     if x.dim() not in (2, 3, 4):
         raise ValueError(f"{name}: expected [N, D], [N, C, H, W] or [N, T, D], found {describe(x)}")
     if x.dim() > 2 and (x.shape[2:].numel() if x.dim() == 4 else x.shape[1]) == 0:
@@ -113,6 +119,43 @@ def check_choice(value: Any, choices: tuple[str, ...], name: str) -> None:
         raise ValueError(
             f"{name}: expected one of {', '.join(map(repr, choices))}, found {value!r}"
         )
+
+
+def raises_at_once(check: Any, device: torch.device) -> bool:
+    """What `check=` of an op says; None is True on the CPU and False on CUDA, which would wait.
+
+    Raises:
+        TypeError: neither True, False nor None.
+    """
+    if check is None:
+        return device.type == "cpu"
+    if not isinstance(check, bool):
+        raise TypeError(f"check: expected True, False or None, found {check!r}")
+    return check
+
+
+def unpack_batch(
+    batch: Any, name: str, adapter: Callable[[Any], tuple[Any, Any]] | None
+) -> tuple[Any, Any]:
+    """Inputs and labels of a batch, which `adapter` makes a pair of where there is one.
+
+    Raises:
+        TypeError: no pair; the message has what is in the batch.
+    """
+    if adapter is not None:
+        batch = adapter(batch)
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        found = describe(batch)
+        if isinstance(batch, (tuple, list)):
+            found = f"{type(batch).__name__} of ({'; '.join(map(describe, batch))})"
+        elif isinstance(batch, dict):
+            found = f"dict of ({'; '.join(f'{k}: {describe(v)}' for k, v in batch.items())})"
+        raise TypeError(
+            f"{name}: expected batches (inputs, labels), found {found}; batch_adapter= turns any "
+            "batch into such a pair"
+        )
+    inputs, labels = batch
+    return inputs, labels
 
 
 def check_count(value: Any, name: str, least: int = 1) -> int:

@@ -174,18 +174,22 @@ def _times(
         _wait(device)
     times: list[float] = []
     while len(times) < least or (time.perf_counter() < end and len(times) < 10_000):
-        if device.type == "cuda":
-            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            before.record()
-            call()
-            after.record()
-            after.synchronize()
-            times.append(before.elapsed_time(after) / 1e3)
-        else:
-            begin = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - begin)
+        times.append(seconds_of(call, device))
     return times
+
+
+def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call; on CUDA between two events of the device."""
+    if device.type != "cuda":
+        begin = time.perf_counter()
+        call()
+        return time.perf_counter() - begin
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    before.record()
+    call()
+    after.record()
+    after.synchronize()
+    return before.elapsed_time(after) / 1e3
 
 
 def _truth(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,21 +1,17 @@
-"""EnergyMeter against GPUs whose power is known: windows, counters that fail, who counts."""
+"""EnergyMeter against GPUs whose power is known: windows, counters that fail, arguments."""
 
 import contextlib
 import math
-import os
 import random
-import subprocess
 import sys
 import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
+from energy_made import figure, make, wave
 from fake_nvml import Clock, FakeGpu, FakeNvml, NVMLError, RealClock
-from torch import nn
-from training_oracle import batches, network
 
-from resque_ext.retraining import _run, retrain
 from resque_ext.retraining.energy import EnergyMeter, EnergyWarning, Measurement, nvml, once
 from resque_ext.retraining.energy.gpu import PowerSource
 from resque_ext.retraining.energy.nvml import Gpu
@@ -24,24 +20,6 @@ from resque_ext.retraining.energy.nvml import Gpu
 @pytest.fixture(autouse=True)
 def _own_locks(monkeypatch, tmp_path):
     monkeypatch.setattr(once, "folder", lambda: tmp_path)
-
-
-def wave(**options):
-    """Power 100 + 50 sin t, whose integral is known."""
-    return FakeGpu(
-        lambda t: 100 + 50 * math.sin(t), lambda t: 100 * t + 50 * (1 - math.cos(t)), **options
-    )
-
-
-def make(*gpus, clock=None, **options):
-    clock = clock or Clock()
-    fake = FakeNvml(*gpus, clock=clock)
-    return EnergyMeter(cpu=False, nvml=fake, clock=clock, **options), fake, clock
-
-
-def figure(measurement, part="gpu:0"):
-    (found,) = [f for f in measurement.figures if f.part == part]
-    return found
 
 
 def test_a_known_curve():
@@ -435,142 +413,6 @@ def test_emissions_by_hand():
         clock.sleep(5)
     assert metered.measurement.emissions.value is None
     assert "no country" in metered.measurement.emissions.reason
-
-
-# The file alone, without the package around it, which takes seconds to import.
-HOLD = """
-import importlib.util, sys
-from pathlib import Path
-spec = importlib.util.spec_from_file_location("once", sys.argv[3])
-once = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(once)
-once.folder = lambda: Path(sys.argv[1])
-print(once.take(sys.argv[2]), flush=True)
-sys.stdin.read()
-"""
-
-
-def test_another_process_that_meters_a_gpu_counts_it(tmp_path):
-    gpu = FakeGpu()
-    gpu.uuid = "GPU-shared"
-    meter, _, clock = make(gpu, FakeGpu())
-    command = [sys.executable, "-c", HOLD, str(tmp_path), "GPU-shared", once.__file__]
-    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as other:
-        assert other.stdout.readline() == "None\n"
-        with meter.window("a") as metered:
-            clock.sleep(5)
-        assert figure(metered.measurement).reason == once.TAKEN
-        assert figure(metered.measurement, "gpu:1").value == pytest.approx(500)
-        everyone, _, clock2 = make(gpu, count_once=False)
-        with everyone.window("a") as metered:
-            clock2.sleep(5)
-        assert figure(metered.measurement).value == pytest.approx(500)
-        other.kill()  # a lock does not outlive its process
-    with meter.window("a") as metered:
-        clock.sleep(5)
-        second, _, clock2 = make(gpu)  # meters of one process share the count
-        with second.window("b") as inner:
-            clock2.sleep(5)
-        assert figure(inner.measurement).value == pytest.approx(500)
-        with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as other:
-            assert other.stdout.readline() == f"{once.TAKEN}\n"
-            other.stdin.close()
-    assert figure(metered.measurement).value == pytest.approx(500)
-    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as other:
-        assert other.stdout.readline() == "None\n"
-        other.stdin.close()
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_does_not_inherit_the_count():
-    assert once.take("x") is None
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(write, str(once.take("x")).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert os.read(read, 200).decode() == once.TAKEN
-    once.give_back("x")
-    os.close(read), os.close(write)
-
-
-def test_other_processes_on_the_gpu_are_told_of():
-    gpu = FakeGpu()
-    gpu.processes = 3
-    meter, _, clock = make(gpu)
-    with meter.window("a") as metered:
-        clock.sleep(5)
-    assert figure(metered.measurement).notes == ("of 3 processes that ran on it together",)
-
-
-class Works(nn.Module):
-    """Half a second of work a step, 0.2 s an evaluated batch."""
-
-    def __init__(self, clock):
-        super().__init__()
-        self.clock, self.net = clock, network()
-
-    def forward(self, x):
-        self.clock.sleep(0.5 if self.training else 0.2)
-        return self.net(x)
-
-
-def works(**options):
-    gpu = FakeGpu(joules=lambda t: 300 * t)
-    meter, _, clock = make(gpu, **options)
-    return Works(clock), meter, gpu
-
-
-def test_retraining_is_metered():
-    model, meter, _ = works(carbon_intensity=100)
-    cost = retrain(model, batches(), batches(), 1.0, 3, meter=meter, checks_per_epoch=2)
-    training, total = cost.energy["training"], cost.energy["total"]
-    assert training.measured.value == pytest.approx(12 * 0.5 * 300, abs=0.02)
-    assert total.measured.value == pytest.approx((12 * 0.5 + 7 * 4 * 0.2) * 300, abs=0.02)
-    assert training.seconds == pytest.approx(6)
-    assert cost.measures()["kg_co2"] == pytest.approx(1800 / 3.6e6 * 0.1, rel=1e-4)
-    assert cost.measures()["joules"] == training.measured.value
-    assert type(cost).from_json(cost.to_json()) == cost
-
-
-def test_a_budget_of_joules_ends_a_run(monkeypatch):
-    monkeypatch.setattr(_run, "ENERGY_LOOK_SECONDS", 0.0)
-    model, meter, _ = works()
-    cost = retrain(model, batches(), batches(), 1.0, 100, meter=meter, max_joules=1200)
-    # 4 s: 0.8 s for the first evaluation, and of 0.5 s each 4 steps, 0.8 s, and one step more.
-    assert (cost.stopped, cost.steps) == ("energy", 5)
-    model, meter, gpu = works()
-    gpu.fails = RuntimeError("gone")
-    with pytest.warns(EnergyWarning) as caught:
-        cost = retrain(model, batches(), batches(), 1.0, 1, meter=meter, max_joules=1200)
-    assert cost.stopped == "epochs"
-    told = [str(w.message) for w in caught]
-    assert len([text for text in told if text.startswith("max_joules is not kept: ")]) == 1
-    assert any("gone" in text for text in told)
-
-
-def test_what_is_spent_before_and_after_a_resumption_adds_up(tmp_path):
-    def go(left):
-        model, meter, _ = works()
-        calls = iter(range(10**6))
-
-        def adapter(batch):
-            if next(calls) == left:
-                raise InterruptedError
-            return batch
-
-        options = {"meter": meter, "checkpoint": tmp_path / "run", "checkpoint_seconds": 0}
-        return retrain(model, batches(), batches(), 1.0, 3, batch_adapter=adapter, **options)
-
-    with pytest.raises(InterruptedError) as caught:
-        go(14)  # 4 batches are counted on either side, 4 evaluated, then 2 steps
-    before = caught.value.record.energy
-    assert before["training"].measured.value == pytest.approx(2 * 150, abs=0.01)
-    cost = go(math.inf)
-    assert cost.energy["training"].windows == 2
-    assert cost.energy["training"].measured.value == pytest.approx(12 * 150, abs=0.02)
-    assert cost.energy["total"].measured.value == pytest.approx(12 * 150 + 16 * 60, abs=0.02)
 
 
 @pytest.mark.parametrize(

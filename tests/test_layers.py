@@ -115,13 +115,14 @@ def test_vectors_of_pairs():
 def test_only_what_changes_in_place_is_copied():
     model, recorder = TokensNet().eval(), Recorder(vectors=True)
     found, outputs = [], {"up": [], "down": []}
-    recorder.add_vectors = lambda old, new: found.append({k: v.data_ptr() for k, v in new.items()})
-    for name, kept in outputs.items():  # kept alive, so that no copy gets an address of theirs
+    # Both are kept alive, so that no copy gets an address of an output, nor an output a copy's.
+    recorder.add_vectors = lambda old, new: found.append(dict(new))
+    for name, kept in outputs.items():
         getattr(model, name).register_forward_hook(lambda m, a, y, kept=kept: kept.append(y))
     passes(recorder).shifted(model, model, batches(), double)
     addresses = {name: {y.data_ptr() for y in kept} for name, kept in outputs.items()}
-    assert all(at["down"] in addresses["down"] for at in found)
-    assert all(at["up"] not in addresses["up"] for at in found)  # relu_ follows
+    assert all(at["down"].data_ptr() in addresses["down"] for at in found)
+    assert all(at["up"].data_ptr() not in addresses["up"] for at in found)  # relu_ follows
 
 
 def test_a_layer_that_is_changed_in_a_later_batch_alone():

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from resque_ext._inputs import as_tensor, check_choice, check_features, describe
+from resque_ext._inputs import check_choice, check_features, describe
 from resque_ext.indices._arm_distance import layer_distance
 from resque_ext.indices._arm_result import ArmResult
 from resque_ext.indices._arm_state import (
@@ -21,11 +21,11 @@ from resque_ext.indices._arm_state import (
     State,
     reads_at_once,
 )
+from resque_ext.indices._state import tensors_of
+from resque_ext.indices.resque_dist import SIDES, Side
 from resque_ext.ops.spatial_mean import spatial_mean
 from resque_ext.ops.value_histogram import Values, check_finite
 
-Side = Literal["old", "new"]
-SIDES: tuple[Side, Side] = ("old", "new")
 PER = ("layer", "filter")
 _PENDING = 16_384  # unread CUDA statuses kept at most; then one wait reads them all
 _META = 7  # numbers in the `meta` of a layer's side
@@ -273,11 +273,13 @@ class Arm:
         self._check_bytes(needed, "other")
         self._states = merged
 
+    def _config(self) -> list[int]:
+        return [PER.index(self.per), int(self.pool), int(self.exact)]
+
     def state_dict(self) -> dict[str, Tensor]:
         """The whole state as plain tensors, ready for safetensors."""
         self._read_pending()
-        config = [PER.index(self.per), self.pool, self.exact]
-        state = {"config": torch.tensor([int(number) for number in config])}
+        state = {"config": torch.tensor(self._config())}
         with torch.inference_mode(False), torch.no_grad():
             for side in SIDES:
                 for layer, kept in self._states[side].items():
@@ -293,18 +295,7 @@ class Arm:
             TypeError: something that is not a tensor.
             ValueError: made with other options, or a tensor is not what it should be.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state: expected a mapping of tensors, found {describe(state)}")
-        tensors = {key: as_tensor(x, f"state[{key!r}]") for key, x in state.items()}
-        config = tensors.pop("config", None)
-        expected = [PER.index(self.per), int(self.pool), int(self.exact)]
-        if config is None:
-            raise KeyError("state: expected the key 'config', found none")
-        if config.tolist() != expected:
-            raise ValueError(
-                f"state['config']: expected {expected} of (per, pool, exact), found "
-                f"{config.tolist()}"
-            )
+        tensors = tensors_of(state, self._config(), ("per", "pool", "exact"))
         parts: dict[tuple[str, str], dict[str, Tensor]] = {}
         for key, x in tensors.items():
             side, part, layer = ([*str(key).split(".", 2), "", ""])[:3]

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resque_ext._inputs import as_tensor, check_choice, check_count, check_features, describe
+from resque_ext._inputs import check_choice, check_count, check_features, describe
+from resque_ext.indices._state import tensors_of
 from resque_ext.ops._status import Status
 from resque_ext.ops.row_distances import (
     DISTANCES,
@@ -276,10 +277,13 @@ class RepresentationDistance:
                     state.float64_edges + more.float64_edges.to(device),
                 )
 
+    def _config(self) -> list[int]:
+        return [int(self.shared), self.blocks, *self.bins]
+
     def state_dict(self) -> dict[str, Tensor]:
         """The whole state as plain tensors, ready for safetensors."""
         self._read_pending()
-        state = {"config": torch.tensor([int(self.shared), self.blocks, *self.bins])}
+        state = {"config": torch.tensor(self._config())}
         for layer, kept in self._layers.items():
             state |= {f"{f}.{layer}": getattr(kept, f).clone() for f in _LayerState.FIELDS}
             state[f"seen.{layer}"] = torch.tensor(kept.seen)
@@ -293,17 +297,7 @@ class RepresentationDistance:
             TypeError: something that is not a tensor.
             ValueError: made with other options, or a tensor is not what it should be.
         """
-        if not isinstance(state, Mapping):
-            raise TypeError(f"state: expected a mapping of tensors, found {describe(state)}")
-        tensors = {key: as_tensor(x, f"state[{key!r}]") for key, x in state.items()}
-        config, expected = tensors.pop("config", None), [int(self.shared), self.blocks, *self.bins]
-        if config is None:
-            raise KeyError("state: expected the key 'config', found none")
-        if config.tolist() != expected:
-            raise ValueError(
-                f"state['config']: expected {expected} of (shared, blocks, bins), found "
-                f"{config.tolist()}"
-            )
+        tensors = tensors_of(state, self._config(), ("shared", "blocks", "bins"))
         parts: dict[str, dict[str, Tensor]] = {}
         for key, x in tensors.items():
             part, _, layer = key.partition(".")

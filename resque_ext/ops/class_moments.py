@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from resque_ext import _backend
-from resque_ext._inputs import check_choice, check_count, check_features, check_labels, check_pair
+from resque_ext._inputs import (
+    check_choice,
+    check_count,
+    check_features,
+    check_labels,
+    check_pair,
+    raises_at_once,
+)
 from resque_ext.ops import reference
 from resque_ext.ops._features import channel_view, kernel_view
 from resque_ext.ops._library import define
@@ -57,10 +64,7 @@ def class_moments(
     check_pair(x, y, ("features", "labels"))
     num_classes = check_count(num_classes, "num_classes")
     check_choice(nonfinite, ("error", "skip"), "nonfinite")
-    if check is None:
-        check = x.device.type == "cpu"
-    if not isinstance(check, bool):
-        raise TypeError(f"check: expected True, False or None, found {check!r}")
+    check = raises_at_once(check, x.device)
     return torch.ops.resque_ext.class_moments(x, y, num_classes, nonfinite == "skip", check)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from resque_ext import _backend
-from resque_ext._inputs import FLOATS, as_tensor, describe
+from resque_ext._inputs import as_tensor, check_float, describe, raises_at_once
 from resque_ext.ops import reference
 from resque_ext.ops._features import DTYPE_CODES, channel_view
 from resque_ext.ops._library import define
@@ -57,21 +57,14 @@ def lloyd_step(features: Any, centers: Any, *, check: bool | None = None) -> Llo
         ValueError: a rank, width, device or value that does not fit.
     """
     x, c = _check(features, centers)
-    if check is None:
-        check = x.device.type == "cpu"
-    if not isinstance(check, bool):
-        raise TypeError(f"check: expected True, False or None, found {check!r}")
-    return LloydStep(*torch.ops.resque_ext.lloyd_step(x, c, check))
+    return LloydStep(*torch.ops.resque_ext.lloyd_step(x, c, raises_at_once(check, x.device)))
 
 
 def _check(features: Any, centers: Any) -> tuple[Tensor, Tensor]:
     tensors = []
     for name, value, shape in (("features", features, "[N, D]"), ("centers", centers, "[K, D]")):
         x = as_tensor(value, name)
-        if x.dtype not in FLOATS:
-            raise TypeError(
-                f"{name}: expected float32, float64, float16 or bfloat16, found {describe(x)}"
-            )
+        check_float(x, name)
         if x.dim() != 2:
             raise ValueError(f"{name}: expected {shape}, found {describe(x)}")
         tensors.append(x)

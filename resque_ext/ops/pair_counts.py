@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from resque_ext import _backend
-from resque_ext._inputs import check_count, check_labels, check_pair
+from resque_ext._inputs import check_count, check_labels, check_pair, raises_at_once
 from resque_ext.ops import reference
 from resque_ext.ops._library import define
 from resque_ext.ops._status import Status, merge_status
@@ -55,10 +55,7 @@ def pair_counts(
         raise ValueError(
             f"num_a, num_b: expected num_a * num_b < 2^31 cells, found {num_a} * {num_b}"
         )
-    if check is None:
-        check = a.device.type == "cpu"
-    if not isinstance(check, bool):
-        raise TypeError(f"check: expected True, False or None, found {check!r}")
+    check = raises_at_once(check, a.device)
     return torch.ops.resque_ext.pair_counts(a, b, num_a, num_b, check)
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from resque_ext import _backend
 from resque_ext._inputs import (
-    FLOATS,
     as_tensor,
     check_choice,
     check_count,
     check_features,
+    check_float,
     describe,
 )
 from resque_ext.ops import reference
@@ -221,10 +221,7 @@ def _check_values(features: Any, channels: bool) -> Tensor:
     if channels:
         return check_features(features)
     x = as_tensor(features, "features")
-    if x.dtype not in FLOATS:
-        raise TypeError(
-            f"features: expected float32, float64, float16 or bfloat16, found {describe(x)}"
-        )
+    check_float(x, "features")
     return x
 
 

@@ -6,9 +6,7 @@ a reader finds the old state or the new one, whenever the writer was killed.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from resque_ext._atomic import replaced
 from resque_ext._inputs import describe
 
 FORMAT = "resque_ext.retrain/1"
@@ -36,15 +35,8 @@ def save(path: Path, state: Mapping[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     text = json.dumps(_pack(state, "state", tensors))
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with replaced(path) as beside:
         save_file(tensors, beside, metadata={"format": FORMAT, "state": text})
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_collate
 
-from resque_ext._inputs import check_labels, describe
+from resque_ext._inputs import check_labels, describe, unpack_batch
 from resque_ext.observe import to_device
 from resque_ext.retraining.random_state import Randomness
 
@@ -84,19 +84,7 @@ class Batches:
             self._refuse(f"{count} batches with {samples} samples")
 
     def _unpack(self, batch: Any) -> tuple[Any, Any]:
-        if self.adapter is not None:
-            batch = self.adapter(batch)
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            found = describe(batch)
-            if isinstance(batch, (tuple, list)):
-                found = f"{type(batch).__name__} of ({'; '.join(map(describe, batch))})"
-            elif isinstance(batch, dict):
-                found = f"dict of ({'; '.join(f'{k}: {describe(v)}' for k, v in batch.items())})"
-            raise TypeError(
-                f"{self.name}: expected batches (inputs, labels), found {found}; batch_adapter= "
-                "turns any batch into such a pair"
-            )
-        inputs, labels = batch
+        inputs, labels = unpack_batch(batch, self.name, self.adapter)
         if self.indices:
             labels = check_labels(labels, f"{self.name} labels")
         elif not hasattr(labels, "__len__"):
