@@ -55,13 +55,14 @@ class ResqueDistCollector:
     embeddings: tuple[Side, ...] = SIDES
     vectors = pooled = raw = False
 
-    def __init__(self, paired: bool) -> None:
-        self.paired = paired
+    def __init__(self, paired: bool, missing: str = "error") -> None:
+        check_choice(missing, ("error", "skip"), "missing")
+        self.paired, self.missing = paired, missing
         self.acc: ResqueDist | None = None
 
     def add_embedding(self, x: Tensor, labels: Tensor, side: Side, outputs: int | None) -> None:
         if self.acc is None:
-            self.acc = ResqueDist(outputs or label_bound(labels))
+            self.acc = ResqueDist(outputs or label_bound(labels), missing=self.missing)
         if outputs is None:
             self.acc.grow(label_bound(labels))
         try:
@@ -71,7 +72,7 @@ class ResqueDistCollector:
 
     def fork(self) -> ResqueDistCollector:
         """One that goes on from here with a new side of its own; the old side's sums are shared."""
-        other = ResqueDistCollector(self.paired)
+        other = ResqueDistCollector(self.paired, self.missing)
         if self.acc is not None:
             other.acc = copy.copy(self.acc)
             other.acc._updates, other.acc._pending = dict(self.acc._updates), []
@@ -86,8 +87,17 @@ class ResqueDistCollector:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         if state:
-            self.acc = ResqueDist(int(state["num_classes"]), blocks=int(state["blocks"]))
+            classes, blocks = int(state["num_classes"]), int(state["blocks"])
+            self.acc = ResqueDist(classes, missing=self.missing, blocks=blocks)
             self.acc.load_state_dict(state)
+
+    @property
+    def complete(self) -> bool:
+        """The new side has rows of every class that the old side has."""
+        if self.acc is None or self.acc._sides is None:
+            return False
+        old, new = (self.acc._sides[side].seen > 0 for side in SIDES)
+        return not bool((old & ~new).any())
 
     def result(self, facts: Facts) -> ResqueDistResult:
         assert self.acc is not None  # every side had a batch

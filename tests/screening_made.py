@@ -4,6 +4,7 @@ As a program it is a screening that can be killed: STORE KILL_AFTER, where the p
 by SIGKILL in the middle of the transaction of pair number KILL_AFTER.
 """
 
+import functools
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import resque_ext
+from resque_ext.screening import ShelfModel
 
 ROWS, CLASSES, WIDTH = 300, 10, 64
 LOOKS = (128, 2.0)
@@ -28,11 +30,14 @@ class Small(nn.Module):
             nn.init.normal_(parameter, 0.2, 0.5, generator=generator)
 
     def forward(self, x):
-        return self.head(torch.relu(self.hidden(x)))
+        return self.head(torch.relu(self.hidden(x.flatten(1))))
 
 
 def models(count=3):
-    return {f"small{seed}": lambda seed=seed: Small(seed) for seed in range(count)}
+    return {
+        f"small{seed}": ShelfModel(functools.partial(Small, seed), description=f"Small({seed})")
+        for seed in range(count)
+    }
 
 
 def digits(rows, level=0.0, seed=0):
@@ -66,7 +71,7 @@ def old():
 
 def screening(store=None, count=200, **options):
     """The screening of all of it."""
-    options = {"looks": LOOKS, "width": 0.02, "progress": False} | options
+    options = {"looks": LOOKS, "width": 0.01, "progress": False} | options
     return resque_ext.screen(models(), old(), candidates(count), store=store, **options)
 
 

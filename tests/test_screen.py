@@ -1,5 +1,6 @@
 """screen: the ranked table, restarts, budgets, ties, faults and memory."""
 
+import logging
 import os
 import signal
 import sqlite3
@@ -16,7 +17,7 @@ from torch import nn
 import resque_ext
 from resque_ext import shifts
 from resque_ext.screening import Candidate, Screening, read_store
-from resque_ext.screening.pair import IndexValue, PairResult
+from resque_ext.screening.pair import IndexValue, PairResult, PredictedCost
 
 ROOT = Path(resque_ext.__file__).parents[1]
 
@@ -65,7 +66,9 @@ def test_several_indices_of_one_reading():
     )
     assert [row.result.candidate for row in found] == ["near", "far"]
     for r in found.results:
-        batches = [tuple(map(torch.from_numpy, made.digits(200, 0.1 if r.candidate == "near" else 0.5, 1)))]
+        batches = [
+            tuple(map(torch.from_numpy, made.digits(200, 0.1 if r.candidate == "near" else 0.5, 1)))
+        ]
         old = [tuple(map(torch.from_numpy, made.old()))]
         expected = resque_ext.score(
             made.Small(0), old, batches, ("resque_task", "arm"), progress=False
@@ -79,7 +82,7 @@ def test_preindex_where_rows_are_paired():
     shift = shifts.make("brightness", 0.3)
     found = screen(
         {"shifted": Candidate(shift=shift, paired=True), "other": made.digits(100, 0.2, 1)},
-        [(torch.rand(40, 64), torch.arange(40) % 10) for _ in range(3)],
+        [(torch.rand(40, 1, 8, 8), torch.arange(40) % 10) for _ in range(3)],
         lambda: made.Small(0),
         indices=("resque_dist", "preindex"),
     )
@@ -195,7 +198,12 @@ def test_a_budget_of_samples_without_rounds():
     same = {f"c{i}": made.synthetic(1000, 0.5, i) for i in range(4)}
     found = screen(same, indices=("resque_task",), budget={"samples": 2500}, anytime=False)
     read = {r.candidate: (r.new_samples, r.stopped) for r in found.results}
-    assert read == {"c0": (1000, "end"), "c1": (1000, "end"), "c2": (500, "budget"), "c3": (0, "budget")}
+    assert read == {
+        "c0": (1000, "end"),
+        "c1": (1000, "end"),
+        "c2": (500, "budget"),
+        "c3": (0, "budget"),
+    }
     assert found[-1].rank is None
 
 
@@ -209,7 +217,10 @@ def test_no_time_at_all():
 
 def program(store, kill_after, count):
     """A screening in a process of its own, which is killed in the middle of a transaction."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+    }
     arguments = [sys.executable, made.__file__, str(store), str(kill_after), str(count)]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -242,13 +253,15 @@ def test_a_finished_screening_reads_nothing_again(tmp_path):
         raise AssertionError("built again")
 
     again = resque_ext.screen(
-        {name: resque_ext.screening.ShelfModel(unbuildable, description=text) for name, text in
-         read_store(store)[0].identity["models"].items()},
+        {
+            name: resque_ext.screening.ShelfModel(unbuildable, description=text)
+            for name, text in read_store(store)[0].identity["models"].items()
+        },
         made.old(),
         made.candidates(10),
         store=store,
         looks=made.LOOKS,
-        width=0.02,
+        width=0.01,
         progress=False,
     )
     assert again.to_dict() == first.to_dict()
@@ -263,9 +276,10 @@ def test_the_old_side_is_kept(tmp_path, monkeypatch, suffix):
         raise KeyboardInterrupt
 
     kind = resque_ext.screening.store._kind(store)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(kind, "add", stop)
-        screen(made.candidates(6), made.old(), made.Small(0), store=store)
+        with pytest.raises(KeyboardInterrupt):
+            screen(made.candidates(6), made.old(), made.Small(0), store=store)
     with monkeypatch.context() as patched:
         patched.setattr(resque_ext.screening.models.OldSide, "read", None)  # not called
         found = screen(made.candidates(6), made.old(), made.Small(0), store=store)
@@ -333,7 +347,11 @@ def test_a_model_that_cannot_be_built_fails_its_pairs_alone():
 )
 def test_wrong_arguments_are_refused_before_the_store_is_made(tmp_path, options, message):
     store = tmp_path / "screen.sqlite"
-    given = {"models": {"m": None}, "old": made.synthetic(50), "candidates": {"c": made.synthetic(50)}}
+    given = {
+        "models": {"m": None},
+        "old": made.synthetic(50),
+        "candidates": {"c": made.synthetic(50)},
+    }
     with pytest.raises((TypeError, ValueError, OSError), match=message):
         resque_ext.screen(**(given | options), store=store)
     assert not store.exists()
@@ -414,6 +432,16 @@ def test_progress_is_on_stderr_alone_and_off_by_default(capsys):
     assert "1/1 pairs" in err
 
 
+def test_logs_are_quiet_until_somebody_listens(caplog):
+    log = logging.getLogger("resque_ext")
+    assert any(isinstance(handler, logging.NullHandler) for handler in log.handlers)
+    x, y = made.synthetic(300)
+    screen({"c": (x, y + 10), "d": (x, y)})
+    (record,) = caplog.records
+    assert record.name == "resque_ext.screening.loop"
+    assert record.getMessage().startswith("m, c: ")
+
+
 def test_rows_are_mixed_by_the_seed():
     x, y = made.synthetic(3000, 0.5)
     x[1500:] += 5.0  # whoever reads the rows as they lie sees only half of this
@@ -424,3 +452,109 @@ def test_rows_are_mixed_by_the_seed():
     assert np.isclose(early.indices["resque_dist"].value, values(whole)["c"], atol=0.03)
     other = screen({"c": (x, y), "d": (x, y)}, budget={"samples": 3000}, anytime=False, seed=1)
     assert values(other) != values(found)
+
+
+def test_what_cannot_be_read_is_skipped_and_named_or_fails_the_pair(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        folder = tmp_path / "new" / f"class{i % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        image.fromarray(pixels).save(folder / f"{i:02}.png")
+    broken = tmp_path / "new" / "class3" / "13.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 10))
+    old = [(torch.rand(100, 3, 8, 8), torch.arange(100) % 10)]
+    (row,) = screen({"new": str(tmp_path / "new")}, old, model, on_fault="skip")
+    assert row.result.error is None
+    assert (row.result.new_samples, row.result.available) == (59, 60)
+    assert [fault.source for fault in row.result.faults] == [str(broken)]
+    (row,) = screen({"new": str(tmp_path / "new")}, old, model)
+    assert row.result.stopped == "error"
+    assert str(broken) in row.result.error
+    assert [fault.source for fault in row.result.faults] == [str(broken)]
+
+
+# Classes, costs, and going on
+
+
+def test_no_pair_stops_before_every_class_was_seen():
+    x, y = made.synthetic(4000, 1.0, 1)
+    rare = np.concatenate([np.flatnonzero(y != 9), np.flatnonzero(y == 9)[:3]])
+    found = screen(
+        {"rare": (x[rare], y[rare]), "same": made.synthetic(4000, 0.0, 2)}, looks=(64, 1.5)
+    )
+    by_name = {r.candidate: r for r in found.results}
+    assert set(by_name["rare"].classes["resque_dist"]) == set("0123456789")
+    assert by_name["rare"].error is None
+
+
+def test_a_class_that_is_missing_is_an_error_or_skipped():
+    x, y = made.synthetic(1000, 0.5, 1)
+    without = {"c": (x[y != 4], y[y != 4]), "d": made.synthetic(1000, 2.0, 2)}
+    found = screen(without)
+    assert "class 4 has no new rows" in found[-1].result.error
+    found = screen(without, options={"resque_dist": {"missing": "skip"}})
+    index = found[0].result.indices["resque_dist"]
+    assert "4" not in found[0].result.classes["resque_dist"]
+    assert index.low <= index.value <= index.high
+
+
+class Costs:
+    """A cost model: epochs are ten times the index."""
+
+    predictors, measures = ("resque_dist",), ("epochs",)
+
+    def __init__(self, factor=10):
+        self.factor = factor
+
+    def to_dict(self):
+        return {"factor": self.factor}
+
+    def predict(self, values, *, extrapolate):
+        value = self.factor * values["resque_dist"]
+        return {"epochs": PredictedCost(value, value - 0.1, None, "epochs", extrapolate == "flag")}
+
+
+def test_costs_are_predicted_and_ranked_by(tmp_path):
+    far = {f"c{i}": made.synthetic(2000, 0.8 * i, i) for i in range(3)}
+    store = tmp_path / "s.sqlite"
+    found = screen(far, cost_model=Costs(), rank_by="epochs", store=store)
+    for r in found.results:
+        assert r.predicted["epochs"].value == 10 * r.indices["resque_dist"].value
+        assert r.predicted["epochs"].extrapolated
+    assert [row.result.candidate for row in found] == ["c0", "c1", "c2"]
+    assert [(row.rank, row.worst) for row in found] == [(1, 3), (1, 3), (1, 3)]  # no upper bound
+    with pytest.raises(OSError, match="another one: cost_model was"):
+        screen(far, cost_model=Costs(11), rank_by="epochs", store=store)
+
+
+def test_a_larger_budget_goes_on_where_a_smaller_ended(tmp_path):
+    store = tmp_path / "s.sqlite"
+    same = {f"c{i}": made.synthetic(1000, 0.5, i) for i in range(3)}
+    short = screen(same, budget={"samples": 1500}, store=store)
+    assert {r.stopped for r in short.results} == {"budget"}
+    assert screen(same, budget={"samples": 1500}, store=store).to_dict() == short.to_dict()
+    whole = screen(same, store=store)
+    assert {(r.stopped, r.new_samples) for r in whole.results} == {("end", 1000)}
+    assert whole.to_dict(times=False) == screen(same).to_dict(times=False)
+    assert len(read_store(store)[1]) == 3
+
+
+def test_a_restart_behind_an_error_goes_the_same_way(tmp_path):
+    x, y = made.synthetic(3000, 0.9, 1)
+    late = x.copy()
+    late[np.random.default_rng(0).integers(2000, 3000)] = np.nan
+    given = {"late": (late, y)} | {
+        f"c{i}": made.synthetic(3000, 0.8 + 0.1 * i, i) for i in range(4)
+    }
+    store = tmp_path / "s.sqlite"
+    expected = screen(given, store=store)
+    assert {r.stopped for r in expected.results} >= {"error"}
+    rows = sqlite3.connect(store)
+    kept = [r.candidate for r in read_store(store)[1]][:2]
+    with rows as db:
+        db.execute(f"DELETE FROM pairs WHERE candidate NOT IN ('{kept[0]}', '{kept[1]}')")
+    rows.close()
+    assert screen(given, store=store).to_dict(times=False) == expected.to_dict(times=False)

@@ -76,7 +76,9 @@ def test_columns_are_for_queries(tmp_path):
         for number in range(5):
             store.add(finished(number))
     with sqlite3.connect(path) as db:
-        rows = db.execute("SELECT candidate, high FROM pairs WHERE value > 0.25 ORDER BY value DESC")
+        rows = db.execute(
+            "SELECT candidate, high FROM pairs WHERE value > 0.25 ORDER BY value DESC"
+        )
         assert list(rows) == [("c4", 0.5), ("c3", 0.5)]
 
 
@@ -102,7 +104,7 @@ def test_another_screening_is_refused_with_what_differs(path):
 def test_a_foreign_file_is_refused_and_left_alone(path, content):
     path.write_bytes(content)
     for use in (lambda: open_store(path, HEADER), lambda: read_store(path)):
-        with pytest.raises(StoreError, match="store: .*: expected") as caught:
+        with pytest.raises(StoreError, match=r"store: .*: expected") as caught:
             use()
         assert "\n" not in str(caught.value)
     assert path.read_bytes() == content
@@ -121,7 +123,7 @@ def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path):
 def test_a_folder_that_cannot_be_written_is_one_line(path):
     name = f"store{path.suffix}"
     for where in (path.parent / "none" / name, Path("/proc") / name):
-        with pytest.raises(StoreError, match=f"store: {where}: expected a file that can be written"):
+        with pytest.raises(StoreError, match="expected a file that can be written"):
             open_store(where, HEADER)
     with pytest.raises(FileNotFoundError, match="expected the store of a screening, found none"):
         read_store(path)
@@ -206,7 +208,9 @@ def test_a_full_database_rolls_back_and_stays_usable(tmp_path):
         store.add(finished(0))
         pages = store._db.execute("PRAGMA page_count").fetchone()[0]
         store._db.execute(f"PRAGMA max_page_count = {pages + 1}")
-        with pytest.raises(StoreError, match="expected room for the pair .*, found database or disk"):
+        with pytest.raises(
+            StoreError, match=r"expected room for the pair .*, found database or disk"
+        ):
             store.add(finished(1, 50_000))
         assert list(store.finished()) == [("m", "c0")]
         store.add(finished(2))  # a small one still fits

@@ -64,7 +64,8 @@ def _show_estimate(found: Any, as_json: bool) -> None:
     console.print(table)
     more = f", and {found.unknown} readings of unknown length" if found.unknown else ""
     console.print(
-        f"at most {_time(found.seconds)}{more}; about {found.memory_bytes / 1e6:,.0f} MB of memory"
+        f"at most {_time(found.seconds)}{more}; about {found.memory_bytes / 1e6:,.0f} MB of "
+        "memory beside what the program takes"
     )
 
 

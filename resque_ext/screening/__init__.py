@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
+
+logging.getLogger("resque_ext").addHandler(logging.NullHandler())  # quiet until somebody listens
 
 # Loaded when they are asked for: what a screening needs is not needed to import the package.
 _HOMES = {
@@ -17,7 +20,7 @@ _HOMES = {
     "read_store": "store",
     "write_report": "report",
 }
-__all__ = [*_HOMES, "screen"]  # noqa: PLE0604
+__all__ = [*_HOMES, "screen"]
 
 
 def __getattr__(name: str) -> Any:

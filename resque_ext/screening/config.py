@@ -14,12 +14,12 @@ from typing import Any
 
 from resque_ext import shifts
 from resque_ext.loading import Normalize, load_model, make_transform, shifted_before
+from resque_ext.scoring import INDICES
 from resque_ext.screening.budget import Budget
 from resque_ext.screening.feeds import INPUTS, Candidate
 from resque_ext.screening.models import ShelfModel
 from resque_ext.screening.sources import Source, open_source
 from resque_ext.screening.toml_lines import ConfigError, Document, KeyPath
-from resque_ext.scoring import INDICES
 
 _NUMBER = (int, float)
 Check = Callable[[Any], str | None]  # what was expected, or None where all is well
@@ -86,7 +86,9 @@ def _table(value: Any) -> str | None:
 
 
 def _tables(value: Any) -> str | None:
-    right = isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values())
+    right = (
+        isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values())
+    )
     return None if right else "a table with at least one table by name"
 
 
@@ -189,7 +191,10 @@ class _Reader:
         for name in ("models", "candidates"):
             if name not in self.document.values:
                 self.errors.append(
-                    (0, f"{self.document.path}: expected a table [{name}.NAME] at least, found none")
+                    (
+                        0,
+                        f"{self.document.path}: expected a table [{name}.NAME], found none",
+                    )
                 )
         chosen = self.check(("screen",), top.get("screen", {}), _SCREEN)
         budget = self.check(("budget",), top.get("budget", {}), _BUDGET)
@@ -239,7 +244,7 @@ class _Reader:
                     self.wrong(key, f"expected the key {name}, found none")
             if {"kind", "level"} <= shift.keys():
                 try:
-                    shifts.make(**shift)
+                    _make_shift(shift)
                 except (TypeError, ValueError) as error:
                     self.wrong(key, str(error))
         for i, text in enumerate(right.get("transforms", ())):
@@ -300,7 +305,7 @@ class _Reader:
             # A shift of images in [0, 1] goes before the normalization of those that it shifts.
             texts = given.get("transforms") if source is not None else (old or {}).get("transforms")
             shift = shifted_before(
-                shifts.make(**given["shift"]), [make_transform(text) for text in texts or ()]
+                _make_shift(given["shift"]), [make_transform(text) for text in texts or ()]
             )
             kinds = {s.kind for s in olds.values() if s is not None} if source is None else set()
             if kinds - {INPUTS}:
@@ -321,3 +326,7 @@ class _Reader:
 
 def _show(value: Any) -> str:
     return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+
+
+def _make_shift(table: Mapping[str, Any]) -> shifts.Shift:
+    return shifts.make(table["kind"], table["level"], table.get("seed", 0))

@@ -125,8 +125,9 @@ def _bytes(value: Any) -> int:
 def _memory(plan: Plan, old: OldSide, readings: list[Reading]) -> int:
     row = max((r.row_bytes or 0 for r in readings if r.model == old.name), default=0)
     weights = 0
-    if old.model is not None:
-        weights = sum(t.nbytes for t in (*old.model.parameters(), *old.model.buffers()))
+    model = old.built
+    if model is not None:
+        weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
     sums = 0
     collector = old.collectors.get("resque_dist")
     if collector is not None and collector.acc is not None and collector.acc.width:

@@ -12,6 +12,7 @@ from torch import Tensor
 from resque_ext._inputs import describe
 from resque_ext.observe import copied
 from resque_ext.screening.pair import Fault
+from resque_ext.screening.prefetch import prefetch
 from resque_ext.screening.sources import BlockOrder, Source, as_source
 from resque_ext.screening.sources.base import KINDS
 from resque_ext.screening.sources.regroup import cut
@@ -79,8 +80,10 @@ class Feed:
             {} if self.shift is None else {"shift": repr(self.shift)}
         )
 
-    def reading(self, batch_size: int, seed: int | None = None) -> Reading:
-        return Reading(self, batch_size, seed)
+    def reading(
+        self, batch_size: int, seed: int | None = None, device: torch.device | str = "cpu"
+    ) -> Reading:
+        return Reading(self, batch_size, seed, device)
 
 
 class Reading:
@@ -90,6 +93,7 @@ class Reading:
         feed: what is read.
         batch_size: rows that the source gives at once.
         seed: mixes the rows, as far as the source can; None: as they lie.
+        device: where the batches are wanted.
 
     Attributes:
         place: rows of the order that were asked for so far.
@@ -98,8 +102,10 @@ class Reading:
         faults: what could not be read.
     """
 
-    def __init__(self, feed: Feed, batch_size: int, seed: int | None) -> None:
-        self.feed, self.batch_size = feed, batch_size
+    def __init__(
+        self, feed: Feed, batch_size: int, seed: int | None, device: torch.device | str
+    ) -> None:
+        self.feed, self.batch_size, self.device = feed, batch_size, device
         self.place = self.samples = 0
         self.ended = False
         self.faults: list[Fault] = []
@@ -128,9 +134,7 @@ class Reading:
                 last = min(first + at_most, len(labels))
                 whole = last - first == len(labels)
                 yield (
-                    (inputs, labels)
-                    if whole
-                    else (cut(inputs, first, last), labels[first:last])
+                    (inputs, labels) if whole else (cut(inputs, first, last), labels[first:last])
                 )
 
     def close(self) -> None:
@@ -139,7 +143,7 @@ class Reading:
         self._going, self.ended = None, True
 
     def _batches(self, start: int, stop: int | None) -> Iterator[Batch]:
-        return self.feed.source.batches(
+        batches = self.feed.source.batches(
             self.batch_size,
             start=start,
             stop=stop,
@@ -147,6 +151,10 @@ class Reading:
             on_fault=self.feed.on_fault,
             faults=self.faults,
         )
+        # Many readings stand open in rounds, where a thread for each would be too much; a short
+        # block is not worth one.
+        long = self._order is None if stop is None else stop - start > 2 * self.batch_size
+        return prefetch(batches, self.device) if long else batches
 
     def _from_here(self, place: int) -> Iterator[Batch]:
         rows = self.feed.source.rows

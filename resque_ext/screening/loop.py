@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -78,6 +78,15 @@ class Screener:
     def __init__(self, plan: Plan, store: Store, progress: Progress) -> None:
         self.plan, self.store, self.progress = plan, store, progress
         self.finished = store.finished()
+        # What a budget cut short is not finished for another one; seconds are each run's own.
+        other = store.earlier_options.get("budget") != asdict(plan.budget)
+        self._reopened = {
+            key
+            for key, pair in self.finished.items()
+            if pair.result.stopped == "budget" and (other or plan.budget.seconds is not None)
+        }
+        for key in self._reopened:
+            del self.finished[key]
         self.purse = Purse(plan.budget, len(plan.models))
 
     def run(self) -> list[PairResult]:
@@ -171,9 +180,7 @@ class Screener:
                 if "preindex" in indices:
                     old_feed = plan.old[key[0]]
                     assert old_feed is not None
-                    return read_paired(
-                        old, old_feed, key[1], feed, indices, plan.options, *costs
-                    )
+                    return read_paired(old, old_feed, key[1], feed, indices, plan.options, *costs)
                 return self._read_alone(PairReading(old, key[1], feed, indices))
 
             result = self._caught(key, feed, old, read)
@@ -208,7 +215,6 @@ class Screener:
         for number, place in enumerate(look_sizes(*plan.looks)):
             if not pairs:
                 break
-            before = {key: pair.reading.place for key, pair in pairs.items()}
             cost = sum(
                 _rows(plan.feeds[key], place) - _rows(plan.feeds[key], self._last(number))
                 for key in keys
@@ -223,6 +229,8 @@ class Screener:
                     looks = past[key].looks
                     if plan.anytime and number < len(looks):
                         rule.observe(key, _estimate(looks[number]))
+                    elif past[key].result.error is not None:
+                        rule.estimates.pop(key, None)  # as in the round in which it failed
                 elif key in pairs and not self._round(key, pairs, place, rule, number):
                     break
             if self.purse.out_of_time:
@@ -235,7 +243,6 @@ class Screener:
                 if pair.ended or decisions.get(key, "continue") != "continue"
             }
             self._close(pairs, closing, number + 1)
-            assert all(pair.reading.place > before[key] for key, pair in pairs.items())
 
     def _last(self, number: int) -> int:
         """The place up to which the round before has read."""
@@ -262,8 +269,7 @@ class Screener:
         error = self._caught(key, pair.feed, pair.old, read)
         if error is not None:
             del pairs[key]
-            rule.observe(key, None)
-            rule.estimates.pop(key)  # it has no place that others could be parted from
+            rule.estimates.pop(key, None)  # it has no place that others could be parted from
             self._finish(Finished(error, _looks(pair), number + 1))
             return True
         self.progress.at(key, pair)
@@ -281,9 +287,7 @@ class Screener:
             found = self._caught(key, pair.feed, pair.old, result)
             self._finish(Finished(found, _looks(pair), rounds))
 
-    def _caught(
-        self, key: PairKey, feed: Feed, old: OldSide, do: Callable[[], Any]
-    ) -> Any:
+    def _caught(self, key: PairKey, feed: Feed, old: OldSide, do: Callable[[], Any]) -> Any:
         """What `do` returns, or the result of a pair that failed."""
         try:
             return do()
@@ -304,7 +308,7 @@ class Screener:
             self._finish(Finished(failed(*key, error, available=self.plan.feeds[key].rows)))
 
     def _finish(self, pair: Finished) -> None:
-        self.store.add(pair)
+        self.store.add(pair, replace=pair.key in self._reopened)
         self.finished[pair.key] = pair
         self.progress.done(pair.key, pair.result)
 
@@ -322,4 +326,3 @@ def _estimate(look: Look) -> Estimate | None:
 
 def _looks(pair: PairReading) -> tuple[Look, ...]:
     return tuple(e and (e.samples, e.value, e.low, e.high) for e in pair.looks)
-

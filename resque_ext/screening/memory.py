@@ -39,7 +39,8 @@ def retry_with_half(once: Callable[[], None], holder: Any, what: str) -> None:
         # Outside of the handler, whose traceback would keep the tensors of the failed pass alive.
         if holder.batch_size <= 1:
             raise OutOfMemory(
-                f"{what}: expected a batch of one sample to fit in memory, found none left ({first})"
+                f"{what}: expected a batch of one sample to fit in memory, found none left "
+                f"({first})"
             )
         holder.batch_size //= 2
         log.warning("%s: out of memory, goes on with batches of %d", what, holder.batch_size)

@@ -115,7 +115,7 @@ class OldSide:
 
         def once() -> None:
             self.passes = self._fresh()
-            reading = feed.reading(self.batch_size)
+            reading = feed.reading(self.batch_size, device=self.device)
             try:
                 batches = reading.until(2**62, self.batch_size)
                 run(self.passes, self.model, batches, feed.kind, "old")
@@ -124,6 +124,11 @@ class OldSide:
             self.samples, self.faults = reading.samples, tuple(reading.faults)
 
         retry_with_half(once, self, f"{self.name}, old side")
+
+    @property
+    def built(self) -> nn.Module | None:
+        """The model, if it has been made."""
+        return self._model
 
     @property
     def reads_old(self) -> bool:

@@ -12,12 +12,12 @@ import numpy as np
 
 from resque_ext.collectors import Facts
 from resque_ext.indices.resque_dist import ResqueDistResult
+from resque_ext.scoring import score
 from resque_ext.screening.anytime import Estimate, look_confidence
 from resque_ext.screening.feeds import EMBEDDINGS, Feed, Reading
 from resque_ext.screening.memory import retry_with_half
 from resque_ext.screening.models import OldSide, run
 from resque_ext.screening.pair import Fault, IndexValue, PairResult, PredictedCost
-from resque_ext.scoring import score
 
 READ_ONCE = ("resque_dist", "resque_task", "arm")  # the others read both sides for every pair
 ALL = 2**62
@@ -58,7 +58,9 @@ class PairReading:
     def _restart(self) -> None:
         self.collectors, self.passes = self.old.fork(self._indices)
         self.reading: Reading = self.feed.reading(
-            self._nominal if self.feed.shift is not None else self.old.batch_size, self._seed
+            self._nominal if self.feed.shift is not None else self.old.batch_size,
+            self._seed,
+            self.old.device,
         )
 
     @property
@@ -100,11 +102,14 @@ class PairReading:
         """The index without the bias of few samples, with an interval that holds at every look."""
         assert self._confidence is not None
         confidence = look_confidence(len(self.looks) + 1, self._confidence)
-        found = self.collectors["resque_dist"].acc.debiased(confidence)
+        collector = self.collectors["resque_dist"]
+        # Before every class was seen, the mean over classes is another one.
+        whole = collector.complete or (self.ended and collector.missing == "skip")
+        found = collector.acc.debiased(confidence) if whole else None
         estimate = None
         if found is not None:
             low, high = min(found.low, found.value), max(found.high, found.value)
-            estimate = Estimate(found.value, low, high, self.samples)
+            estimate = Estimate(float(found.value), float(low), float(high), self.samples)
         self.looks.append(estimate)
         return estimate
 
@@ -140,7 +145,7 @@ class PairReading:
             self.feed.rows,
             self.seconds,
             stopped,
-            tuple(self.reading.faults),
+            (*self.old.faults, *self.reading.faults),
             class_values(found),
             layer_values(found),
         )
@@ -164,7 +169,7 @@ def read_paired(
         nonlocal found
         for reading in readings:
             reading.close()
-        readings[:] = [f.reading(old.batch_size) for f in (old_feed, feed)]
+        readings[:] = [f.reading(old.batch_size, device=old.device) for f in (old_feed, feed)]
         before, after = (_Sized(r.until(ALL, old.batch_size)) for r in readings)
         found = score(
             old.model,  # type: ignore[arg-type]

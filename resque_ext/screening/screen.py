@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,6 +14,7 @@ import torch
 from resque_ext._inputs import check_choice, check_count, describe
 from resque_ext.collectors import COLLECTORS, make_collectors
 from resque_ext.doctor import environment
+from resque_ext.scoring import INDICES, _check_names, _checked_device
 from resque_ext.screening.anytime import StoppingRule, look_sizes
 from resque_ext.screening.budget import Budget, as_budget
 from resque_ext.screening.feeds import (
@@ -26,9 +30,11 @@ from resque_ext.screening.models import ShelfModel, as_shelf_model
 from resque_ext.screening.progress import make_progress
 from resque_ext.screening.store import Header, NoStore, PairKey, open_store
 from resque_ext.screening.table import Screening
-from resque_ext.scoring import INDICES, _check_names, _checked_device
 
-FIRST_LOOK, GROWTH = 256, 1.25  # samples of a pair's first look, and how much more each next one has
+FIRST_LOOK, GROWTH = (
+    256,
+    1.25,
+)  # samples of a pair's first look, and how much more each next one has
 
 
 def screen(
@@ -73,7 +79,8 @@ def screen(
             computed ("preindex" without pairs, layers of embeddings), it is left out of that pair.
         rank_by: one of them, or a measure of the cost model; by default the first index.
         budget: seconds or samples at most, see :class:`resque_ext.screening.Budget`; each model
-            gets an even share of what is left.
+            gets an even share of what is left. Pairs that it ended are read again by a later call
+            with another budget, or with one of seconds.
         store: a SQLite file, or JSON lines (".jsonl"), that keeps every finished pair: the same
             call goes on where it was interrupted.
         resume: False refuses a store that holds results already.
@@ -165,7 +172,7 @@ def make_plan(
     olds = _olds(old, shelf, names, on_fault)
     feeds = _feeds(shelf, olds, given, on_fault)
     _check_indices(names, shelf, given, feeds)
-    streams = names == ("resque_dist",) and options is None and rank_by == "resque_dist"
+    streams = names == ("resque_dist",) and rank_by == "resque_dist"
     streams = streams and not any(c.paired for c in given.values())
     limited = budget.samples is not None or budget.seconds is not None
     anytime = bool(anytime) and streams
@@ -209,9 +216,10 @@ def header(plan: Plan, rank_by: str) -> Header:
         "indices": {name: dict((plan.options or {}).get(name, {})) for name in plan.indices},
         "anytime": [plan.width, plan.top, plan.confidence] if plan.anytime else None,
         "rounds": [plan.seed, *plan.looks] if plan.rounds else None,
-        "budget": [plan.budget.seconds, plan.budget.samples],
+        "cost_model": _cost_digest(plan.cost_model, plan.cost_options),
     }
     shown = {"rank_by": rank_by, "batch_size": plan.batch_size, "device": str(plan.device)}
+    shown |= {"budget": asdict(plan.budget)}
     return Header(identity, environment(), shown)
 
 
@@ -307,9 +315,15 @@ def _check_indices(
     for name in names:
         if not any(possible([name], f, candidates[key[1]].paired) for key, f in feeds.items()):
             needs = "paired candidates" if name == "preindex" else "inputs of a model"
-            raise ValueError(
-                f"indices: expected {needs} for {name!r}, found none (of {INDICES})"
-            )
+            raise ValueError(f"indices: expected {needs} for {name!r}, found none (of {INDICES})")
+
+
+def _cost_digest(cost_model: Any, options: Mapping[str, Any] | None) -> str | None:
+    """Of what predictions follow from."""
+    if cost_model is None:
+        return None
+    text = json.dumps([cost_model.to_dict(), dict(options or {})], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _described(entry: ShelfModel) -> str:

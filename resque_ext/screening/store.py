@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from resque_ext.screening.pair import PairResult
@@ -24,7 +25,6 @@ except ModuleNotFoundError:  # not a POSIX system: two screenings of one file ar
     fcntl = None  # type: ignore[assignment]
 
 FORMAT = "resque_ext.Screening/1"
-_LOCK_BYTE = 2**62  # far from the bytes that SQLite locks, and from any content
 
 PairKey = tuple[str, str]  # model, candidate
 Look = tuple[int, float, float, float] | None  # samples, value, low, high; None: too few to tell
@@ -120,10 +120,12 @@ class Store(ABC):
     Attributes:
         path: of the file.
         header: of the screening that it is of.
+        earlier_options: those of the run that wrote to it before, {} where there was none.
     """
 
     path: Path
     header: Header
+    earlier_options: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def finished(self) -> dict[PairKey, Finished]:
@@ -233,14 +235,14 @@ def writable(path: Path, doing: str) -> Iterator[None]:
 def locked(path: Path) -> IO[bytes]:
     """Opens the file and keeps it for this process alone, until it is closed or the process ends.
 
-    A POSIX lock, because a child that is forked does not inherit it. Close the file last: closing
-    it gives up every other lock of this process on it too.
+    Not a POSIX lock: SQLite gives up all of those that the process has on the file whenever it
+    gives up its own.
     """
     with writable(path, "a file that can be written"):
         file = path.open("r+b" if path.exists() else "x+b")
     if fcntl is not None:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _LOCK_BYTE)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.close()
             raise StoreError(

@@ -1,4 +1,4 @@
-"""A store of JSON lines: every line is on disk before the next begins; a torn last one is cut off."""
+"""A store of JSON lines: each is on disk before the next begins; a torn last one is cut off."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ class LinesStore(Store):
             if number == 1:
                 theirs = Header.from_dict(values, self.path)
                 theirs.check(self.header, self.path)
+                self.earlier_options = theirs.options
             elif "pair" in values:
                 pair = _pair(values, number, self.path)
                 self._finished[pair.key] = pair

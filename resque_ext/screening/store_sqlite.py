@@ -57,7 +57,7 @@ class SqliteStore(Store):
         self.path, self.header = path, header
         self._file = locked(path)
         try:
-            _check_magic(path)
+            self._check_magic()
             with self._failing("a file that can be opened"):
                 self._db = sqlite3.connect(path, timeout=10, isolation_level=None)
         except BaseException:
@@ -80,7 +80,6 @@ class SqliteStore(Store):
 
     @classmethod
     def read(cls, path: Path) -> tuple[Header, list[Finished]]:
-        _check_magic(path)
         try:
             with contextlib.closing(
                 sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)
@@ -104,6 +103,7 @@ class SqliteStore(Store):
                 return
             theirs = _header(self._db, self.path)
             theirs.check(self.header, self.path)
+            self.earlier_options = theirs.options
             with self._transaction():  # that it can be written shows now, not after the first pair
                 self._db.execute(
                     "INSERT OR REPLACE INTO meta VALUES ('options', ?)",
@@ -139,6 +139,14 @@ class SqliteStore(Store):
         self._db.close()
         self._file.close()
 
+    def _check_magic(self) -> None:
+        head = self._file.read(len(_MAGIC))
+        if head and head != _MAGIC:
+            raise StoreError(
+                f"store: {self.path}: expected a SQLite file (or a new one), found another that "
+                f"begins with {head!r}"
+            )
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         """All of it or nothing, on disk when it ends."""
@@ -158,16 +166,6 @@ class SqliteStore(Store):
             yield
         except sqlite3.Error as error:
             raise StoreError(f"store: {self.path}: expected {expected}, found {error}") from None
-
-
-def _check_magic(path: Path) -> None:
-    with path.open("rb") as file:
-        head = file.read(len(_MAGIC))
-    if head and head != _MAGIC:
-        raise StoreError(
-            f"store: {path}: expected a SQLite file (or a new one), found another that begins with "
-            f"{head!r}"
-        )
 
 
 def _header(db: sqlite3.Connection, path: Path) -> Header:

@@ -92,7 +92,7 @@ class Screening(Sequence[Ranked]):
         return {"format": FORMAT, "rank_by": self.rank_by, "pairs": rows}
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The table as CSV with a header, written to `path` where one is given; unknown is empty."""
+        """The table as CSV with a header, also written to `path` if given; unknown is empty."""
         rows = [_flat(row) for row in self]
         columns = list(dict.fromkeys(key for row in rows for key in row))
         text = io.StringIO()
@@ -118,7 +118,9 @@ class Screening(Sequence[Ranked]):
             table.add_column(name, justify="right")
         for row in self:
             r = row.result
-            rank = "" if row.rank is None else f"{row.rank}-{row.worst}" if row.tied else f"{row.rank}"
+            rank = (
+                "" if row.rank is None else f"{row.rank}-{row.worst}" if row.tied else f"{row.rank}"
+            )
             of = "" if r.available in (None, r.new_samples) else f" of {r.available:,}"
             table.add_row(
                 rank,
