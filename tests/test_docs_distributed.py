@@ -48,7 +48,8 @@ except ValueError as error:
 def test_under_torchrun(tmp_path):
     begin = "import torch\nimport torch.distributed\n"  # before there is a group, and then with one
     group = 'torch.distributed.init_process_group("gloo")\ntorch.manual_seed(0)\n'
-    done = torchrun(begin + SCREEN + group + PYTHON[0], tmp_path)
+    end = "torch.distributed.destroy_process_group()\n"
+    done = torchrun(begin + SCREEN + group + PYTHON[0] + end, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Scores(") == 1  # of one rank
     refused = "screen: expected one process, found 2 ranks of torch.distributed, of which each"

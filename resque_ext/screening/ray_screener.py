@@ -194,7 +194,6 @@ def start(workers: int | None) -> None:
         log_to_driver=False,
         logging_level=logging.ERROR,
         runtime_env={"env_vars": {"PYTHONPATH": path}},
-        _node_ip_address="127.0.0.1",  # nothing outside of this machine has to reach it
     )
 
 
