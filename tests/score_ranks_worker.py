@@ -64,7 +64,7 @@ def agree(ranks):
         "adapted": adapted,
         "unknown": run(ranks, *both(ranks, scale=100), **unknown),
         "shifted": run(ranks, both(ranks)[0], shift=torch.tanh),
-        "sides": run(ranks, *one_sided(ranks)),
+        "sides": run(ranks, *one_sided(ranks), indices=("arm",)),
     }
     found = {name: each.to_dict() for name, each in found.items()}
     found["layers"] = [several.layer, several.layers, dict(several.skipped)]
@@ -74,7 +74,7 @@ def agree(ranks):
             "several": run(None, *both(ranks), indices=("resque_dist", "arm")),
             "adapted": run(None, *both(ranks, whole_batches), adapt_normalization=True),
             "shifted": run(None, both(ranks)[0], shift=torch.tanh),
-            "sides": run(None, *one_sided(ranks)),
+            "sides": run(None, *one_sided(ranks), indices=("arm",)),
         }
         return found, {name: each.to_dict() for name, each in alone.items()}
     return found, None
