@@ -259,6 +259,20 @@ def show(groups: dict[str, Any]) -> None:
             print(f"| {title} | {' | '.join(cells)} |")
 
 
+def compact(found: dict[str, Any]) -> dict[str, Any]:
+    """A setting's rows as lists, four digits of each value, which is more than is known."""
+    rows = [
+        [
+            *row["case"],
+            [float(f"{row['predictors'][p]:.4g}") for p in PREDICTORS],
+            [[run["reached"], *(float(f"{run[m]:.4g}") for m in MEASURES)] for run in row["runs"]],
+        ]
+        for row in found["rows"]
+    ]
+    columns = ["kind", "level", list(PREDICTORS), [["reached", *MEASURES]]]
+    return {"role": found["role"], "accuracy": found["accuracy"], "columns": columns, "rows": rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="CIFAR-10 as an .npz of JPEG files")
@@ -280,8 +294,10 @@ def main() -> None:
     groups = evaluate(settings)
     show(groups)
     if given.json is not None:
-        versions = {"environment": doctor.environment("scikit-learn") | {"device": "cpu"}}
-        result = versions | {"groups": groups, "settings": settings}
+        environment = doctor.environment("scikit-learn")
+        about = {key: environment[key] for key in ("versions", "backend", "devices")}
+        tables = {name: compact(found) for name, found in settings.items()}
+        result = {"environment": about | {"device": "cpu"}, "groups": groups, "settings": tables}
         given.json.write_text(json.dumps(result) + "\n")
 
 

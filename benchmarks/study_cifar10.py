@@ -86,7 +86,7 @@ class Size:
 
 
 FULL = Size(35_000, slice(25_000, 50_000), 10_000, 5_000, 30, 6, 16, slice(None))
-SMOKE = Size(2_000, slice(1_500, 2_500), 500, 500, 6, 1, 4, slice(-1, None), small=True)
+SMOKE = Size(1_000, slice(700, 1_300), 300, 300, 4, 1, 2, slice(-1, None), small=True)
 
 
 # The shifts that resque_ext.shifts does not have: functions of images [N, 3, H, W] in [0, 1]

@@ -1,4 +1,4 @@
-"""row_distances against plain PyTorch, eager and compiled, and against the published kind of loop."""
+"""row_distances against plain PyTorch, eager and compiled, and the published kind of loop."""
 
 from __future__ import annotations
 

@@ -46,6 +46,7 @@ MOST_EPOCHS = 4
 CHECKS = 8  # of the accuracy, an epoch
 RETRAINING_BATCH = 32
 INDEX = "resque_dist_reestimated"  # that costs are predicted from
+COVERAGE = 0.8  # of the intervals: seven other kinds of shift are too few for one of 90%
 COMPARED = (INDEX, "resque_dist", "accuracy_drop", "accuracy_drop_reestimated")
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -262,7 +263,9 @@ def _retrain(
     )
     predictions, reason = {}, None
     try:
-        predictions = leave_one_kind_out(runs, (INDEX,), ("epochs",))["epochs"].predictions
+        predictions = leave_one_kind_out(runs, (INDEX,), ("epochs",), coverage=COVERAGE)[
+            "epochs"
+        ].predictions
     except ValueError as error:  # too few kinds, or hardly any run that reached the target
         reason = str(error)
     rows = [_retraining_row(run, predictions.get(i)) for i, run in enumerate(runs)]
@@ -275,6 +278,7 @@ def _retrain(
     return {
         "target_accuracy": TARGET,
         "max_epochs": MOST_EPOCHS,
+        "coverage": COVERAGE,
         "censored": table.censored,
         "reason": reason,
         "rows": rows,
@@ -290,7 +294,6 @@ def _retraining_row(run: StudyRun, prediction: Any) -> dict[str, Any]:
         "predicted": None if prediction is None else prediction.value,
         "low": None if prediction is None else prediction.low,
         "high": None if prediction is None else prediction.high,
-        "coverage": None if prediction is None else prediction.coverage,
         "epochs": run.measures["epochs"],
         "censored": run.censored,
         "start_accuracy": run.cost.start_accuracy,

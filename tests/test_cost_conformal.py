@@ -70,14 +70,14 @@ def test_runs_are_not_exchangeable_where_kinds_differ():
     # What the grouped form is for: by single runs the interval of a new kind would be too short.
     rng = np.random.default_rng(0)
     inside = 0
-    for _ in range(80):
-        x, y, group, censored = draw(rng, 5, 8, 1.5, np.inf)
-        kept = group != 4
+    for _ in range(150):
+        x, y, group, censored = draw(rng, 3, 8, 2.0, np.inf)
+        kept = group != 2
         runs = np.arange(kept.sum())
         left_out = leave_out("log-linear", x[kept], y[kept], censored[kept], runs, 0.01)
         found = interval(left_out, x[-1], 0.8, "runs")
         inside += found.low <= y[-1] <= found.high
-    assert scipy.stats.binom.cdf(inside, 80, 0.8) < 1e-3
+    assert scipy.stats.binom.cdf(inside, 150, 0.8) < 1e-3
 
 
 @pytest.mark.parametrize("method", ["monotone", "log-linear"])

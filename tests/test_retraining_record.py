@@ -111,6 +111,11 @@ def test_unknown_is_none():
     assert all(found[name] is None for name in unknowns)
 
 
+def test_the_sum_over_no_steps_is_known():
+    found = record(steps=0, gradient_norm=GradientNorm(None, None, (), ())).measures()
+    assert (found["gradient_norm_sum"], found["gradient_norm_mean"]) == (0.0, None)
+
+
 def test_accuracies_and_censoring():
     one = record()
     assert (one.censored, one.start_accuracy, one.best_accuracy) == (False, 0.5, 0.91)

@@ -1,4 +1,6 @@
-"""row_distances of rows that were made to be hard, and what distances over shared ranges promise."""
+"""row_distances of rows that are hard to bin, and what distances over shared ranges promise."""
+
+from itertools import pairwise
 
 import numpy as np
 import oracles_rows
@@ -123,7 +125,7 @@ def test_zero_for_equal_histograms_and_for_no_others(place, data):
     _, _, found, _, counts, _ = status_of(old.to(place.device), new.to(place.device), bins)
     assert (found[..., SHARED][..., :KL] >= 0).all()
     ends = np.cumsum((0, *bins))
-    for k, (begin, end) in enumerate(zip(ends, ends[1:], strict=False)):
+    for k, (begin, end) in enumerate(pairwise(ends)):
         equal = (counts[:, 2, begin:end] == counts[:, 3, begin:end]).all(1)
         for column in (WASSERSTEIN, JENSEN_SHANNON, BHATTACHARYYA):
             assert torch.equal(found[:, k, SHARED][:, column] == 0, equal)

@@ -163,18 +163,18 @@ def test_a_table_of_given_intervals():
 
     failed = PairResult("m", "failed", {}, stopped="error", error="a, reason")
     found = Screening(
-        [failed, pair("c", 0.5, 0.4, 0.6), pair("a", 0.1, 0.0, 0.2), pair("b", 0.3, 0.15, 0.45)]
+        [failed, pair("a", 0.5, 0.4, 0.6), pair("c", 0.1, 0.0, 0.2), pair("b", 0.3, 0.15, 0.45)]
     )
     rows = [(row.result.candidate, row.rank, row.worst, row.tied) for row in found]
     assert rows == [
-        ("a", 1, 2, True),
+        ("c", 1, 2, True),
         ("b", 1, 3, True),
-        ("c", 2, 3, True),
+        ("a", 2, 3, True),
         ("failed", None, None, False),
     ]
     lines = found.to_csv().splitlines()
     assert lines[0].startswith("rank,worst,model,candidate,resque_dist.value,")
-    assert lines[1].startswith("1,2,m,a,0.1,,,0.0,0.2,")
+    assert lines[1].startswith("1,2,m,c,0.1,,,0.0,0.2,")
     assert lines[4].endswith('"a, reason"')
 
 

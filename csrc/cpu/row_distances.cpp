@@ -15,7 +15,7 @@
 // in two float64 each, so the result depends neither on the number of threads nor, but for its last bit,
 // on how pairs are batched.
 //
-// For 512 float32 and (16, 32, 64) bins a pair takes XXX.
+// For 512 float32 and (16, 32, 64) bins a pair takes 1.5 us of a core (AMD EPYC, Genoa, AVX-512).
 #include "cpu/row_bins.h"
 #include "cpu/class_moments_rows.h"
 #include "cpu/parallel.h"
@@ -167,6 +167,17 @@ class Worker {
         return nullptr;
     }
 
+    // The row that takes row i's place in the next block, null for none, or where rows are made.
+    const Row* after(int side, int64_t i) const {
+        const Features& x = side ? a_.x_new : a_.x_old;
+        if constexpr (std::is_same_v<T, Row>) {
+            if (x.positions == 1 && !plan_.long_rows && i + plan_.block < plan_.n) {
+                return static_cast<const T*>(x.data) + (i + plan_.block) * x.stride_n;
+            }
+        }
+        return nullptr;
+    }
+
     // The histograms of `some` pairs from pair i on.
     void read(int64_t i, int64_t some, int64_t lane) {
         const Row* rows[2][kStreams];
@@ -195,7 +206,8 @@ class Worker {
                     const RowBins<X> by(least[q][r], most[q][r], a_.bins[k]);
                     if (by.well_apart()) {
                         streams[r] = {rows[q % 2][r], by.first, by.step,
-                                      static_cast<X>(by.bins) / by.delta, static_cast<int>(lane + r)};
+                                      static_cast<X>(by.bins) / by.delta, static_cast<int>(lane + r),
+                                      q < 2 ? after(q, i + r) : nullptr};
                         any = true;
                         continue;
                     }

@@ -26,6 +26,7 @@ struct Stream {
     Binned<T> first, step;  // of the bins' edges
     Binned<T> scale;        // about 1 / step
     int lane;
+    const T* next;  // the row that will be read after all of these, null for none
 };
 
 // What is needed of a count c, side by side: a pair of counts meets in one product of four lanes.
@@ -54,7 +55,8 @@ struct CountSums {
     bool row_range(const T* row, int64_t m, Binned<T>* least, Binned<T>* most);                        \
     template <typename T>                                                                              \
     void widen_row(const T* row, int64_t length, Binned<T>* to);                                       \
-    /* Adds `length` values of each row to the histograms [bins + 1, 32], the last line for no use. */ \
+    /* Adds `length` values of each row to the histograms [bins + 1, 32], the last line for no use, */ \
+    /* and fetches as much of the next rows. */                                                        \
     template <typename T>                                                                              \
     void bin_rows(const Stream<T> (&streams)[kStreams], int64_t length, int bins, uint16_t* histograms); \
     /* To every lane whose mask is zero: each bin the sum of `ratio` of the finer ones. */             \

@@ -115,10 +115,10 @@ def _print_retraining(console: Console, retraining: dict[str, Any]) -> None:
         "shift",
         "level",
         "re-estimated",
-        "predicted epochs",
-        "measured epochs",
-        "accuracy before",
-        "best",
+        "predicted",
+        f"{retraining['coverage']:.0%} interval",
+        "measured",
+        "before",
     )
     seen = None
     for row in retraining["rows"]:
@@ -130,10 +130,9 @@ def _print_retraining(console: Console, retraining: dict[str, Any]) -> None:
             row["kind"] if first else "",
             f"{row['level']:g}",
             show_angle(row["reestimated"]),
-            _show_prediction(row),
+            *_show_prediction(row),
             f"more than {row['epochs']:g}" if row["censored"] else f"{row['epochs']:.2f}",
             f"{row['start_accuracy']:.1%}",
-            f"{row['best_accuracy']:.1%}",
         )
     console.print(table)
     if retraining["reason"] is not None:
@@ -146,7 +145,10 @@ def _print_retraining(console: Console, retraining: dict[str, Any]) -> None:
         "accuracy_drop_reestimated": "accuracy drop, re-estimated",
     }
     table = make_table(
-        "Rank correlation with the measured epochs, across kinds of shift", "of", "Spearman", "95 %"
+        "Rank correlation with the measured epochs",
+        "across kinds of shift",
+        "Spearman",
+        "95% interval",
     )
     for name, found in retraining["rank_correlations"].items():
         known = found["value"] is not None
@@ -154,16 +156,18 @@ def _print_retraining(console: Console, retraining: dict[str, Any]) -> None:
         table.add_row(names[name], f"{found['value']:.2f}" if known else "none", interval)
     console.print(table)
     console.print(
-        "predicted epochs: by a cost model of the re-estimated index that was fitted to the other "
-        "kinds of shift alone, with its 90 % interval. Measured: the shift's own retraining of a "
-        f"copy; {retraining['censored']} of {len(retraining['rows'])} runs did not reach the "
-        f"target in {most:g} epochs. What they cost is not known: in the rank correlations they "
-        "are tied above all others."
+        "Predicted: epochs, by a cost model of the re-estimated index that was fitted to the other "
+        f"kinds of shift alone. Measured: epochs of a copy that was retrained for the shift; "
+        f"{retraining['censored']} of {len(retraining['rows'])} runs did not reach the target in "
+        f"{most:g}. What they cost is not known: in the rank correlations they are tied above all "
+        "others, and an interval that they leave open has no upper end. Before: the accuracy "
+        "before any training."
     )
 
 
-def _show_prediction(row: dict[str, Any]) -> str:
+def _show_prediction(row: dict[str, Any]) -> tuple[str, str]:
+    """The value, and its interval."""
     if row["predicted"] is None:
-        return "unknown"
-    high = "or more" if row["high"] is None else f"to {row['high']:.2f}"
-    return f"{row['predicted']:.2f} ({row['low']:.2f} {high})"
+        return "unknown", "none"
+    end = "or more" if row["high"] is None else f"to {row['high']:.2f}"
+    return f"{row['predicted']:.2f}", f"{row['low']:.2f} {end}"

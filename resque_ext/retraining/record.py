@@ -168,7 +168,8 @@ class RetrainingCost:
             "epochs": self.epochs,
             "gradient_norm_mean": self.gradient_norm.mean,
             "gradient_norm_last": self.gradient_norm.last,
-            "gradient_norm_sum": self.gradient_norm.sum,
+            # Over no steps the sum is known, as the mean is not.
+            "gradient_norm_sum": self.gradient_norm.sum if self.steps else 0.0,
             "parameter_change": self.parameter_change.mean,
             "seconds": self.train_seconds,
             "joules": training.measured.value,

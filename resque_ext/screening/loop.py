@@ -16,8 +16,9 @@ import torch
 
 from resque_ext.screening.anytime import Estimate, StoppingRule, look_sizes
 from resque_ext.screening.budget import Budget, Purse
+from resque_ext.screening.cache import weights_digest
 from resque_ext.screening.feeds import Candidate, Feed
-from resque_ext.screening.models import OldSide, ShelfModel, weights_digest
+from resque_ext.screening.models import OldSide, ShelfModel
 from resque_ext.screening.pair import PairResult
 from resque_ext.screening.progress import Progress
 from resque_ext.screening.reading import (

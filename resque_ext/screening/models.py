@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from resque_ext._inputs import describe
 from resque_ext.collectors import make_collectors
@@ -185,14 +184,3 @@ def run(passes: Passes, model: nn.Module | None, batches: Any, kind: str, side: 
         raise ValueError(f"{side}: expected embeddings, because there is no model, found inputs")
     else:
         passes.side(model, batches, side)
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of everything that the model would save."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -30,7 +30,10 @@ class Driver:
 
 SMALLER_ORDER = (("kDigitBits = 8", "kDigitBits = 6"), ("kThreads = 256", "kThreads = 64"))
 SMALLER_MOMENTS = (("min(job.windows, int64_t{1024})", "min(job.windows, int64_t{2})"),)
-SMALLER_TILES = (("kFewestTiles = 1024", "kFewestTiles = 1"), ("kMostWarps = 8192", "kMostWarps = 2"))
+SMALLER_TILES = (
+    ("kFewestTiles = 1024", "kFewestTiles = 1"),
+    ("kMostWarps = 8192", "kMostWarps = 2"),
+)
 SMALLER_CHUNKS = (
     *(("kLaneValues = 120", "kLaneValues = 8"), ("kChunkPairs = 4096", "kChunkPairs = 4")),
     ("kMostWarps = 8192", "kMostWarps = 3"),

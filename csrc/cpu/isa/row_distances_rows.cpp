@@ -144,6 +144,12 @@ void bin_rows(const Stream<T> (&streams)[kStreams], int64_t length, int bins, ui
         for (int r = 0; r < kStreams; ++r) {
             if (streams[r].row) find_bins(streams[r], streams[r].row + c, some, bins, place[r]);
         }
+        // The next rows come from memory meanwhile, so that looking for their ranges need not wait.
+        constexpr int64_t kValues = kLine / static_cast<int64_t>(sizeof(T));
+        for (int r = 0; r < kStreams; ++r) {
+            if (!streams[r].next) continue;
+            for (int64_t k = 0; k < some; k += kValues) __builtin_prefetch(streams[r].next + c + k, 0, 2);
+        }
         // Row after row in turn: a count is read again at the earliest eight additions after it was
         // written, also where half of a row lies in one bin.
         for (int64_t k = 0; k < some; ++k) {
@@ -155,13 +161,14 @@ void bin_rows(const Stream<T> (&streams)[kStreams], int64_t length, int bins, ui
 
 template <typename Count>
 void fold(const Count* finer, int ratio, int bins, const Count* mask, Count* to) {
+    using Line = typename LineOf<Count>::type;
     constexpr int L = kLanes<Count>;
+    const Line keep = load_bits<Line>(mask);
     for (int b = 0; b < bins; ++b) {
-        for (int l = 0; l < L; ++l) {
-            Count sum = 0;
-            for (int k = 0; k < ratio; ++k) sum += finer[(b * ratio + k) * L + l];
-            to[b * L + l] = (to[b * L + l] & mask[l]) | (sum & ~mask[l]);
-        }
+        Line sum = load_bits<Line>(finer + b * ratio * L);
+        for (int k = 1; k < ratio; ++k) sum += load_bits<Line>(finer + (b * ratio + k) * L);
+        const Line line = (load_bits<Line>(to + b * L) & keep) | (sum & ~keep);
+        std::memcpy(to + b * L, &line, kLine);
     }
 }
 
