@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ from resque_ext.indices.preindex import PreIndexOptions, combine
 from resque_ext.indices.representation_distance import paired_layers
 from resque_ext.indices.resque_dist import SIDES, ResqueDist, ResqueDistResult, Side
 from resque_ext.ops import spatial_mean
+
+if TYPE_CHECKING:
+    from resque_ext.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,13 @@ class ResqueDistCollector:
         check_choice(missing, ("error", "skip"), "missing")
         self.paired, self.missing = paired, missing
         self.acc: ResqueDist | None = None
+        self.blocks: int | None = None  # None: as many as the classes of the first batch ask for
 
     def add_embedding(self, x: Tensor, labels: Tensor, side: Side, outputs: int | None) -> None:
         if self.acc is None:
-            self.acc = ResqueDist(outputs or label_bound(labels), missing=self.missing)
+            blocks = None if outputs else self.blocks
+            classes = outputs or label_bound(labels)
+            self.acc = ResqueDist(classes, missing=self.missing, blocks=blocks)
         if outputs is None:
             self.acc.grow(label_bound(labels))
         try:
@@ -90,6 +96,16 @@ class ResqueDistCollector:
             classes, blocks = int(state["num_classes"]), int(state["blocks"])
             self.acc = ResqueDist(classes, missing=self.missing, blocks=blocks)
             self.acc.load_state_dict(state)
+
+    def reduce(self, ranks: Ranks) -> None:
+        """Makes it that of the data of all ranks, of which one at least has had a batch."""
+        acc = self.acc
+        mine = None if acc is None else [acc.num_classes, acc.blocks]
+        known = [each for each in ranks.gather(mine) if each is not None]
+        if self.acc is None:
+            classes, blocks = known[0]
+            self.acc = ResqueDist(classes, missing=self.missing, blocks=blocks)
+        ranks.all_reduce(self.acc)
 
     @property
     def complete(self) -> bool:
@@ -232,6 +248,10 @@ class ArmCollector:
         other.acc = Arm(**{name: getattr(self.acc, name) for name in options})
         other.load(self.state())
         return other
+
+    def reduce(self, ranks: Ranks) -> None:
+        """Makes it that of the data of all ranks."""
+        ranks.all_reduce(self.acc)
 
     def state(self) -> dict[str, Tensor]:
         return self.acc.state_dict()

@@ -7,6 +7,8 @@ Under `torchrun`, or any other start of `torch.distributed`:
             acc.update(x, y, "old")
         ranks.all_reduce(acc)
 
+or, of a model, `score(..., ranks=ranks)`.
+
 A rank that fails, or dies, is an error on all ranks, wherever they are: in `watch`, at the next
 batch; in `all_reduce`, at once; none waits for what will never come.
 """
@@ -166,6 +168,27 @@ class Ranks:
             else:
                 self._merge_states(accumulator)
 
+    def gather(self, value: Any) -> list[Any]:
+        """What every rank gives, by rank: of JSON, and of any length."""
+        if self.size == 1:
+            return [value]
+        mine = json.dumps(value).encode()
+        sizes = [note["bytes"] for note in self._exchange({"bytes": len(mine)})]
+        return [json.loads(data) for data in self._broadcasts(mine, sizes)]
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, of one shape on all, on the CPU: the same bits on all ranks."""
+        sums = values.detach().cpu().clone()
+        if self.size > 1:
+            self._exchange({"total": list(sums.shape)})
+            self._finish(dist.all_reduce(sums, group=self._group, async_op=True))
+        return sums
+
+    @property
+    def entered(self) -> bool:
+        """Ready for what is done together; one process alone always is."""
+        return self.size == 1 or self._watch is not None
+
     def _reduce_sums(self, acc: ResqueDist) -> None:
         """all_reduce of the class sums, each rank's blocks turned to where they come in line."""
         acc._read_pending()
@@ -215,16 +238,21 @@ class Ranks:
         self._expect_equal(notes)
         whole = copy.copy(acc)
         whole.reset()
+        for data in self._broadcasts(state, sizes):
+            part = copy.copy(acc)
+            part.reset()
+            part.load_state_dict(safetensors.torch.load(data))
+            whole.merge(part)
+        acc.__dict__.update(whole.__dict__)
+
+    def _broadcasts(self, mine: bytes, sizes: list[int]) -> Iterator[bytes]:
+        """The bytes of every rank, one rank after another, whose numbers all know."""
         for rank, size in enumerate(sizes):
             data = torch.empty(size, dtype=torch.uint8)
             if rank == self.rank:
-                data = torch.frombuffer(bytearray(state), dtype=torch.uint8)
+                data = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
             self._finish(dist.broadcast(data, rank, group=self._group, async_op=True))
-            part = copy.copy(acc)
-            part.reset()
-            part.load_state_dict(safetensors.torch.load(data.numpy().tobytes()))
-            whole.merge(part)
-        acc.__dict__.update(whole.__dict__)
+            yield data.numpy().tobytes()
 
     def _exchange(self, note: dict[str, Any]) -> list[dict[str, Any]]:
         """What every rank says, by rank; at the same time the place where all are known to be."""

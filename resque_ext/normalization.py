@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from resque_ext._inputs import FLOATS
+from resque_ext._inputs import FLOATS, describe
 from resque_ext.observe import LayerError, evaluating, forward, no_hooks_left
 from resque_ext.ops import class_moments
 
@@ -180,6 +180,7 @@ def adapted(
     model: nn.Module,
     new: Callable[[], Iterable[Any]],
     old: Callable[[], Iterable[Any]] | None = None,
+    join: Callable[[Mapping[str, nn.Module]], None] | None = None,
 ) -> nn.Module:
     """A copy of the model with its normalization taken to the new side.
 
@@ -193,9 +194,12 @@ def adapted(
         model: run in eval mode without gradients, and left as it is.
         new, old: each call begins a pass over that side's inputs: what `model` takes, a mapping as
             keyword arguments. Without `old` only batch-norm is adapted.
+        join: called at the end with the batch-norm layers by name: makes their statistics, after
+            so many batches (`num_batches_tracked`), those of data that others have read.
 
     Raises:
         KeyError: a layer that runs more often on the new side than on the old.
+        ValueError: a batch that has a single value a channel, and so no variance.
     """
     found = None
     if old is not None:
@@ -208,12 +212,30 @@ def adapted(
     matched = None if found is None else _Matched(model, found)
     if matched is not None:
         matched.attach()
-    with evaluating(model):
-        for module in reestimable(model).values():
+    layers = reestimable(model)
+    checks = [
+        module.register_forward_pre_hook(functools.partial(_check_batch, name), with_kwargs=True)
+        for name, module in layers.items()
+    ]
+    with evaluating(model), no_hooks_left(checks):
+        for module in layers.values():
             module.reset_running_stats()
             module.momentum, module.training = None, True
         for inputs in new():
             forward(model, inputs)
+    if join is not None:
+        join(layers)
     if matched is not None:
         matched.fix()
     return model
+
+
+def _check_batch(
+    name: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    x = args[0] if args else kwargs.get("input")
+    if isinstance(x, Tensor) and x.dim() >= 2 and x.numel() == x.shape[1]:
+        raise ValueError(
+            "new: expected two or more values a channel in every batch, because "
+            f"adapt_normalization takes their variance, found {describe(x)} at {name!r}"
+        )

@@ -74,10 +74,12 @@ class Passes:
         device: torch.device,
         progress: bool,
         classifier: bool = True,
+        watch: Callable[[Iterator[Any]], Iterator[Any]] | None = None,
     ) -> None:
         self.collectors, self.layer, self.choose = collectors, layer, choose
         self.adapter, self.device, self.progress = batch_adapter, device, progress
         self.classifier = classifier  # labels are those of the model's own classes
+        self.watch = watch  # sees the batches of a share go by; a share may be empty
         self.layer_name: str | None = None  # what the first side read, for the second to read too
         self.layer_names: tuple[str, ...] = ()
         self.skipped: dict[str, str] = {}
@@ -138,7 +140,7 @@ class Passes:
         count = 0
         if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
             raise TypeError(f"{side}: expected an iterable of batches, found {describe(data)}")
-        iterator = iter(data)
+        iterator = iter(data) if self.watch is None else self.watch(iter(data))
         try:
             total = len(data)
         except TypeError:  # a generator, or a DataLoader of an IterableDataset
@@ -151,7 +153,7 @@ class Passes:
                 yield to_device(inputs, self.device), labels
                 count += 1
                 bar.update()
-        if count == 0:
+        if count == 0 and self.watch is None:
             raise ValueError(f"{side}: expected at least one batch, found none")
 
     def _unpack(self, batch: Any, side: Side) -> Batch:
@@ -284,6 +286,8 @@ class Passes:
         self._rows[side] += len(labels)
 
     def _finish(self, reader: _Reader) -> None:
+        if not reader.ran:  # of an empty share, which shows nothing
+            return
         if reader.embedding is not None:
             self.layer_name = reader.embedding.name
         if reader.layers is not None:
@@ -302,6 +306,7 @@ class _Reader:
         self.embedding = LayerReader(model, passes.layer_name or passes.layer) if wanted else None
         self.layers = LayersReader(passes.choose(model)) if passes.reads_layers else None
         self._copy: set[str] | None = None  # layers that are changed in place later on
+        self.ran = False
 
     def attach(self) -> list[Any]:
         handles = self.embedding.attach() if self.embedding is not None else []
@@ -309,7 +314,7 @@ class _Reader:
 
     def run(self, inputs: Any, labels: Tensor, side: Side) -> Vectors:
         """One batch; returns every layer's vector where somebody takes them."""
-        passes = self.passes
+        passes, self.ran = self.passes, True
         held: list[Tensor] = []
         pooled: Vectors = {}
         vectors: Vectors = {}

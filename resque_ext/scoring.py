@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from resque_ext import normalization
+from resque_ext import joining, normalization
 from resque_ext._inputs import DEVICES, describe
 from resque_ext.collectors import COLLECTORS, Facts, make_collectors
 from resque_ext.layers import choose_layers
 from resque_ext.observe import copied, unwrap
 from resque_ext.passes import Passes
+
+if TYPE_CHECKING:
+    from resque_ext.distributed import Ranks
 
 INDICES = tuple(COLLECTORS)
 
@@ -72,6 +76,7 @@ def score(
     device: torch.device | str | None = None,
     progress: bool = True,
     options: Mapping[str, Mapping[str, Any]] | None = None,
+    ranks: Ranks | None = None,
 ) -> Any:
     """What reusing `model` on new data will cost, from one forward pass over each side.
 
@@ -105,6 +110,10 @@ def score(
         progress: show a progress bar on stderr.
         options: further arguments of an index, by its name: those of its accumulator or function,
             such as ``{"arm": {"per": "filter"}, "preindex": {"distance": "kl"}}``.
+        ranks: the processes that each read a share of both sides, as every one of them calls this:
+            :class:`resque_ext.distributed.Ranks`, entered. All get the result of all data, as if
+            those of rank 0 had come first, then those of rank 1, and so on. A share may be empty.
+            For "resque_dist" and "arm", whose states can be joined.
 
     Returns:
         One index: its own result, with `layer` and both sides' accuracy where the model is a
@@ -118,6 +127,7 @@ def score(
         KeyError: no such layer, or a layer that does not run.
         ValueError: an empty side, a model without running statistics (or, for "match", without
             normalization), or data that an index refuses.
+        RankError: of `ranks`, another one failed or was lost.
     """
     names = _check_names(indices)
     _check_arguments(model, old, new, names, shift, batch_adapter)
@@ -127,6 +137,8 @@ def score(
         )
     paired = bool(paired) or shift is not None
     collectors = make_collectors(names, options, paired)
+    if ranks is not None:
+        joining.check(ranks, collectors, adapt_normalization, paired)
     inner = unwrap(model)
     device = _device(inner, device)
     passes = Passes(
@@ -137,6 +149,7 @@ def score(
         device,
         progress,
         classifier=old is not None,
+        watch=None if ranks is None else ranks.watch,
     )
     inner = _on_device(inner, device)
     if passes.reads_layers:
@@ -150,7 +163,7 @@ def score(
     if adapt_normalization:
         source = old if shift is not None else new
         match = adapt_normalization == "match"
-        adapted = _adapted(inner, old, source, passes, shift, match)
+        adapted = _adapted(inner, old, source, passes, shift, match, ranks)
         plain = [c.unadapted() for c in collectors.values() if hasattr(c, "unadapted")]
     if shift is not None:
         _restart(shift)
@@ -173,6 +186,8 @@ def score(
             old is not None,
         )
         also.side(inner, source, "new", shift)
+    if ranks is not None:
+        joining.join(ranks, passes, collectors)
     facts = Facts(
         passes.layer_name,
         passes.layer_names,
@@ -249,6 +264,7 @@ def _adapted(
     run: Passes,
     shift: Callable[[Any], Any] | None,
     match: bool,
+    ranks: Ranks | None = None,
 ) -> nn.Module:
     """A copy of the model with its normalization taken to the new side."""
     if not normalization.reestimable(model) and not match:
@@ -280,7 +296,8 @@ def _adapted(
             if len(labels):
                 yield inputs
 
-    return normalization.adapted(model, news, olds if matchable else None)
+    join = None if ranks is None else functools.partial(joining.join_statistics, ranks)
+    return normalization.adapted(model, news, olds if matchable else None, join)
 
 
 def _restart(shift: Callable[[Any], Any] | None) -> None:

@@ -129,7 +129,7 @@ def widths(ranks):
     ranks.all_reduce(acc)
 
 
-def main():
+def main(scenarios, timeout=4):
     scenario, folder, rank, size = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
     store = dist.FileStore(str(folder / "store"), size)
     if size > 1:
@@ -138,8 +138,8 @@ def main():
         )
     start = time.monotonic()
     try:
-        with distributed.Ranks(timeout=4) as ranks:
-            result = {"result": globals()[scenario](ranks)}
+        with distributed.Ranks(timeout) as ranks:
+            result = {"result": scenarios[scenario](ranks)}
     except Exception as error:
         result = {"error": f"{type(error).__name__}: {error}"}
     result["seconds"] = time.monotonic() - start
@@ -147,4 +147,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(globals())

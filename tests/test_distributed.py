@@ -1,61 +1,13 @@
 """Several real processes over gloo: the same counts and values, and no rank left waiting."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rank_processes import close, read, run, start, without
 
 from resque_ext import ResqueDist, distributed
-
-WORKER = Path(__file__).with_name("distributed_worker.py")
-
-
-def start(scenario, folder, size):
-    folder.mkdir()
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), scenario, str(folder), str(rank), str(size)],
-            env=environment,
-        )
-        for rank in range(size)
-    ]
-
-
-def run(scenario, folder, size):
-    """What each rank found; None of one that left nothing."""
-    processes = start(scenario, folder, size)
-    for process in processes:
-        process.wait(100)
-    return [read(folder / f"{rank}.json") for rank in range(size)]
-
-
-def read(path):
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def close(found, expected):
-    """Equal, floats to 1e-12 of 1."""
-    if isinstance(expected, dict):
-        return found.keys() == expected.keys() and all(close(found[k], expected[k]) for k in found)
-    if isinstance(expected, list):
-        return len(found) == len(expected) and all(map(close, found, expected))
-    if isinstance(expected, float):
-        return found == pytest.approx(expected, rel=1e-12, abs=1e-12)
-    return found == expected
-
-
-def without(values, *names):
-    """Plain values without what has one of these names, however deep."""
-    if isinstance(values, dict):
-        return {k: without(v, *names) for k, v in values.items() if k not in names}
-    return [without(v, *names) for v in values] if isinstance(values, list) else values
 
 
 def test_any_number_of_processes_finds_the_same(tmp_path):

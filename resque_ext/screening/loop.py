@@ -97,6 +97,7 @@ class Screener:
         for name in self.plan.models:
             self.purse.next_model()
             self._model(name)
+        self._settle()
         order = [(m, c) for m in self.plan.models for c in self.plan.candidates]
         return [self.finished[key].result for key in order]
 
@@ -107,9 +108,7 @@ class Screener:
         if not missing:
             self.purse.spend(sum(self.finished[key].result.new_samples for key in keys))
             return
-        indices = [index for index in plan.indices if index in READ_ONCE]
-        options = {k: v for k, v in (plan.options or {}).items() if k in indices}
-        old = OldSide(plan.models[name], name, indices, options, plan.device, plan.batch_size)
+        old = self.fresh_side(name)
         try:
             try:
                 self._old_side(old)
@@ -124,6 +123,16 @@ class Screener:
                 self._one_by_one(old, keys)
         finally:
             old.release()
+
+    def fresh_side(self, name: str) -> OldSide:
+        """A model before its old data."""
+        plan = self.plan
+        indices = [index for index in plan.indices if index in READ_ONCE]
+        options = {k: v for k, v in (plan.options or {}).items() if k in indices}
+        return OldSide(plan.models[name], name, indices, options, plan.device, plan.batch_size)
+
+    def _settle(self) -> None:
+        """At the end: here every pair is finished by then."""
 
     def _old_side(self, old: OldSide) -> None:
         """The model after its old data: from the store, or by running it."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -61,6 +62,8 @@ def screen(
     progress: bool | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     looks: tuple[int, float] = (FIRST_LOOK, GROWTH),
+    scheduler: str | None = None,
+    workers: int | None = None,
 ) -> Screening:
     """Ranks every (model, candidate) pair by what reusing the model on the candidate will cost.
 
@@ -100,6 +103,10 @@ def screen(
         progress: a bar on stderr; None: where that is a terminal.
         options: further arguments of an index, as :func:`resque_ext.score` takes them.
         looks: samples of a pair's first look, and how many times more each next one has.
+        scheduler: "ray": pairs are read by the workers of a Ray cluster, the one that this process
+            has joined or else one that is started on this machine for the time. Every pair is read
+            to its end: needs anytime=False and no budget. The table is that of one process.
+        workers: of "ray": how many pairs are read at once; None: one on each core.
 
     Raises:
         TypeError, ValueError, OSError: an argument or source that is wrong, before anything is
@@ -126,10 +133,40 @@ def screen(
         options=options,
         looks=looks,
     )
+    screener = _screener(plan, scheduler, workers)
     pairs = len(plan.models) * len(plan.candidates)
     opened = NoStore() if store is None else open_store(store, header(plan, rank_by), resume)
     with opened, make_progress(progress, pairs) as bar:
-        return Screening(Screener(plan, opened, bar).run(), rank_by)
+        return Screening(screener(plan, opened, bar).run(), rank_by)
+
+
+def _screener(plan: Plan, scheduler: str | None, workers: int | None) -> Callable[..., Screener]:
+    """What does it, where that can be done so."""
+    ranks = _world_size()
+    if ranks > 1:
+        raise ValueError(
+            f"screen: expected one process, found {ranks} ranks of torch.distributed, of which "
+            "each would do all of it: scheduler='ray' reads many pairs at once, score(..., ranks=) "
+            "one pair by all ranks"
+        )
+    if scheduler is None:
+        if workers is not None:
+            raise ValueError(f"workers: expected None without scheduler='ray', found {workers!r}")
+        return Screener
+    check_choice(scheduler, ("ray",), "scheduler")
+    from resque_ext.screening.ray_screener import RayScreener, check_plan
+
+    check_plan(plan)
+    workers = None if workers is None else check_count(workers, "workers")
+    return functools.partial(RayScreener, workers=workers)
+
+
+def _world_size() -> int:
+    """Ranks of torch.distributed; under torchrun also before that is initialised."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size()
+    given = os.environ.get("WORLD_SIZE", "") if torch.distributed.is_torchelastic_launched() else ""
+    return int(given) if given.isdecimal() else 1
 
 
 def make_plan(
