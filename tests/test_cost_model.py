@@ -369,7 +369,7 @@ def test_fit_refuses(runs, arguments, error, message):
 
 
 def test_fit_refuses_runs(runs):
-    with pytest.raises(TypeError, match=r"^runs: expected StudyRun, found dict"):
+    with pytest.raises(TypeError, match=r"^runs: expected StudyRuns, found dict among them"):
         CostModel.fit([{}])
     with pytest.raises(ValueError, match=r"^runs: expected at least 2 .* found 0 of 0"):
         CostModel.fit([])
@@ -439,3 +439,22 @@ def test_predict_takes_numpy_numbers_and_other_names(model):
     assert isinstance(expected["epochs"], Prediction)
     assert set(expected) == {*PREDICTED, "kwh", "kwh_estimated"}
     assert repr(model) == f"CostModel(monotone, {INDEX}; 30 runs of 10 kinds)"
+
+
+def test_runs_that_all_began_at_their_target_cost_nothing():
+    free = [study_run(x, 0.0, f"k{x}", steps=0, joules=None) for x in (0.1, 0.2, 0.3)]
+    found = CostModel.fit(free).predict(at(0.2))
+    for name in ("epochs", "seconds", "parameter_change", "gradient_norm_sum"):
+        assert (found[name].value, found[name].low) == (0, 0)
+    reason = "not known of the runs: none took a step, so nothing was metered"
+    assert (found["joules"].value, found["joules"].reason) == (None, reason)
+
+
+def test_a_kind_without_a_measure_is_a_new_one_to_it():
+    short = [study_run(x, x, "short", joules=None) for x in (0.2, 0.4)]
+    metered = [study_run(x, 10 * x, f"k{x}") for x in (0.1, 0.3, 0.5, 0.9)]
+    found = CostModel.fit([*short, *metered]).predict(at(0.3), kind="short", coverage=0.6)
+    assert found["epochs"].basis == "a new level of a known kind"
+    assert found["joules"].basis == "a new kind of shift"
+    again = CostModel.fit([*short, *metered]).predict(at(0.3), coverage=0.6)
+    assert found["joules"] == again["joules"]

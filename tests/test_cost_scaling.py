@@ -183,3 +183,11 @@ def test_an_unbounded_end_stays_one(model):
 def test_refused(model, arguments, error, message):
     with pytest.raises(error, match=f"^{message}"):
         model.predict(VALUES, **arguments)
+
+
+def test_gradient_norms_have_no_rule_for_another_number_of_samples():
+    model = CostModel.fit(runs(), measures=("epochs", "gradient_norm_mean"))
+    assert model.predict(VALUES)["gradient_norm_mean"].value == pytest.approx(1)
+    found = model.predict(VALUES, samples_per_epoch=10)["gradient_norm_mean"]
+    assert (found.value, found.low, found.high) == (None, None, None)
+    assert found.reason == "no rule carries it from 1000 to 10 samples an epoch"

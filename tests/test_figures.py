@@ -179,7 +179,7 @@ def test_refused(runs, model, tmp_path):
     unmetered = [study_run(x, 10 * x, joules=None) for x in (0.1, 0.5)]
     for call, error, message in (
         (lambda: cost_figure([], model), ValueError, "runs: expected at least one"),
-        (lambda: cost_figure([1], model), TypeError, "runs: expected StudyRun, found int"),
+        (lambda: cost_figure([1], model), TypeError, "runs: expected StudyRuns, found int"),
         (lambda: cost_figure(runs, None), TypeError, "model: expected a CostModel"),
         (lambda: cost_figure(runs, model, "seconds"), ValueError, "measure: expected one of"),
         (

@@ -297,3 +297,11 @@ def test_moments_are_numpys_and_of_any_batches():
     mean, variance = moments.mean_and_variance()
     np.testing.assert_allclose(mean, x.astype(np.float64).mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(variance, x.astype(np.float64).var((0, 2, 3)), rtol=1e-8)
+
+
+def test_nothing_to_match_to_is_said():
+    model = group_norm_cnn()
+    full = [(torch.rand(4, 3, 8, 8), torch.arange(4) % 2)]
+    empty = [(torch.rand(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64))]
+    with pytest.raises(ValueError, match=r"^old: expected rows to match the new side to, found no"):
+        score(model, empty, full, adapt_normalization="match", progress=False)

@@ -364,6 +364,7 @@ WRONG = [
     ({"on_run": 3}, TypeError, "on_run: expected a function of a run, found int"),
     ({"meter": "none"}, TypeError, "meter: expected an EnergyMeter, 'auto' or None, found 'none'"),
     ({"layer": "9"}, KeyError, "layer: expected the name of a module of Sequential, found '9'"),
+    ({"index_options": ["arm"]}, TypeError, "index_options: expected a mapping of .* found list"),
     ({"index_options": {"arm": {"x": 1}}}, TypeError, "options: expected for 'arm' per, .*'x'"),
     ({"device": "meta"}, ValueError, "device: expected a cpu or cuda device, found 'meta'"),
     ({"model": nn.Flatten()}, ValueError, "model: expected trainable parameters, found no param"),

@@ -275,6 +275,7 @@ def test_defaults_dict_and_text(cost):
         ({"runs": 3}, TypeError, "runs: expected StudyRuns, found int"),
         ({"runs": [3]}, TypeError, "runs: expected StudyRuns, found int among them"),
         ({"predictors": ["y"]}, ValueError, r"predictors: expected names among x, none, .*\['y'\]"),
+        ({"predictors": 3}, TypeError, "predictors: expected names, found int"),
         ({"predictors": []}, ValueError, "predictors: expected names among"),
         ({"measures": "cost"}, ValueError, r"measures: expected names among epochs, .*\['cost'\]"),
         ({"methods": "kendall"}, ValueError, "methods: expected names among spearman, pearson"),

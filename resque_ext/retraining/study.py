@@ -148,6 +148,11 @@ def study(
         raise TypeError(f"model_name: expected a text, found {describe(name)}")
     if on_run is not None and not callable(on_run):
         raise TypeError(f"on_run: expected a function of a run, found {describe(on_run)}")
+    if index_options is not None and not isinstance(index_options, Mapping):
+        raise TypeError(
+            f"index_options: expected a mapping of indices to their arguments, found "
+            f"{describe(index_options)}"
+        )
     if path is not None:
         check_path(path)
     randomness = Randomness(place, tuple(sides.values()))
