@@ -108,6 +108,10 @@ def test_by_joules_per_sample(model):
     assert found["joules"].unit == "J"
     assert found["joules_estimated"].value is None
     assert found["kg_co2"].value is None
+    here = model.predict(VALUES, joules_per_sample=0.2)
+    # The measured emissions were of other joules than these; the estimated ones are as they were.
+    assert here["kg_co2"].value is None
+    assert here["kg_co2_estimated"].value == pytest.approx(KG)
     larger = model.predict(VALUES, samples_per_epoch=4000, joules_per_sample=0.2)
     assert larger["joules"].value == pytest.approx(EPOCHS * 4000 * 0.2)
     assert larger["joules_estimated"].value == pytest.approx(4 * JOULES)

@@ -169,7 +169,8 @@ def test_runs_without_a_step_are_compared_as_they_are_fitted():
     """They cost nothing, though their meter has no figure."""
     runs = [study_run(x, 10 * x, f"k{i % 3}") for i, x in enumerate((0.2, 0.4, 0.6, 0.8))]
     free = study_run(0.1, 0.0, "k0", steps=0, joules=None)
-    found = leave_one_kind_out([*runs, free], measures=("joules",))["joules"]
+    unmetered = study_run(0.5, 5.0, "k1", joules=None)
+    found = leave_one_kind_out([*runs, free, unmetered], measures=("joules",))["joules"]
     assert set(found.predictions) == {0, 1, 2, 3, 4}
     assert found.kinds["k0"].runs == 3
 
