@@ -158,6 +158,12 @@ def test_batch_norm_alone_is_re_estimated_whichever_way_it_is_asked():
         for way in (True, "match", False)
     ]
     assert found[0] == found[1] != found[2]
+    # Whatever the statistics were: the mean of the means of the batches.
+    parts = inputs_of(new)
+    first = normalization.adapted(model, lambda: parts)[1]
+    with torch.no_grad():
+        means = [model[0](x).mean((0, 2, 3)) for x in parts]
+    torch.testing.assert_close(first.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("make_model", [group_norm_cnn, Tokens])

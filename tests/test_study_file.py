@@ -144,6 +144,10 @@ def test_other_torn_lines_are_errors(model, whole, tmp_path):
         ({"max_epochs": 3}, r"retraining.max_epochs \(3.0, found 5.0\)"),
         ({"model_name": "other"}, r"model \('other', found 'Sequential'\)"),
         ({"indices": ("arm",)}, r"indices \(\['arm'\], found \['resque_dist', 'arm'\]\)"),
+        (
+            {"base": data(test=[(x[1:], y[1:]) for x, y in data()["test"]])},
+            r"data.test\[1\] \(\d+, found \d+\)",
+        ),
         ({"base": data(test=data()["test"][:2])}, r"data.test\[0\] \(2, found 4\)"),
         (
             {"optimizer": lambda p: torch.optim.Adam(p, lr=0.5)},
