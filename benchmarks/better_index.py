@@ -80,11 +80,18 @@ def trained(name: str, setting: Setting, old: Part, work: Path | None) -> nn.Mod
 
 
 def kept(
-    file: Path | None, cases: list[Case], make: Callable[[int, Case], dict[str, Any]]
+    file: Path | None,
+    cases: list[Case],
+    make: Callable[[int, Case], dict[str, Any]],
+    seeds: int = 0,
 ) -> list[dict[str, Any]]:
-    """What `make` gives for every case, read from the file where it is there and written to it."""
+    """What `make` gives for every case, read from the file where it is there and written to it.
+
+    Costs of fewer runs than `seeds`, as --quick leaves them, are measured again.
+    """
     lines = file.read_text().splitlines() if file is not None and file.exists() else []
-    known = {tuple(row["case"]): row for row in map(json.loads, lines)}
+    rows = [row for row in map(json.loads, lines) if len(row.get("runs", ())) >= seeds]
+    known = {tuple(row["case"]): row for row in rows}
     for i, case in enumerate(cases):
         if case not in known:
             known[case] = {"case": list(case)} | make(i, case)
@@ -164,7 +171,7 @@ def measure(name: str, setting: Setting, data: Path | None, work: Path | None) -
         return {"predictors": predictors(model, old, shifted(new, *case, 1000 + i))}
 
     files = [work / f"{name}.{what}.jsonl" if work else None for what in ("costs", "predictors")]
-    rows = kept(files[0], setting.cases, measured)
+    rows = kept(files[0], setting.cases, measured, setting.seeds)
     for row, more in zip(rows, kept(files[1], setting.cases, scored), strict=True):
         row |= more | {"runs": row["runs"][: setting.seeds]}
     return {"role": setting.role, "accuracy": clean, "rows": rows}

@@ -278,6 +278,8 @@ def run(path: Path, name: str, size: Size, device: torch.device, seed: int) -> d
         target_accuracy=clean - TOLERANCE,
         model_name=name,
         layer=layer,
+        # Batch-norm is re-estimated all the same; the others have nothing else to adapt.
+        adapt_normalization="match",
         max_epochs=size.most_epochs,
         checks_per_epoch=size.checks,
         optimizer=lambda parameters: torch.optim.Adam(parameters, lr=2e-4, weight_decay=1e-5),

@@ -199,14 +199,18 @@ def adapted(
 
     Raises:
         KeyError: a layer that runs more often on the new side than on the old.
-        ValueError: a batch that has a single value a channel, and so no variance.
+        ValueError: `old` gives no inputs; a batch that has a single value a channel, and so no
+            variance.
     """
     found = None
     if old is not None:
-        observed = _Observed(model)
+        observed, passed = _Observed(model), 0
         with evaluating(model), no_hooks_left(observed.attach()):
             for inputs in old():
                 forward(model, inputs)
+                passed += 1
+        if not passed:
+            raise ValueError("old: expected rows to match the new side to, found none")
         found = observed.moments
     model = copy.deepcopy(model)
     matched = None if found is None else _Matched(model, found)

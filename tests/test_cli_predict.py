@@ -177,3 +177,14 @@ def test_predict_refuses(refused, model, arguments, words):
 def test_predict_refuses_files(refused, study, tmp_path):
     assert "no.json" in refused("predict", tmp_path / "no.json", "a=1")
     assert "study.jsonl: model: expected" in refused("predict", study, "a=1")
+
+
+def test_predict_says_where_a_kind_is_new_to_a_measure(run, tmp_path):
+    short = [study_run(x, x, "short", joules=None) for x in (0.2, 0.4)]
+    metered = [study_run(x, 10 * x, f"k{x}") for x in (0.1, 0.3, 0.5, 0.9)]
+    path = tmp_path / "model.json"
+    CostModel.fit([*short, *metered], measures=("epochs", "joules")).save(path)
+    status, out, _ = run("predict", path, f"{INDEX}=0.3", "--kind", "short", "--coverage", "0.6")
+    assert status == 0
+    assert "Cost of a new level of a known kind" in out
+    assert "joules, kwh: interval for a new kind of shift" in out

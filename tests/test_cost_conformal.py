@@ -161,3 +161,31 @@ def test_scores_by_hand():
     # Known: the distance, up to the limit. Stopped short: the worst from there to the limit.
     np.testing.assert_allclose(scores, [0.8, 0.5, 1.0, 1.0, 1.0, 1.0])
     assert flat(1.0).scores(np.zeros((1, 1)), y[:1], np.array([True]))[0] == math.inf
+
+
+def test_scores_of_fits_far_off_by_hand():
+    y, censored = np.expm1([0.2, 0.5, 1.2]), np.array([False, True, True])
+    # Fitted above the limit of 2 is the limit; fitted near it, the least is the worst.
+    for level, scores in ((3.0, [1.8, 1.5, 0.8]), (1.8, [1.6, 1.3, 0.6]), (-1.0, [0.2, 2.0, 2.0])):
+        curve = flat(level, limit=math.exp(2) - 1)
+        np.testing.assert_allclose(curve.scores(np.zeros((3, 1)), y, censored), scores)
+
+
+def test_scale_and_limit_by_hand():
+    y = np.array([0.0, 1.0, 4.0, 9.0, 2.0, 3.0, 50.0])
+    censored = np.array([False, False, False, False, True, True, True])
+    curve = Curve.of("monotone", np.arange(7.0)[:, None], y, censored, 0.01)
+    assert (curve.scale, curve.limit) == (4, 3)  # medians of 1, 4, 9 and of 2, 3, 50
+    free = Curve.of("monotone", np.arange(2.0)[:, None], np.zeros(2), censored[:2], 0.01)
+    assert (free.scale, free.limit) == (1, math.inf)
+    assert free.costs(np.array([[0.5]])).tolist() == [0]
+
+
+@pytest.mark.parametrize("each", [3, 7, 10, 49])
+def test_weights_of_a_kind_add_up_to_one(each):
+    """A coverage that needs every run of every kind: sums of 1 / each may end below a whole."""
+    scores = np.arange(1.0, each + 1)
+    left_out = [LeftOut(flat(100.0), scores + i / 10) for i in range(9)]
+    found = interval(left_out, np.zeros(1), 0.9, "kinds")
+    assert found.high == pytest.approx(np.expm1(100 + each + 0.8))
+    assert found.low == pytest.approx(np.expm1(100 - each - 0.8))

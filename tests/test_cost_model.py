@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 from study_runs import random_runs, study_run
 
-from resque_ext.retraining import CostModel, Prediction, RecordError
+from resque_ext.retraining import CostModel, Prediction, RecordError, cost_model
 from resque_ext.retraining.cost_model import NEW_KIND, NEW_LEVEL, PREDICTED, ModelRun
 from resque_ext.screening.pair import PredictedCost
 
@@ -180,6 +180,8 @@ def test_runs_without_a_step_cost_nothing_unless_nothing_was_metered():
     bare = [study_run(x, 10 * x, joules=None) for x in (0.3, 0.9)]
     found = CostModel.fit([free(0.1), free(0.2), *bare]).predict(at(0.1))
     assert (found["joules"].value, found["joules"].reason) == (None, UNMETERED)
+    nothing = study_run(0.15, 0.0, steps=0, joules=0.0)  # the figure of a window of no length
+    assert CostModel.fit([nothing, *bare]).predict(at(0.3))["joules"].reason == UNMETERED
     # And a gradient norm per step is of no step.
     found = CostModel.fit([free(0.1), *metered[:1]], measures=("epochs", "gradient_norm_mean"))
     reason = found.predict(at(0.1))["gradient_norm_mean"].reason
@@ -251,6 +253,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, model, monkeypatch):
         model.save(path)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["model.json"]
+
+
+def test_a_reader_has_the_old_file_or_the_new_one(tmp_path, model):
+    path = tmp_path / "model.json"
+    path.write_text("old")
+    with path.open() as reader:
+        model.save(path)
+        assert reader.read() == "old"
+    assert CostModel.load(path).to_json() == model.to_json()
 
 
 def test_unknown_measures_survive_the_file():
@@ -369,7 +380,7 @@ def test_fit_refuses(runs, arguments, error, message):
 
 
 def test_fit_refuses_runs(runs):
-    with pytest.raises(TypeError, match=r"^runs: expected StudyRun, found dict"):
+    with pytest.raises(TypeError, match=r"^runs: expected StudyRuns, found dict among them"):
         CostModel.fit([{}])
     with pytest.raises(ValueError, match=r"^runs: expected at least 2 .* found 0 of 0"):
         CostModel.fit([])
@@ -439,3 +450,46 @@ def test_predict_takes_numpy_numbers_and_other_names(model):
     assert isinstance(expected["epochs"], Prediction)
     assert set(expected) == {*PREDICTED, "kwh", "kwh_estimated"}
     assert repr(model) == f"CostModel(monotone, {INDEX}; 30 runs of 10 kinds)"
+
+
+def test_runs_that_all_began_at_their_target_cost_nothing():
+    free = [study_run(x, 0.0, f"k{x}", steps=0, joules=None) for x in (0.1, 0.2, 0.3)]
+    found = CostModel.fit(free).predict(at(0.2))
+    for name in ("epochs", "seconds", "parameter_change", "gradient_norm_sum"):
+        assert (found[name].value, found[name].low) == (0, 0)
+    reason = "not known of the runs: none took a step, so nothing was metered"
+    assert (found["joules"].value, found["joules"].reason) == (None, reason)
+
+
+def test_a_kind_without_a_measure_is_a_new_one_to_it():
+    short = [study_run(x, x, "short", joules=None) for x in (0.2, 0.4)]
+    metered = [study_run(x, 10 * x, f"k{x}") for x in (0.1, 0.3, 0.5, 0.9)]
+    found = CostModel.fit([*short, *metered]).predict(at(0.3), kind="short", coverage=0.6)
+    assert found["epochs"].basis == "a new level of a known kind"
+    assert found["joules"].basis == "a new kind of shift"
+    again = CostModel.fit([*short, *metered]).predict(at(0.3), coverage=0.6)
+    assert found["joules"] == again["joules"]
+
+
+def test_costs_of_censored_runs_alone_make_no_measure():
+    runs = [study_run(x, 10 * x, joules=None) for x in (0.1, 0.3)]
+    runs += [study_run(0.5, 5.0), study_run(0.7, 6.0, censored=True)]
+    found = CostModel.fit(runs).predict(at(0.3))
+    assert found["epochs"].value == pytest.approx(3)
+    reason = "known of 1 runs that reached their target, which is too few"
+    assert (found["joules"].value, found["joules"].reason) == (None, reason)
+
+
+def test_an_end_on_the_wrong_side_of_the_value_is_moved_to_it(monkeypatch):
+    # Three costs that no line meets: the fits without one of them are both above that of all.
+    points = ((0.9, 2.5), (1.0, 1.5), (0.5, 8.5))
+    runs = [study_run(x, y, f"k{x}") for x, y in points]
+    model = CostModel.fit(runs, measures=("epochs",), method="log-linear", coverage=0.5)
+    plain = model._curves_of("epochs").interval(np.array([0.9]), 0.5, known=False)
+    found = model.predict(at(0.9))["epochs"]
+    assert plain.low > found.value * 1.01
+    assert (found.low, found.high) == (found.value, plain.high)
+    below = cost_model.Interval(0.5, found.value / 2, None)
+    monkeypatch.setattr(cost_model, "interval", lambda *_: below)
+    found = model.predict(at(0.9))["epochs"]
+    assert (found.low, found.high) == (0.5, found.value)

@@ -146,3 +146,18 @@ def test_several_predictors_rise_each():
         assert (fit.at(more) >= fit.at(at)).all()
     falling = regress("monotone", x[:, 2:].repeat(2, 1), y, np.zeros(40, bool), 0.01)
     np.testing.assert_allclose(falling.at(at[:, :2]), y.mean())  # nothing is left: the mean
+
+
+def test_a_bound_below_its_block_holds_no_knot():
+    # The bound at 2 asks for nothing, so the way up to the run at 3 begins at 1.
+    x, y = np.arange(4.0), np.array([3.0, 1.0, 0.5, 5.0])
+    knots, levels = isotonic(x, y, np.array([False, False, True, False]))
+    assert (knots.tolist(), levels.tolist()) == ([0, 1, 3, 3], [2, 2, 5, 5])
+
+
+def test_ridge_reaches_a_line_that_whole_steps_run_past():
+    x = [[-6.6, -1.2], [2.1, 5.7], [0.1, -0.6], [-0.8, 0.7], [1.6, 0.3], [-1.2, -1.0], [1.6, 0.2]]
+    y = np.array([-12.0, -2.0, 2.0, 0.0, -14.0, 10.0, 20.0])
+    bound = np.array([True, False, True, True, True, True, True])
+    line = ridge(np.array(x), y, bound, 0.0)
+    assert loss(line.at(np.array(x)), y, bound) < 1e-12  # one run and six bounds: all can be met

@@ -108,6 +108,10 @@ def test_by_joules_per_sample(model):
     assert found["joules"].unit == "J"
     assert found["joules_estimated"].value is None
     assert found["kg_co2"].value is None
+    here = model.predict(VALUES, joules_per_sample=0.2)
+    # The measured emissions were of other joules than these; the estimated ones are as they were.
+    assert here["kg_co2"].value is None
+    assert here["kg_co2_estimated"].value == pytest.approx(KG)
     larger = model.predict(VALUES, samples_per_epoch=4000, joules_per_sample=0.2)
     assert larger["joules"].value == pytest.approx(EPOCHS * 4000 * 0.2)
     assert larger["joules_estimated"].value == pytest.approx(4 * JOULES)
@@ -183,3 +187,11 @@ def test_an_unbounded_end_stays_one(model):
 def test_refused(model, arguments, error, message):
     with pytest.raises(error, match=f"^{message}"):
         model.predict(VALUES, **arguments)
+
+
+def test_gradient_norms_have_no_rule_for_another_number_of_samples():
+    model = CostModel.fit(runs(), measures=("epochs", "gradient_norm_mean"))
+    assert model.predict(VALUES)["gradient_norm_mean"].value == pytest.approx(1)
+    found = model.predict(VALUES, samples_per_epoch=10)["gradient_norm_mean"]
+    assert (found.value, found.low, found.high) == (None, None, None)
+    assert found.reason == "no rule carries it from 1000 to 10 samples an epoch"

@@ -48,6 +48,7 @@ def test_every_run_is_drawn_as_what_it_is(runs, model, measure):
     assert drawn(axes, "white") == {p for r, p in places.items() if r.censored} != set()
     arrows = [text.xy for text in axes.texts]
     assert set(arrows) == drawn(axes, "white")
+    assert all(text.xyann[1] > 0 for text in axes.texts)  # upwards
     assert axes.get_ylim()[1] > max(y for _, y in places.values())
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert {f"kind{i}" for i in range(10)} < set(labels)
@@ -123,6 +124,8 @@ def test_accuracy_of_every_run(runs):
         ends = [line for line in axes.get_lines() if line.get_marker() == "o"]
         white = [to_hex(line.get_markerfacecolor()) == "#ffffff" for line in ends]
         assert white == [run.censored for run in mine]
+        targets = [line.get_ydata()[0] for line in axes.get_lines() if line.get_linestyle() == "--"]
+        assert targets == [0.9]
 
 
 def test_files_are_equal_and_small(tmp_path):
@@ -179,7 +182,7 @@ def test_refused(runs, model, tmp_path):
     unmetered = [study_run(x, 10 * x, joules=None) for x in (0.1, 0.5)]
     for call, error, message in (
         (lambda: cost_figure([], model), ValueError, "runs: expected at least one"),
-        (lambda: cost_figure([1], model), TypeError, "runs: expected StudyRun, found int"),
+        (lambda: cost_figure([1], model), TypeError, "runs: expected StudyRuns, found int"),
         (lambda: cost_figure(runs, None), TypeError, "model: expected a CostModel"),
         (lambda: cost_figure(runs, model, "seconds"), ValueError, "measure: expected one of"),
         (

@@ -246,3 +246,12 @@ def test_sides_and_merges_that_do_not_fit():
         acc.update(np.ones((4, width)), np.arange(4) % 2, "new")
     with pytest.raises(ValueError, match=r"^other: expected width 3, found 4"):
         a.merge(b)
+
+
+def test_rows_that_are_all_in_one_fold_have_no_readout():
+    # Class c begins with fold c, and 5 is 0 again.
+    x, y = np.eye(6)[[0, 5]], np.array([0, 5])
+    with pytest.raises(
+        ValueError, match=r"^labels: .* of 5 folds, found 2 rows of 2 classes in 1$"
+    ):
+        linear_residual(x, x, y, y)

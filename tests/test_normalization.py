@@ -158,6 +158,13 @@ def test_batch_norm_alone_is_re_estimated_whichever_way_it_is_asked():
         for way in (True, "match", False)
     ]
     assert found[0] == found[1] != found[2]
+    # Whatever the statistics were: the mean of the means of the batches.
+    parts = inputs_of(new)
+    model[1].num_batches_tracked += 5
+    first = normalization.adapted(model, lambda: parts)[1]
+    with torch.no_grad():
+        means = [model[0](x).mean((0, 2, 3)) for x in parts]
+    torch.testing.assert_close(first.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("make_model", [group_norm_cnn, Tokens])
@@ -297,3 +304,11 @@ def test_moments_are_numpys_and_of_any_batches():
     mean, variance = moments.mean_and_variance()
     np.testing.assert_allclose(mean, x.astype(np.float64).mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(variance, x.astype(np.float64).var((0, 2, 3)), rtol=1e-8)
+
+
+def test_nothing_to_match_to_is_said():
+    model = group_norm_cnn()
+    full = [(torch.rand(4, 3, 8, 8), torch.arange(4) % 2)]
+    empty = [(torch.rand(0, 3, 8, 8), torch.zeros(0, dtype=torch.int64))]
+    with pytest.raises(ValueError, match=r"^old: expected rows to match the new side to, found no"):
+        score(model, empty, full, adapt_normalization="match", progress=False)

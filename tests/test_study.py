@@ -25,7 +25,7 @@ from torch import nn
 from training_oracle import batches, fast, loader, network
 
 from resque_ext import collectors, score, shifts
-from resque_ext.retraining import StudyRun, retrain, study
+from resque_ext.retraining import StudyError, StudyRun, retrain, study
 from resque_ext.retraining.study_grid import make_grid
 
 TRIVIAL = ("accuracy_drop", "nearest_class_mean_error", "linear_probe_error")
@@ -142,6 +142,30 @@ def test_seed_shuffling_and_the_callers_generators(model):
     assert other[0].cost.loss_of_epoch != first[0].cost.loss_of_epoch
 
 
+class Noise:
+    """Other noise on every sample, alike in every pass of one order."""
+
+    def __init__(self, level):
+        self.level = level
+        self.reset()
+
+    def reset(self):
+        self.generator = torch.Generator().manual_seed(3)
+
+    def __call__(self, x):
+        return x + self.level * torch.randn(x.shape, generator=self.generator)
+
+
+def test_a_case_of_shuffled_data_does_not_depend_on_the_others(model):
+    """Every pass of predictors begins with the case's seed, whatever was drawn before it."""
+
+    def go(*levels):
+        shifts = {"noise": {level: Noise(level) for level in levels}}
+        return run(model, data(train=loader(seed=1)), shifts, max_epochs=1)
+
+    assert lasting(go(0.2, 0.5)[1]) == lasting(go(0.5)[0])
+
+
 def test_model_is_left_as_it_was(model):
     model = copy.deepcopy(model).train()
     before = copy.deepcopy(model.state_dict())
@@ -163,6 +187,28 @@ def test_without_running_statistics():
         assert only.predictors[f"{name}_reestimated"] is None
         assert "batch-norm running statistics, found none" in only.reasons[f"{name}_reestimated"]
     assert len(only.reasons) == len(ALL) + len(TRIVIAL)
+
+
+def test_what_has_no_running_statistics_can_be_matched(tmp_path):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3))
+    names, path = ("resque_dist", "linear_residual", "preindex"), tmp_path / "runs"
+    options = {"shifts": grid({"add": (0.5,)}), "indices": names, "path": path}
+    (only,) = run(net, adapt_normalization="match", **options)
+    assert only.reasons == {}
+    old, side = data()["old"], data()["train"]
+    new = shifted(only, side)
+    for name in names:
+        sides = {"old": side, "paired": True} if name == "preindex" else {"old": old}
+        given = {"new": new, "indices": name, "progress": False} | sides
+        found = score(net, adapt_normalization="match", **given).value
+        assert only.predictors[f"{name}_reestimated"] == found
+        assert only.predictors[name] == score(net, **given).value != found
+    with pytest.raises(
+        StudyError, match=r"differs in adapt_normalization \(None, found 'match'\)$"
+    ):
+        run(net, **options)
 
 
 class Zero:
@@ -364,6 +410,12 @@ WRONG = [
     ({"on_run": 3}, TypeError, "on_run: expected a function of a run, found int"),
     ({"meter": "none"}, TypeError, "meter: expected an EnergyMeter, 'auto' or None, found 'none'"),
     ({"layer": "9"}, KeyError, "layer: expected the name of a module of Sequential, found '9'"),
+    (
+        {"adapt_normalization": False},
+        ValueError,
+        "adapt_normalization: expected True or 'match', f",
+    ),
+    ({"index_options": ["arm"]}, TypeError, "index_options: expected a mapping of .* found list"),
     ({"index_options": {"arm": {"x": 1}}}, TypeError, "options: expected for 'arm' per, .*'x'"),
     ({"device": "meta"}, ValueError, "device: expected a cpu or cuda device, found 'meta'"),
     ({"model": nn.Flatten()}, ValueError, "model: expected trainable parameters, found no param"),

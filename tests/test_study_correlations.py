@@ -224,6 +224,9 @@ def test_values_that_are_not_known_are_left_out(cost):
     x, y, _ = columns([r for i, r in enumerate(runs) if i not in (2, 3, 4)])
     assert found.value == pytest.approx(stats.spearmanr(x, y)[0], abs=1e-12)
     assert (found.runs, found.dropped) == (9, 3)
+    kinds = correlate(runs, "x", "epochs").get("x", "epochs").kinds
+    # Of four runs each, those at 2, 3 and 4 are of the kinds c, a and b.
+    assert [(kinds[k].runs, kinds[k].dropped) for k in KINDS] == [(3, 1)] * 3
 
 
 def test_huge_and_tiny_values(cost):
@@ -275,6 +278,7 @@ def test_defaults_dict_and_text(cost):
         ({"runs": 3}, TypeError, "runs: expected StudyRuns, found int"),
         ({"runs": [3]}, TypeError, "runs: expected StudyRuns, found int among them"),
         ({"predictors": ["y"]}, ValueError, r"predictors: expected names among x, none, .*\['y'\]"),
+        ({"predictors": 3}, TypeError, "predictors: expected names, found int"),
         ({"predictors": []}, ValueError, "predictors: expected names among"),
         ({"measures": "cost"}, ValueError, r"measures: expected names among epochs, .*\['cost'\]"),
         ({"methods": "kendall"}, ValueError, "methods: expected names among spearman, pearson"),

@@ -144,6 +144,10 @@ def test_other_torn_lines_are_errors(model, whole, tmp_path):
         ({"max_epochs": 3}, r"retraining.max_epochs \(3.0, found 5.0\)"),
         ({"model_name": "other"}, r"model \('other', found 'Sequential'\)"),
         ({"indices": ("arm",)}, r"indices \(\['arm'\], found \['resque_dist', 'arm'\]\)"),
+        (
+            {"base": data(test=[(x[1:], y[1:]) for x, y in data()["test"]])},
+            r"data.test\[1\] \(\d+, found \d+\)",
+        ),
         ({"base": data(test=data()["test"][:2])}, r"data.test\[0\] \(2, found 4\)"),
         (
             {"optimizer": lambda p: torch.optim.Adam(p, lr=0.5)},
@@ -300,3 +304,33 @@ def test_kinds_of_the_file_are_those_of_the_registry(tmp_path):
     assert list(found) == list(study(net, base, shifts, ("resque_dist",), path=path, **options))
     assert [r.unit for r in found] == ["standard deviation of the noise"] * 2 + ["ignored"]
     assert len({r.seed for r in found}) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": 4}, "kind: expected a text, found 4"),
+        ({"level": "a"}, "level: expected a finite number, found 'a'"),
+        ({"level": True}, "level: expected a finite number, found True"),
+        ({"seed": 0.5}, "seed: expected an integer, found 0.5"),
+        ({"predictors": [1]}, r"predictors: expected an object, found \[1\]"),
+        ({"predictors": {"arm": "x"}}, r"predictors\['arm'\]: expected a finite number or null"),
+        ({"predictors": {"arm": float("nan")}}, r"predictors\['arm'\]: expected .* found nan"),
+        ({"std_errors": {"arm": []}}, r"std_errors\['arm'\]: expected a finite number or null"),
+        ({"reasons": {"arm": None}}, r"reasons\['arm'\]: expected a text, found None"),
+        ({"index_seconds": "1"}, "index_seconds: expected a finite number or null, found '1'"),
+    ],
+)
+def test_a_line_with_a_wrong_value_is_an_error(whole, tmp_path, change, message):
+    path = tmp_path / "runs"
+    header, line, *others = whole[1].decode().splitlines()
+    path.write_text("\n".join([header, json.dumps({**json.loads(line), **change}), *others, ""]))
+    with pytest.raises(RecordError, match=rf"runs, line 2: run: {message}"):
+        list(read_runs(path))
+
+
+def test_a_line_with_a_wrong_cost_is_an_error(whole):
+    values = json.loads(whole[1].decode().splitlines()[1])
+    values["cost"]["epochs"] = "many"
+    with pytest.raises(RecordError, match=r"^(run|record): .*epochs: expected .*, found 'many'"):
+        StudyRun.from_json(json.dumps(values))

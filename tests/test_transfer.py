@@ -1,5 +1,6 @@
 """leave_one_kind_out: each kind predicted from the others, against the same done by hand."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import scipy.stats
 from study_runs import random_runs, study_run
 
-from resque_ext.retraining import CostModel, leave_one_kind_out
+from resque_ext.retraining import CostModel, correlate, leave_one_kind_out, transfer
 
 INDEX = "resque_dist_reestimated"
 
@@ -17,7 +18,7 @@ def test_each_kind_is_predicted_by_a_model_of_the_others(method):
     runs = random_runs(np.random.default_rng(0), kinds=6, levels=4)
     found = leave_one_kind_out(runs, measures=("epochs", "joules"), method=method, coverage=0.7)
     assert list(found) == ["epochs", "joules"]
-    for measure, transfer in found.items():
+    for measure, each in found.items():
         predicted = {}
         for kind in dict.fromkeys(run.kind for run in runs):
             others = [run for run in runs if run.kind != kind]
@@ -26,10 +27,10 @@ def test_each_kind_is_predicted_by_a_model_of_the_others(method):
                 if run.kind == kind:
                     one = model.predict(run.predictors, extrapolate="clamp")
                     predicted[i] = one[measure]
-        assert transfer.predictions == predicted
+        assert each.predictions == predicted
         values = np.array([predicted[i].value for i in range(len(runs))])
         costs = np.array([run.measures[measure] for run in runs])
-        overall = transfer.overall
+        overall = each.overall
         assert overall.runs == len(runs) == 24
         assert overall.mean_absolute_error == pytest.approx(np.abs(values - costs).mean())
         assert overall.bias == pytest.approx((values - costs).mean())
@@ -38,12 +39,12 @@ def test_each_kind_is_predicted_by_a_model_of_the_others(method):
         inside = sum(predicted[i].low <= c <= predicted[i].high for i, c in enumerate(costs))
         assert (overall.covered, overall.missed) == (inside, 24 - inside)
         assert overall.coverage == inside / 24
-        assert overall.extrapolated == sum(each.extrapolated for each in predicted.values()) > 0
-        mine = transfer.kinds["kind2"]
+        assert overall.extrapolated == sum(p.extrapolated for p in predicted.values()) > 0
+        mine = each.kinds["kind2"]
         rows = slice(8, 12)
         assert mine.mean_absolute_error == pytest.approx(np.abs(values - costs)[rows].mean())
         assert mine.runs == 4
-        assert len(transfer.kinds) == 6
+        assert len(each.kinds) == 6
 
 
 def test_kinds_that_cost_alike_carry_over_and_others_do_not():
@@ -137,3 +138,45 @@ def test_refused():
         leave_one_kind_out(two, method="forest")
     with pytest.raises(ValueError, match=r"^measures: expected some of"):
         leave_one_kind_out(two, measures=("euros",))
+
+
+def prediction(value, low, high):
+    unknown = CostModel.fit([study_run(x, x) for x in (0.1, 0.9)]).predict({INDEX: 0.5})["epochs"]
+    return dataclasses.replace(unknown, value=value, low=low, high=high)
+
+
+def test_which_side_of_an_interval_is_known():
+    runs = [
+        study_run(0, 1.0, censored=True),  # below an interval without an upper end: undecided
+        study_run(0, 3.0, censored=True),  # inside it, and any cost above is
+        study_run(0, 1.0),
+        study_run(0, 9.0),
+    ]
+    found = transfer._errors("a", "epochs", runs, {i: prediction(4.0, 2.0, None) for i in range(4)})
+    assert (found.covered, found.missed, found.undecided, found.unbounded) == (2, 1, 1, 4)
+
+
+def test_a_run_stopped_at_a_cost_is_dearer_than_one_that_reached_at_it():
+    runs = [study_run(0, 2.0), study_run(0, 2.0, censored=True), study_run(0, 2.0)]
+    values = dict(enumerate((1.0, 3.0, 5.0)))
+    found = transfer._errors(
+        "a", "epochs", runs, {i: prediction(v, 0, 9) for i, v in values.items()}
+    )
+    assert found.concordance == 0.5  # 1 before 3 is right, 5 before 3 is not
+
+
+def test_runs_without_a_step_are_compared_as_they_are_fitted():
+    """They cost nothing, though their meter has no figure."""
+    runs = [study_run(x, 10 * x, f"k{i % 3}") for i, x in enumerate((0.2, 0.4, 0.6, 0.8))]
+    free = study_run(0.1, 0.0, "k0", steps=0, joules=None)
+    unmetered = study_run(0.5, 5.0, "k1", joules=None)
+    found = leave_one_kind_out([*runs, free, unmetered], measures=("joules",))["joules"]
+    assert set(found.predictions) == {0, 1, 2, 3, 4}
+    assert found.kinds["k0"].runs == 3
+
+
+@pytest.mark.parametrize("given", [None, study_run(0.1, 1.0), "study.jsonl", [1]])
+def test_runs_that_are_none(given):
+    for use in (leave_one_kind_out, CostModel.fit, correlate):
+        with pytest.raises(TypeError, match=r"^runs: expected StudyRuns,.* found "):
+            use(given)

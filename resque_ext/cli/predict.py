@@ -96,7 +96,8 @@ def _print(model: CostModel, found: dict[str, Any]) -> None:
         console.print("Extrapolated: outside the range of the runs nothing is guaranteed.")
     why: dict[str, list[str]] = {}
     for name, each in found.items():
-        for text in (each.reason, *each.notes):
+        other = None if each.basis == first.basis else f"interval for {each.basis}"
+        for text in (each.reason, *each.notes, other):
             if text is not None:
                 why.setdefault(text, []).append(name)
     for text, names in why.items():

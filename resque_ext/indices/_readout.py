@@ -113,10 +113,11 @@ class ReadoutSums:
         """
         n = self.counts.cpu().numpy().astype(np.float64)  # [C, FOLDS]
         there = n.sum(1) > 0
-        if there.sum() < 2 or (n.sum(0) > 0).sum() < 2:
+        folds = int((n.sum(0) > 0).sum())
+        if there.sum() < 2 or folds < 2:
             raise ValueError(
-                "labels: expected rows of at least two classes on the new side, found "
-                f"{int(n.sum())} rows of {int(there.sum())}"
+                "labels: expected rows of at least two classes on the new side, in at least two of "
+                f"{FOLDS} folds, found {int(n.sum())} rows of {int(there.sum())} classes in {folds}"
             )
         n, s = n[there], self.sums.cpu().numpy()[there]
         products = self.products.cpu().numpy()
@@ -128,7 +129,6 @@ class ReadoutSums:
                 left[f] = _squares(weights, intercept, n[:, f], s[:, f], products[f])
                 total[f] = _squares(np.zeros_like(weights), shares, n[:, f], s[:, f], products[f])
         value = left.sum() / total.sum()
-        folds = (total > 0).sum()
         spread = np.square(left - value * total).sum() * folds / (folds - 1)
         error = np.sqrt(spread) / total.sum()
         return Unexplained(round(float(value), _DECIMALS), round(float(error), _DECIMALS))

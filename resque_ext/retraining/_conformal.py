@@ -6,11 +6,15 @@ holds the costs whose own score is not above those of too many of the runs. A gr
 all runs of one kind; a run of a kind of n weighs 1/n. For G groups and a share `a` = 1 - coverage
 that may be missed, an end of the interval is where the weight passed is (1 - a) (G + 1).
 
-Guarantee. Of two runs of different groups, both left out of one fit, at most one has the higher
-score; in G + 1 exchangeable groups that leaves a share of less than 2a to runs that beat a weight
-of (1 - a) (G + 1): their tournament, in the paper for single runs, holds for groups word by word
-with weights. So the interval covers with at least 1 - 2a whatever the distribution and the fit,
-and with about 1 - a where leaving one group out changes the fit little.
+Guarantee. Let the new run be any run, drawn evenly, of a group that is exchangeable with the G
+others. Of two runs of different groups, both left out of one fit, at most one has the higher score
+and so beats the other. A cost outside the interval is that of a strange run: one that beats a
+weight of (1 - a) (G + 1). Say that strange runs weigh s_g in group g, from 0 to 1, and s in all.
+What they beat, weighted, is at least s (1 - a) (G + 1). Of the others' weight it is at most
+sum s_g (G - s + s_g), of their own (s^2 - sum s_g^2) / 2, because each pair counts once; together,
+as s_g^2 <= s_g, at most s (G + 1/2 - s/2). Hence s < 2a (G + 1), and the new run is strange with a
+probability of E[s] / (G + 1) < 2a. So the interval covers with at least 1 - 2a whatever the
+distribution and the fit, and with about 1 - a where leaving one group out changes the fit little.
 
 Censored runs. Every fit compares costs only up to its limit, the median cost at which its own runs
 were stopped short: cost is read as min(cost, limit). An upper end that reaches the limit says

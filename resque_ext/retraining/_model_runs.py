@@ -10,9 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resque_ext.retraining._scaling import OF_DEVICE, OF_SIZE, SUMS, check_number
+from resque_ext.retraining._scaling import (
+    EMISSIONS,
+    ENERGY,
+    OF_DEVICE,
+    OF_SIZE,
+    SUMS,
+    check_number,
+)
 from resque_ext.retraining.record import RecordError
-from resque_ext.retraining.study_record import StudyRun
+from resque_ext.retraining.study_record import StudyRun, checked_runs
 
 FORMAT = "resque_ext.CostModel/1"
 MISSING = ("error", "skip")
@@ -65,10 +72,7 @@ def model_runs(
     """
     if missing not in MISSING:
         raise ValueError(f"missing: expected one of {list(MISSING)}, found {missing!r}")
-    studied = list(runs)
-    for run in studied:
-        if not isinstance(run, StudyRun):
-            raise TypeError(f"runs: expected StudyRun, found {type(run).__name__}")
+    studied = checked_runs(runs)
     kept = []
     for run in studied:
         values = {name: run.predictors.get(name) for name in predictors}
@@ -83,7 +87,7 @@ def model_runs(
             )
         where = f"runs: {run.kind} {run.level:g}: "
         point = tuple(check_number(where + name, value) for name, value in values.items())
-        costs = {name: _cost(run, name) for name in measures}
+        costs = {name: cost_of(run, name) for name in measures}
         kept.append(ModelRun(run.kind, float(run.level), point, costs, run.censored))
     about: dict[str, Any] = {"unknown": _unknown(studied, kept, measures)}
     about["samples_per_epoch"] = _common(
@@ -161,7 +165,8 @@ def _reached(runs: Sequence[ModelRun], measure: str) -> int:
     return sum(run.costs[measure] is not None and not run.censored for run in runs)
 
 
-def _cost(run: StudyRun, measure: str) -> float | None:
+def cost_of(run: StudyRun, measure: str) -> float | None:
+    """What a run cost by one measure; None where it is not known."""
     value = run.measures[measure]
     # Without a step there is nothing to meter; but what was not done is known to cost nothing.
     if value is None and run.cost.steps == 0 and measure in SUMS:
@@ -175,8 +180,11 @@ def _unknown(
     """Why a measure cannot be fitted, by its name."""
     reasons = {}
     for name in measures:
-        # Zeros of runs without a step do not show that anything can be measured.
-        measured = any(run.measures[name] is not None and run.cost.steps for run in studied)
+        # Zeros of runs without a step do not show that there is a meter.
+        metered = name in (*ENERGY, *EMISSIONS)
+        measured = any(
+            run.measures[name] is not None and (run.cost.steps or not metered) for run in studied
+        )
         reached = _reached(kept, name)
         if not measured:
             reasons[name] = _why_none(studied, name)
@@ -192,6 +200,8 @@ def _why_none(studied: Sequence[StudyRun], measure: str) -> str:
         "kg_co2": "emissions",
         "kg_co2_estimated": "estimated_emissions",
     }
+    if measure in figures and studied and not any(run.cost.steps for run in studied):
+        return "not known of the runs: none took a step, so nothing was metered"
     for run in studied:
         if measure in figures and run.cost.steps:
             reason = getattr(run.cost.energy["training"], figures[measure]).reason

@@ -13,7 +13,7 @@ import numpy as np
 from resque_ext._inputs import check_choice, check_count, describe
 from resque_ext.retraining import bootstrap
 from resque_ext.retraining.record import MEASURES
-from resque_ext.retraining.study_record import StudyRun
+from resque_ext.retraining.study_record import StudyRun, checked_runs
 
 METHODS = ("spearman", "pearson")
 CENSORED = ("limit", "drop")
@@ -66,7 +66,7 @@ class Correlations(Sequence[CorrelationRow]):
     Attributes:
         rows: one a predictor, measure and method.
         runs, censored: how many there are, and how many of them did not reach the target.
-        options: resamples, confidence, seed and censored, as asked for.
+        options: resamples, confidence and seed as asked for, and `censored` as "censored_runs".
     """
 
     def __init__(
@@ -166,7 +166,9 @@ def correlate(
     Raises:
         TypeError, ValueError: an argument is wrong, or there is no run.
     """
-    found = _check_runs(runs)
+    found = checked_runs(runs)
+    if not found:
+        raise ValueError("runs: expected at least one, found none")
     names = _check_names(predictors, "predictors", {n: None for r in found for n in r.predictors})
     chosen = _check_names(measures, "measures", MEASURES)
     if predictors is None:
@@ -283,22 +285,12 @@ def _array(values: Iterable[float | None]) -> Any:
     return np.array([math.nan if v is None else float(v) for v in values], dtype=np.float64)
 
 
-def _check_runs(runs: Any) -> list[StudyRun]:
-    if not isinstance(runs, Iterable) or isinstance(runs, (str, bytes)):
-        raise TypeError(f"runs: expected StudyRuns, found {describe(runs)}")
-    found = list(runs)
-    for run in found:
-        if not isinstance(run, StudyRun):
-            raise TypeError(f"runs: expected StudyRuns, found {describe(run)} among them")
-    if not found:
-        raise ValueError("runs: expected at least one, found none")
-    return found
-
-
 def _check_names(given: Any, name: str, known: Iterable[str]) -> list[str]:
     known = list(known)
     if given is None:
         return known
+    if not isinstance(given, Iterable):
+        raise TypeError(f"{name}: expected names, found {describe(given)}")
     names = [given] if isinstance(given, str) else list(given)
     unknown = [n for n in names if n not in known]
     if unknown or not names or len(set(names)) < len(names):

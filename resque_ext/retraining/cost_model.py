@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from resque_ext._inputs import describe
 from resque_ext.retraining._conformal import (
     ROUNDING,
     Curve,
@@ -117,8 +118,8 @@ class CostModel:
         """A model of measured runs.
 
         Args:
-            runs: of one study: one number of samples an epoch, one device, at least two of them
-                not censored.
+            runs: of one study, at least two of them not censored. One device and one number of
+                samples an epoch are checked; one model, target and recipe are not.
             predictors: one or several names of `StudyRun.predictors`.
             measures: what to predict, keys of `MEASURES`.
             method: "monotone": isotonic regression of log(1 + cost / scale); of several predictors,
@@ -129,7 +130,7 @@ class CostModel:
             missing: what to do with a run that lacks a predictor: "error" or "skip".
 
         Raises:
-            TypeError: something else than StudyRun.
+            TypeError: something else than StudyRuns.
             ValueError: too few runs, a predictor that is missing or not finite, other names.
         """
         predictors, measures = _names("predictors", predictors), _names("measures", measures)
@@ -167,7 +168,8 @@ class CostModel:
         Args:
             values: of the predictors, by name; others are not looked at.
             kind: of the shift. One of `kinds` asks for the interval of a new level of a known kind;
-                any other, and None, for that of a new kind of shift.
+                any other, and None, for that of a new kind of shift, and so does one of which a
+                measure is not known.
             coverage: instead of the model's.
             extrapolate: where a predictor is outside `ranges`: "error" raises; "clamp" predicts at
                 the end of the range, "flag" goes on (a line as a line, a monotone fit flat), both
@@ -212,7 +214,7 @@ class CostModel:
         if kind is not None and not isinstance(kind, str):
             raise TypeError(f"kind: expected a name or None, found {kind!r}")
         point, extrapolated = self._point(values, extrapolate)
-        return self._predict(measure, point, kind in self.kinds, coverage, extrapolated)
+        return self._predict(measure, point, kind, coverage, extrapolated)
 
     def _point(self, values: Mapping[str, float], extrapolate: str) -> tuple[Any, bool]:
         if extrapolate not in EXTRAPOLATE:
@@ -220,7 +222,7 @@ class CostModel:
                 f"extrapolate: expected one of {list(EXTRAPOLATE)}, found {extrapolate!r}"
             )
         if not isinstance(values, Mapping):
-            raise TypeError(f"values: expected a dict of predictors, found {values!r}")
+            raise TypeError(f"values: expected a dict of predictors, found {describe(values)}")
         point, outside = [], False
         for name, (low, high) in self.ranges.items():
             if name not in values:
@@ -237,8 +239,13 @@ class CostModel:
         return np.array(point), outside
 
     def _predict(
-        self, measure: str, point: Any, known: bool, coverage: float, extrapolated: bool
+        self, measure: str, point: Any, kind: str | None, coverage: float, extrapolated: bool
     ) -> Prediction:
+        # Where none of a measure is known, all kinds that there are.
+        known = any(
+            run.kind == kind and (measure in self.unknown or run.costs[measure] is not None)
+            for run in self.runs
+        )
         unknown = Prediction(
             measure,
             value=None,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resque_ext.retraining.cost_model import UNITS, CostModel
-from resque_ext.retraining.study_record import StudyRun
+from resque_ext.retraining.study_record import StudyRun, checked_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -294,12 +294,9 @@ def _looks(runs: Sequence[StudyRun]) -> list[tuple[str, str, str]]:
 
 
 def _check_runs(runs: Iterable[StudyRun]) -> list[StudyRun]:
-    checked = list(runs)
+    checked = checked_runs(runs)
     if not checked:
         raise ValueError("runs: expected at least one, found none")
-    for run in checked:
-        if not isinstance(run, StudyRun):
-            raise TypeError(f"runs: expected StudyRun, found {type(run).__name__}")
     return checked
 
 

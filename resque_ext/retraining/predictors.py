@@ -70,7 +70,7 @@ class Predictors:
         indices: names of `score`.
         settings: their device.
         randomness: for loaders that draw random numbers.
-        options: further arguments of `score`: layer, layers, options.
+        options: further arguments of `score`: layer, layers, options, adapt_normalization.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class Predictors:
         self.paired = [name for name in names if collectors[name].vectors]
         self.unpaired = [name for name in names if name not in self.paired]
         self.layer, self.layers = options["layer"], options["layers"]
+        self.way = options["adapt_normalization"]
         self.of_layers = {n for n, c in collectors.items() if c.vectors or c.pooled or c.raw}
         self.old_accuracy: float | None = None
 
@@ -171,7 +172,7 @@ class Predictors:
                 indices=names,
                 layer=self.layer,
                 layers=self.layers if self.of_layers.intersection(names) else "auto",
-                adapt_normalization=adapt,
+                adapt_normalization=self.way if adapt else False,
                 device=self.settings.device,
                 progress=False,
                 options={n: self.index_options[n] for n in names if n in self.index_options},

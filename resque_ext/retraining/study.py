@@ -79,6 +79,7 @@ def study(
     layer: str | None = None,
     layers: str | Iterable[str] | Callable[[str, nn.Module], Any] = "auto",
     index_options: Mapping[str, Mapping[str, Any]] | None = None,
+    adapt_normalization: bool | str = True,
     batch_adapter: Callable[[Any], tuple[Any, Any]] | None = None,
     device: torch.device | str | None = None,
     meter: EnergyMeter | str | None = "auto",
@@ -114,6 +115,8 @@ def study(
         model_name: for the records; by default the class's name.
         layer, layers: what the indices read, as in :func:`resque_ext.score`.
         index_options: further arguments of an index, by its name, as `options` there.
+        adapt_normalization: for the predictors after re-estimating, as in :func:`resque_ext.score`:
+            True, or "match" for models without running statistics, which have none with True.
         batch_adapter: makes ``(inputs, labels)`` of any other batch.
         device: by default where the model is.
         meter: as in :func:`retrain`; "auto" makes one for the whole study.
@@ -148,6 +151,15 @@ def study(
         raise TypeError(f"model_name: expected a text, found {describe(name)}")
     if on_run is not None and not callable(on_run):
         raise TypeError(f"on_run: expected a function of a run, found {describe(on_run)}")
+    if adapt_normalization is not True and adapt_normalization != "match":
+        raise ValueError(
+            f"adapt_normalization: expected True or 'match', found {adapt_normalization!r}"
+        )
+    if index_options is not None and not isinstance(index_options, Mapping):
+        raise TypeError(
+            f"index_options: expected a mapping of indices to their arguments, found "
+            f"{describe(index_options)}"
+        )
     if path is not None:
         check_path(path)
     randomness = Randomness(place, tuple(sides.values()))
@@ -167,7 +179,12 @@ def study(
             names,
             settings,
             randomness,
-            {"layer": layer, "layers": layers, "options": index_options},
+            {
+                "layer": layer,
+                "layers": layers,
+                "options": index_options,
+                "adapt_normalization": adapt_normalization,
+            },
         )
         file = None
         if path is not None:
@@ -181,6 +198,8 @@ def study(
                 "layers": layers if isinstance(layers, str) else _plain(layers),
                 "index_options": _plain(index_options or {}),
             }
+            if adapt_normalization is not True:  # files from before it could be chosen go on
+                identity["adapt_normalization"] = adapt_normalization
             file = stack.enter_context(StudyFile(path, identity, grid))
         options = {n: getattr(settings, n) for n in OPTIONS} | {
             "batch_adapter": batch_adapter,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from resque_ext._inputs import describe
 from resque_ext.retraining.record import RecordError, RetrainingCost
 
 FORMAT = "resque_ext.StudyRun/1"
@@ -64,7 +66,7 @@ class StudyRun:
         """The run that `to_json` gave.
 
         Raises:
-            RecordError: not JSON, or no such run.
+            RecordError: not JSON, or no such run; the message names the first field that is wrong.
         """
         try:
             values = json.loads(text)
@@ -77,7 +79,18 @@ class StudyRun:
         if wrong:
             raise RecordError(f"run: expected the keys {list(_FIELDS)}, differs in {sorted(wrong)}")
         parsed: dict[str, Any] = {name: values[name] for name in _FIELDS}
+        for name, (kinds, wanted) in _TYPES.items():
+            _check(name, values[name], kinds, wanted)
+        for name in ("predictors", "std_errors"):
+            for key, value in values[name].items():
+                _check(
+                    f"{name}[{key!r}]", value, (int, float, type(None)), "a finite number or null"
+                )
+        for key, value in values["reasons"].items():
+            _check(f"reasons[{key!r}]", value, (str,), "a text")
         parsed["cost"] = RetrainingCost.from_dict(parsed["cost"])
+        for name, value in parsed["cost"].measures().items():
+            _check(f"cost: {name}", value, (int, float, type(None)), "a finite number or null")
         return cls(**parsed)
 
 
@@ -109,4 +122,41 @@ def is_header(line: bytes) -> bool:
     return isinstance(values, dict) and values.get("format") == HEADER_FORMAT
 
 
+def checked_runs(runs: Iterable[StudyRun]) -> list[StudyRun]:
+    """The runs as a list.
+
+    Raises:
+        TypeError: something else, or something else among them.
+    """
+    if isinstance(runs, (str, bytes, os.PathLike)):
+        raise TypeError(
+            f"runs: expected StudyRuns, which read_runs reads of a file, found {runs!r}"
+        )
+    if not isinstance(runs, Iterable):
+        raise TypeError(f"runs: expected StudyRuns, found {describe(runs)}")
+    found = list(runs)
+    for run in found:
+        if not isinstance(run, StudyRun):
+            raise TypeError(f"runs: expected StudyRuns, found {describe(run)} among them")
+    return found
+
+
+def _check(name: str, value: Any, kinds: tuple[type, ...], wanted: str) -> None:
+    """A value of JSON; its numbers may be NaN or infinite, which no run's are."""
+    right = isinstance(value, kinds) and not isinstance(value, bool)
+    if not right or (isinstance(value, float) and not math.isfinite(value)):
+        raise RecordError(f"run: {name}: expected {wanted}, found {value!r}")
+
+
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "kind": ((str,), "a text"),
+    "level": ((int, float), "a finite number"),
+    "unit": ((str,), "a text"),
+    "seed": ((int,), "an integer"),
+    "model": ((str,), "a text"),
+    "predictors": ((dict,), "an object"),
+    "std_errors": ((dict,), "an object"),
+    "reasons": ((dict,), "an object"),
+    "index_seconds": ((int, float, type(None)), "a finite number or null"),
+}
 _FIELDS = tuple(StudyRun.__dataclass_fields__)

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from resque_ext.retraining._model_runs import cost_of
 from resque_ext.retraining._scaling import Prediction
 from resque_ext.retraining.cost_model import PREDICTORS, CostModel
-from resque_ext.retraining.study_record import StudyRun
+from resque_ext.retraining.study_record import StudyRun, checked_runs
 
-ALL = "all"  # kinds together; no kind of shift is called so
+ALL = "all"  # kinds together
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def leave_one_kind_out(
     Raises:
         TypeError, ValueError: as `CostModel.fit`; or all runs are of one kind.
     """
-    studied = list(runs)
+    studied = checked_runs(runs)
     whole = CostModel.fit(
         studied, predictors, measures, method, coverage, penalty=penalty, missing=missing
     )
@@ -134,7 +135,7 @@ def leave_one_kind_out(
         known = {
             i: each[measure]
             for i, each in predicted.items()
-            if each[measure].value is not None and studied[i].measures[measure] is not None
+            if each[measure].value is not None and cost_of(studied[i], measure) is not None
         }
         if known:
             found[measure] = _compare(measure, studied, whole.kinds, known)
@@ -158,7 +159,7 @@ def _errors(
 ) -> KindError:
     found = list(predictions.values())
     values = np.array([each.value for each in found])
-    costs = np.array([runs[i].measures[measure] for i in predictions])
+    costs = np.array([cost_of(runs[i], measure) for i in predictions])
     censored = np.array([runs[i].censored for i in predictions])
     off = (values - costs)[~censored]
     low = np.array([each.low for each in found])
