@@ -151,6 +151,36 @@ class Failing(sources_made.Pictures):
         return super().__getitem__(row)
 
 
+def test_labels_beyond_int64_are_faults_of_their_row_group(tmp_path):
+    values = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(np.zeros(8, np.float32)), 2)
+    for labels, lost in (([1, 2, 3, 2**63], 2), ([1, 2, 3, 4], 0)):
+        table = pyarrow.table({"features": values, "labels": pyarrow.array(labels, "uint64")})
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+        faults = []
+        batches = ParquetSource(tmp_path / "a.parquet").batches(4, on_fault="skip", faults=faults)
+        assert sum(len(y) for _, y in batches) == 4 - lost
+        assert [f.member for f in faults] == ["row group 1"] * bool(lost)
+
+
+@pytest.mark.parametrize("sizes", [(5, 0), (0, 5), (5, 5, 0), (0, 3, 0, 0, 4, 0)])
+def test_row_groups_without_rows(tmp_path, sizes):
+    schema = pyarrow.schema(
+        [("features", pyarrow.list_(pyarrow.float32(), 2)), ("labels", pyarrow.int64())]
+    )
+    rows = np.arange(sum(sizes))
+    with pyarrow.parquet.ParquetWriter(tmp_path / "a.parquet", schema) as writer:
+        for part in np.split(rows, np.cumsum(sizes)[:-1]):
+            numbers = [[float(row)] * 2 for row in part]
+            table = pyarrow.table({"features": numbers, "labels": part}, schema=schema)
+            writer.write_table(table)
+    source = ParquetSource(tmp_path / "a.parquet")
+    assert len(source._edges) == len(sizes) + 1
+    for order in (None, *map(BlockOrder, range(12))):
+        for size in (3, 4, 100):
+            found = [int(v) for x, _ in source.batches(size, order=order) for v in x[:, 0]]
+            assert sorted(found) == rows.tolist()
+
+
 def test_an_item_that_fails(tmp_path):
     case = sources_made.Case(DatasetSource(Failing(), "mine"), sources_made.by_brightness)
     rows, _, faults = read(case)

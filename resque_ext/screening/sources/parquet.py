@@ -94,6 +94,8 @@ class ParquetSource(SourceBase):
         with _open(self._path) as file:
             for spans in plan.spans(*reading.share(self.rows), reading.batch_size):
                 for first, last in spans.tolist():
+                    if first == last:  # a row group without rows, which may be behind the last one
+                        continue
                     found = int(np.searchsorted(self._edges, first, side="right")) - 1
                     if found != group:
                         group, held = found, None  # the one before goes first
@@ -120,7 +122,7 @@ class ParquetSource(SourceBase):
             features = features.view(rows, -1)
             if len(labels) != rows:
                 raise ValueError(f"expected {rows} rows, found {len(labels)}")
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
             broken.add(group)
             first, last = self._edges[group : group + 2]
             where = f"row group {group}"
