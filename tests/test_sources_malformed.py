@@ -424,6 +424,7 @@ def member(name, kind, target=""):
         (member("0.png", tarfile.LNKTYPE, "a.png"), "expected a regular file, found a link"),
         (member("0.png", tarfile.FIFOTYPE), "expected a regular file, found another kind of"),
         (member("0.png", tarfile.CHRTYPE), "expected a regular file, found another kind of"),
+        (member("0.png", tarfile.GNUTYPE_SPARSE), "expected a regular file, found another kind"),
         (("2.cls", b"1"), "expected one image, found .cls"),
         (("2.png", png(1)), "expected a label (.cls or .json), found .png"),
         (("1.cls", b"1"), "1: expected each member once, found two of .cls"),
