@@ -26,6 +26,12 @@ from resque_ext.bench import seconds_of
 # For `conftest` itself: with --import-mode=importlib pytest leaves sys.path alone.
 sys.path.insert(0, str(Path(__file__).parent))
 
+# What a benchmark files its share of the bound under, and what that bound is.
+BOUNDS = {
+    "share_of_copy": "copy",
+    "share_of_sum": "x.sum()",
+    "share_of_reading": "reading the file",
+}
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
@@ -120,8 +126,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: Any) -> None:
     write(f"{'benchmark':66s} {'ms':>9s} {'GB/s':>8s}  share of bound")
     for bench in rows:
         info = bench.extra_info
-        share = info.get("share_of_copy", info.get("share_of_sum"))
-        kind = "copy" if "share_of_copy" in info else "x.sum()"
+        key, kind = next((k, kind) for k, kind in BOUNDS.items() if k in info)
+        share = info[key]
         name = bench.name.removeprefix("test_")
         write(
             f"{name:66s} {info['milliseconds']:9.3f} {info['gb_per_s']:8.1f}  {share:.0%} of {kind}"

@@ -64,7 +64,9 @@ def test_source(benchmark: Any, folder: Path, work: str, cache: str) -> None:
     command = [sys.executable, PASS, folder, work, cache, BATCH, 3]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
-    assert found["error"] <= 1e-12, f"error {found['error']:.2g} of the sum of absolute values"
+    # Every float16 is a multiple of 2^-24, and here no sum comes near 2^29: in float64 all of them
+    # are exact, in whatever order, so that a single row that is missing or another's shows.
+    assert found["error"] == 0, f"error {found['error']:.2g} of the sum of absolute values"
     size = (folder / "features.npy").stat().st_size
     reading, taken = (statistics.median(found["seconds"][n]) for n in ("read", work))
     benchmark.extra_info |= {

@@ -96,8 +96,8 @@ def main(store, kill_after, count):
 
     prepare = SqliteStore._prepare
 
-    def patched(self):
-        prepare(self)
+    def patched(self, resume):
+        prepare(self, resume)
         self._db = Killing(self._db, kill_after)
 
     SqliteStore._prepare = patched

@@ -247,7 +247,7 @@ WRONG = [
         24,
         "models.small 1.factory: expected module:callable, found 'no_colon'",
     ),
-    ('path = "old.npz"', "path = 3", 15, "old.path: expected a text, found 3"),
+    ('path = "old.npz"', "path = 3", 15, "old.path: expected a text or a list of texts, found 3"),
     ("[screen]", "screen = 3\n[screening]", 2, "screen: expected a table, found 3"),
     ("[old]", "[old", 14, "expected TOML, found *"),
     ("width = 0.02", "width = 0.02\nwidth = 0.03", 6, "expected TOML, found *"),

@@ -1,8 +1,11 @@
 """The stores of a screening: whole, foreign, locked, torn and full."""
 
+import contextlib
+import fcntl
 import json
 import os
 import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,7 +17,7 @@ import pytest
 import resque_ext
 from resque_ext.screening import StoreError, read_store
 from resque_ext.screening.pair import Fault, IndexValue, PairResult, PredictedCost
-from resque_ext.screening.store import Finished, Header, open_store
+from resque_ext.screening.store import Finished, Header, _kind, locked, open_store
 
 ROOT = Path(resque_ext.__file__).parents[1]
 HEADER = Header({"models": {"m": "made"}, "seed": 0}, {"python": "3"}, {"rank_by": "resque_dist"})
@@ -85,8 +88,23 @@ def test_columns_are_for_queries(tmp_path):
 def test_results_are_refused_where_none_are_expected(path):
     with open_store(path, HEADER, resume=False) as store:
         store.add(finished(1))
+    content = path.read_bytes()
+    other = Header(HEADER.identity, {}, {"budget": 5})
     with pytest.raises(StoreError, match="expected no results yet, found 1 pairs: resume goes on"):
-        open_store(path, HEADER, resume=False)
+        open_store(path, other, resume=False)
+    assert path.read_bytes() == content
+
+
+def test_the_options_are_those_of_the_last_run(path):
+    """By which a run knows whether pairs that a budget ended are finished for it."""
+    for number, budget in enumerate((1, 2, 2, 1)):
+        header = Header(HEADER.identity, {}, {"budget": budget})
+        with open_store(path, header) as store:
+            assert store.earlier_options == ({"budget": (0, 1, 2, 2)[number]} if number else {})
+            store.add(finished(number))
+        found, pairs = read_store(path)
+        assert found.options == {"budget": budget}
+        assert len(pairs) == number + 1
 
 
 def test_another_screening_is_refused_with_what_differs(path):
@@ -100,7 +118,10 @@ def test_another_screening_is_refused_with_what_differs(path):
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("content", [b"P6 an image\n", b'{"json": 1}\n', b"\x00" * 64])
+FOREIGN = [b"P6 an image\n", b'{"json": 1}\n', b'{"json": 1}', b"\x00" * 64]
+
+
+@pytest.mark.parametrize("content", FOREIGN)
 def test_a_foreign_file_is_refused_and_left_alone(path, content):
     path.write_bytes(content)
     for use in (lambda: open_store(path, HEADER), lambda: read_store(path)):
@@ -186,9 +207,10 @@ def test_a_torn_header_begins_anew(tmp_path):
     path = tmp_path / "store.jsonl"
     open_store(path, HEADER).close()
     whole = path.read_bytes()
-    path.write_bytes(whole[:20])
-    open_store(path, HEADER).close()
-    assert path.read_bytes() == whole
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        open_store(path, HEADER).close()
+        assert path.read_bytes() == whole
 
 
 def test_a_damaged_line_is_named(tmp_path):
@@ -196,10 +218,128 @@ def test_a_damaged_line_is_named(tmp_path):
     with open_store(path, HEADER) as store:
         store.add(finished(1))
     lines = path.read_text().splitlines(keepends=True)
-    for damaged in ("{]\n", "[]\n", json.dumps({"pair": {}, "way": {}}) + "\n"):
-        path.write_text("".join([lines[0], damaged, lines[1]]))
+    old = {"model": "m", "digest": "d", "state": "AAAA"}
+    for damaged in (
+        "{]",
+        "[]",
+        json.dumps({"pair": {}, "way": {}}),
+        json.dumps({"pair": 3}),
+        json.dumps({"options": 3}),
+        json.dumps({"pair": {}, "way": 3}),
+        json.dumps({"old_side": 5}),
+        json.dumps({"old_side": {"model": "m"}}),
+        json.dumps({"old_side": old | {"model": ["m"]}}),
+        json.dumps({"old_side": old | {"state": "###"}}),
+    ):
+        content = "".join([lines[0], damaged, "\n", lines[1]])
+        path.write_text(content)
         with pytest.raises(StoreError, match=r"store.jsonl:2: expected"):
             open_store(path, HEADER)
+        assert path.read_text() == content
+
+
+@pytest.mark.parametrize("damaged", [{"identity": None}, {"environment": 3}, {"options": []}])
+def test_a_header_that_lacks_something_is_one_line(path, damaged):
+    open_store(path, HEADER).close()
+    values = HEADER.to_dict() | damaged
+    if path.suffix == ".jsonl":
+        path.write_text(json.dumps(values) + "\n")
+    else:
+        with contextlib.closing(sqlite3.connect(path)) as db, db:
+            rows = [(json.dumps(value), key) for key, value in values.items()]
+            db.executemany("UPDATE meta SET value = ? WHERE key = ?", rows)
+    content = path.read_bytes()
+    for use in (lambda: open_store(path, HEADER), lambda: read_store(path)):
+        with pytest.raises(StoreError, match="expected identity, environment and options of a"):
+            use()
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("UPDATE pairs SET result = '{'", "store.sqlite: row 1: expected a pair, found JSON"),
+        ("UPDATE pairs SET way = '{}'", "store.sqlite: row 1: expected a pair, found KeyError"),
+        ("UPDATE meta SET value = 'x'", "store.sqlite: expected a header in JSON, found"),
+    ],
+)
+def test_a_damaged_row_is_named(tmp_path, change, message):
+    path = tmp_path / "store.sqlite"
+    with open_store(path, HEADER) as store:
+        store.add(finished(1))
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute(change)
+    content = path.read_bytes()
+    other = Header(HEADER.identity, {}, {"rank_by": "arm"})
+    for use in (lambda: open_store(path, other), lambda: read_store(path)):
+        with pytest.raises(StoreError, match=message):
+            use()
+    assert path.read_bytes() == content
+
+
+def test_half_a_transaction_is_undone_for_who_only_reads(tmp_path):
+    """As a kill in the middle of a commit leaves it: pages of the new state, and the old in the
+    journal."""
+    path, later = tmp_path / "store.sqlite", tmp_path / "killed" / "store.sqlite"
+    with open_store(path, HEADER) as store:
+        store.add(finished(1))
+    later.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA cache_size = 1")
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("UPDATE pairs SET result = 'half'")
+        rows = ((f"m{i}", "d", b"0" * 5000) for i in range(200))
+        db.executemany("INSERT INTO old_sides VALUES (?, ?, ?)", rows)
+        for file in tmp_path.glob("store.sqlite*"):
+            shutil.copy(file, later.parent)
+        db.execute("ROLLBACK")
+    files = sorted(later.parent.iterdir())
+    assert len(files) == 2  # the journal is one
+    content = [file.read_bytes() for file in files]
+    assert [r.candidate for r in read_store(later)[1]] == ["c1"]
+    assert [file.read_bytes() for file in files] == content
+    with open_store(later, HEADER) as store:
+        assert list(store.finished()) == [("m", "c1")]
+    assert len(list(later.parent.iterdir())) == 1
+
+
+def test_what_is_no_file_is_refused_without_reading_it(path):
+    os.mkfifo(path)
+    with pytest.raises(StoreError, match="expected a file that can be written, found no regular"):
+        open_store(path, HEADER)
+    folder = path.with_name(f"folder{path.suffix}")
+    folder.mkdir()
+    with pytest.raises(StoreError, match="expected a file that can be written, found a folder"):
+        open_store(folder, HEADER)
+
+
+def test_who_was_quicker_keeps_the_store(path, monkeypatch):
+    """Between one's look whether there is a store and one's lock, another makes and ends one."""
+    module = sys.modules[_kind(path).__module__]
+
+    def late(where):
+        monkeypatch.undo()
+        with open_store(path, HEADER) as store:
+            store.add(finished(1))
+        return locked(where)
+
+    monkeypatch.setattr(module, "locked", late)
+    with pytest.raises(StoreError, match="expected no results yet, found 1 pairs"):
+        open_store(path, HEADER, resume=False)
+    assert len(read_store(path)[1]) == 1
+
+
+def test_a_store_that_was_taken_away_is_not_written_to(path, monkeypatch):
+    """Between one's opening and one's lock, another takes away what it could not begin."""
+
+    def taken(file, how):
+        path.unlink(missing_ok=True)
+        return flock(file, how)
+
+    flock = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", taken)
+    with pytest.raises(StoreError, match="expected one that no other process uses"):
+        open_store(path, HEADER)
 
 
 def test_a_full_database_rolls_back_and_stays_usable(tmp_path):

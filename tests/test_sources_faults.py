@@ -1,9 +1,12 @@
 """What cannot be read is named and counted, and skipped or fatal: never a part of it in silence."""
 
+import os
+
 import numpy as np
 import pyarrow.parquet
 import pytest
 import sources_made
+import torch
 from sources_made import ROWS, png, write_tar
 
 from resque_ext.screening.pair import Fault
@@ -11,6 +14,7 @@ from resque_ext.screening.sources import (
     BlockOrder,
     DatasetSource,
     ImageFolderSource,
+    NpySource,
     ParquetSource,
     SourceError,
     TarSource,
@@ -149,6 +153,69 @@ class Failing(sources_made.Pictures):
         if row in (7, 40):
             raise RuntimeError(f"no {row}\nand more")
         return super().__getitem__(row)
+
+
+def test_a_file_that_becomes_shorter_while_it_is_read(tmp_path):
+    np.save(tmp_path / "features.npy", np.ones((10, 4), np.float32))
+    np.save(tmp_path / "labels.npy", np.zeros(10, np.int64))
+    source = NpySource(tmp_path)
+    os.truncate(tmp_path / "features.npy", 128 + 5 * 16)
+    faults = []
+    batches = list(source.batches(4, on_fault="skip", faults=faults))
+    assert [len(y) for _, y in batches] == [4]
+    assert [f.message.partition(":")[0] for f in faults] == ["rows 4 to 7", "rows 8 to 9"]
+    with pytest.raises(SourceError, match=r"rows 4 to 7: expected 48 bytes more at 208, found the"):
+        list(source.batches(4))
+
+
+def test_an_item_of_another_kind_is_named(tmp_path):
+    items = [(torch.ones(3), 0), (torch.ones(3), "one"), (torch.ones(3), 2)]
+    faults = []
+    source = DatasetSource(items, kind="embeddings")
+    batches = list(source.batches(3, on_fault="skip", faults=faults))
+    assert [y.tolist() for _, y in batches] == [[0, 2]]
+    assert [(f.member, f.message) for f in faults] == [
+        ("row 1", "expected an integer label, found 'one'")
+    ]
+
+
+def test_every_row_group_is_mixed_in_its_own_way(tmp_path):
+    values = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(np.arange(64.0)), 1)
+    table = pyarrow.table({"features": values, "labels": pyarrow.array(np.zeros(64, np.int64))})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=32)
+    (x, _), (z, _) = ParquetSource(tmp_path / "a.parquet").batches(32, order=BlockOrder(5))
+    assert sorted((x % 32).flatten().tolist()) == list(range(32))
+    assert (x % 32).flatten().tolist() != (z % 32).flatten().tolist()
+
+
+def test_labels_beyond_int64_are_faults_of_their_row_group(tmp_path):
+    values = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(np.zeros(8, np.float32)), 2)
+    for labels, lost in (([1, 2, 3, 2**63], 2), ([1, 2, 3, 4], 0)):
+        table = pyarrow.table({"features": values, "labels": pyarrow.array(labels, "uint64")})
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+        faults = []
+        batches = ParquetSource(tmp_path / "a.parquet").batches(4, on_fault="skip", faults=faults)
+        assert sum(len(y) for _, y in batches) == 4 - lost
+        assert [f.member for f in faults] == ["row group 1"] * bool(lost)
+
+
+@pytest.mark.parametrize("sizes", [(5, 0), (0, 5), (5, 5, 0), (0, 3, 0, 0, 4, 0)])
+def test_row_groups_without_rows(tmp_path, sizes):
+    schema = pyarrow.schema(
+        [("features", pyarrow.list_(pyarrow.float32(), 2)), ("labels", pyarrow.int64())]
+    )
+    rows = np.arange(sum(sizes))
+    with pyarrow.parquet.ParquetWriter(tmp_path / "a.parquet", schema) as writer:
+        for part in np.split(rows, np.cumsum(sizes)[:-1]):
+            numbers = [[float(row)] * 2 for row in part]
+            table = pyarrow.table({"features": numbers, "labels": part}, schema=schema)
+            writer.write_table(table)
+    source = ParquetSource(tmp_path / "a.parquet")
+    assert len(source._edges) == len(sizes) + 1
+    for order in (None, *map(BlockOrder, range(12))):
+        for size in (3, 4, 100):
+            found = [int(v) for x, _ in source.batches(size, order=order) for v in x[:, 0]]
+            assert sorted(found) == rows.tolist()
 
 
 def test_an_item_that_fails(tmp_path):

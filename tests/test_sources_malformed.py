@@ -1,6 +1,8 @@
 """Malformed inputs of every kind of source: one clear line, before anything is worked out."""
 
+import io
 import json
+import math
 import pickle
 import re
 import tarfile
@@ -422,6 +424,7 @@ def member(name, kind, target=""):
         (member("0.png", tarfile.LNKTYPE, "a.png"), "expected a regular file, found a link"),
         (member("0.png", tarfile.FIFOTYPE), "expected a regular file, found another kind of"),
         (member("0.png", tarfile.CHRTYPE), "expected a regular file, found another kind of"),
+        (member("0.png", tarfile.GNUTYPE_SPARSE), "expected a regular file, found another kind"),
         (("2.cls", b"1"), "expected one image, found .cls"),
         (("2.png", png(1)), "expected a label (.cls or .json), found .png"),
         (("1.cls", b"1"), "1: expected each member once, found two of .cls"),
@@ -471,6 +474,60 @@ def test_features_of_members_that_are_refused(tmp_path, data, message):
     path = write_tar(tmp_path / "a.tar", [("1.npy", data), ("1.cls", b"0")])
     with pytest.raises(SourceError, match=re.escape(message)):
         list(TarSource(path, kind="embeddings").batches(4))
+
+
+def npy_of(shape):
+    """A .npy file whose header says `shape`, with room for 4 numbers."""
+    out = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(out, header)
+    return out.getvalue() + bytes(16)
+
+
+@pytest.mark.parametrize("shape", [(10**15,), (2**62, 4), (-1,), (3,), (5,)])
+def test_a_member_is_as_long_as_its_header_says(tmp_path, shape):
+    members = [("1.npy", npy_of(shape)), ("1.cls", b"0"), ("2.npy", npy_of((4,))), ("2.cls", b"1")]
+    source = TarSource(write_tar(tmp_path / "a.tar", members), kind="embeddings")
+    faults = []
+    batches = list(source.batches(4, on_fault="skip", faults=faults))
+    assert [y.tolist() for _, y in batches] == [[1]]
+    wanted = 4 * math.prod(shape)
+    expected = f"found it damaged: expected {wanted} bytes of shape {shape}, found 16"
+    assert [f.message for f in faults] == [f".npy: expected a numeric array, {expected}"]
+
+
+@pytest.mark.parametrize("size", [10**9, 9 * 10**12, 2**63 - 1, 10**23, -5])
+def test_a_member_that_claims_another_size_is_damage(tmp_path, size):
+    """As a damaged header says it; here in an extended one, which has room for any number."""
+    path = write_tar(tmp_path / "a.tar", [("1.png", png(1)), ("1.cls", b"0")])
+    with tarfile.open(path, "a", format=tarfile.PAX_FORMAT) as archive:
+        info = tarfile.TarInfo("2.png")
+        info.size, info.pax_headers = len(png(1)), {"size": str(size)}
+        archive.addfile(info, io.BytesIO(png(1)))
+    faults = []
+    batches = list(TarSource(path).batches(4, on_fault="skip", faults=faults))
+    assert [y.tolist() for _, y in batches] == [[0]]
+    assert {fault.member for fault in faults} == {None, "2"}
+    found = next(f.message for f in faults if f.member == "2")
+    assert found.startswith(f"expected {size} bytes at ")
+
+
+def test_a_shard_that_goes_while_it_is_read(tmp_path):
+    for i in "01":
+        write_tar(tmp_path / f"{i}.tar", [("1.png", png(1)), ("1.cls", i.encode())])
+    source, faults = TarSource([tmp_path / "0.tar", tmp_path / "1.tar"]), []
+    walk = source._walk
+
+    def gone(shard):
+        yield from walk(shard)
+        if shard == 1:
+            (tmp_path / "1.tar").unlink()
+
+    source._walk = gone
+    batches = list(source.batches(4, on_fault="skip", faults=faults))
+    assert [y.tolist() for _, y in batches] == [[0]]
+    assert [(f.source, f.member) for f in faults] == [(str(tmp_path / "1.tar"), None)]
+    assert "expected a tar shard, found" in faults[0].message
 
 
 def test_a_tar_without_samples(tmp_path):

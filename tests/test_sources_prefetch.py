@@ -106,6 +106,14 @@ def test_no_thread_is_left_when_the_reader_stops(how):
     assert closed == ["resque_ext.prefetch"]
 
 
+def test_a_batch_keeps_its_form():
+    batch = [torch.ones(2), {"a": (torch.zeros(1), "text")}]
+    (found,) = prefetch([batch])
+    assert isinstance(found, list)
+    assert isinstance(found[1]["a"], tuple)
+    assert found[1]["a"][1] == "text"
+
+
 def test_nothing_starts_before_the_first_is_wanted():
     ahead = prefetch(batches())
     assert threads() == []
@@ -121,7 +129,9 @@ def test_a_depth_that_is_refused(depth, error):
 def test_an_interrupt_ends_it(tmp_path):
     """Ctrl-C while the source gives nothing for long: the program ends at once."""
     program = (
-        "import time\n"
+        "import signal, time\n"
+        # A job in the background of a shell is begun with this signal ignored, and passes that on.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from resque_ext.screening.prefetch import prefetch\n"
         "def slow():\n"
         "    yield 1\n"
@@ -135,10 +145,13 @@ def test_an_interrupt_ends_it(tmp_path):
     child = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert child.stdout.readline() == "ready\n"
-    time.sleep(0.3)
-    os.kill(child.pid, signal.SIGINT)
-    _, errors = child.communicate(timeout=30)
+    try:
+        assert child.stdout.readline() == "ready\n"
+        time.sleep(0.3)
+        os.kill(child.pid, signal.SIGINT)
+        _, errors = child.communicate(timeout=30)
+    finally:
+        child.kill()
     assert "KeyboardInterrupt" in errors
     assert child.returncode != 0
 

@@ -77,7 +77,8 @@ class StoppingRule:
     """
 
     def __init__(self, width: float | None = None, top: int | None = None) -> None:
-        if width is not None and not width > 0:
+        number = isinstance(width, (int, float)) and not isinstance(width, bool)
+        if width is not None and not (number and width > 0):
             raise ValueError(f"width: expected a number above 0 or None, found {width!r}")
         self.width = width
         self.top = None if top is None else check_count(top, "top")

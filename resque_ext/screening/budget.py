@@ -26,6 +26,8 @@ class Budget:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if value is not None and not (number and value > 0 and math.isfinite(value)):
                 raise ValueError(f"budget: {name}: expected a number above 0, found {value!r}")
+        if isinstance(self.samples, float):
+            raise TypeError(f"budget: samples: expected an integer, found {self.samples!r}")
 
 
 def as_budget(given: Any) -> Budget:

@@ -87,7 +87,9 @@ def _table(value: Any) -> str | None:
 
 def _tables(value: Any) -> str | None:
     right = (
-        isinstance(value, Mapping) and value and all(isinstance(v, Mapping) for v in value.values())
+        isinstance(value, Mapping)
+        and value
+        and all(name and isinstance(v, Mapping) for name, v in value.items())
     )
     return None if right else "a table with at least one table by name"
 
@@ -130,7 +132,9 @@ _MODEL: dict[str, Check] = {
     "old": _table,
 }
 _DATA: dict[str, Check] = {
-    "path": lambda value: None if _text(value) is None or _texts(value) is None else "a text",
+    "path": lambda value: (
+        None if _text(value) is None or _texts(value) is None else "a text or a list of texts"
+    ),
     "dataset": _text,
     "format": _one_of("npy", "npz", "safetensors", "parquet", "tar", "folder", "dataset"),
     "kind": _one_of("inputs", "embeddings"),

@@ -147,7 +147,10 @@ class Screener:
                     f"store: {self.store.path}: expected the weights of {old.name!r} that its "
                     "results are of, found others"
                 )
-            old.load_bytes(state)
+            try:
+                old.load_bytes(state)
+            except ValueError as error:  # of the store, not of the pairs: they are not marked by it
+                raise StoreError(f"store: {self.store.path}: {error}") from None
             return
         self.progress.begin(f"{old.name}: old data")
         old.read(feed)

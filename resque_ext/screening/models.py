@@ -163,17 +163,18 @@ class OldSide:
         try:
             tensors = safetensors.torch.load(data)
             facts = json.loads(bytes(tensors.pop("facts").tolist()))
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
+            self.passes = self._fresh()
+            for name, collector in self.collectors.items():
+                own = f"{name}/"
+                mine = {k.removeprefix(own): t for k, t in tensors.items() if k.startswith(own)}
+                collector.load({key: tensor.to(self.device) for key, tensor in mine.items()})
+            self.passes.restore(facts["facts"])
+            self.samples = facts["samples"]
+            self.faults = tuple(Fault(**fault) for fault in facts["faults"])
+        except (safetensors.SafetensorError, LookupError, TypeError, ValueError) as error:
             raise ValueError(
-                f"store: expected the old side of {self.name!r}, found it damaged ({error})"
+                f"expected the old side of {self.name!r}, found it damaged ({error})"
             ) from None
-        self.passes = self._fresh()
-        for name, collector in self.collectors.items():
-            mine = {k.partition("/")[2]: t for k, t in tensors.items() if k.startswith(f"{name}/")}
-            collector.load({key: tensor.to(self.device) for key, tensor in mine.items()})
-        self.passes.restore(facts["facts"])
-        self.samples = facts["samples"]
-        self.faults = tuple(Fault(**fault) for fault in facts["faults"])
 
 
 def run(passes: Passes, model: nn.Module | None, batches: Any, kind: str, side: Any) -> None:

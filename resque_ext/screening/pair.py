@@ -64,7 +64,8 @@ class PairResult:
 
     Attributes:
         model, candidate: names, a pair is known by both.
-        indices: by the names of `score`; empty after an error.
+        indices: by the names of `score`; empty after an error, and for "budget" where nothing was
+            read, or not enough of it to tell.
         predicted: by measure; empty without a cost model.
         old_samples, new_samples: read of the old data and of the candidate.
         available: samples that the candidate has; None where its source does not tell.

@@ -236,6 +236,7 @@ def failed(model: str, name: str, error: BaseException, **known: Any) -> PairRes
     """A pair that failed."""
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     line = " ".join(str(message).split()) or type(error).__name__
+    line = line.encode(errors="backslashreplace").decode()  # names of files may be no text
     fault = getattr(error, "fault", None)
     faults: tuple[Fault, ...] = (fault,) if isinstance(fault, Fault) else ()
     return PairResult(model, name, {}, stopped="error", error=line, faults=faults, **known)

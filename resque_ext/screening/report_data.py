@@ -9,7 +9,6 @@ import json
 import math
 import struct
 import zlib
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 
 from resque_ext.screening.pair import FORMAT as PAIR_FORMAT
 from resque_ext.screening.pair import IndexValue, PairResult, PredictedCost
+from resque_ext.screening.table import places
 
 FORMAT = "resque_ext.report/1"
 
@@ -86,34 +86,19 @@ def measure_names(pairs: Sequence[PairResult]) -> list[str]:
 def rank(pairs: Sequence[PairResult]) -> Ranks:
     """By index ("indices.arm") and predicted measure ("predicted.epochs"): each pair's ranks.
 
-    They are the best and the worst that it may have, from 1; None without a value. The best one
-    counts the intervals that end below its own, the worst one those that do not begin above it.
-    Without an interval a pair has its value for both ends.
+    They are the best and the worst that it may have, from 1, as the table of `screen` has them;
+    None without a value.
     """
     ranks: Ranks = {}
-    for path in _criteria(pairs):
-        ends = [_ends(getattr(pair, path[0]).get(path[1])) for pair in pairs]
-        lows = sorted(e[0] for e in ends if e is not None)
-        highs = sorted(e[1] for e in ends if e is not None)
-        ranks[".".join(path)] = [
-            None if e is None else (1 + bisect_left(highs, e[0]), bisect_right(lows, e[1]))
-            for e in ends
-        ]
+    for group, name in _criteria(pairs):
+        placed = places(pairs, name)
+        ranks[f"{group}.{name}"] = [placed.get((pair.model, pair.candidate)) for pair in pairs]
     return ranks
 
 
 def _criteria(pairs: Sequence[PairResult]) -> list[tuple[str, str]]:
     groups = ("indices", index_names(pairs)), ("predicted", measure_names(pairs))
     return [(group, name) for group, names in groups for name in names]
-
-
-def _ends(found: IndexValue | PredictedCost | None) -> tuple[float, float] | None:
-    if found is None:
-        return None
-    high = found.high
-    if high is None:  # of a predicted cost: unbounded; of an index: there is no interval
-        high = math.inf if isinstance(found, PredictedCost) else found.value
-    return found.value if found.low is None else found.low, high
 
 
 def pack(pairs: Sequence[PairResult], header: Mapping[str, Any]) -> str:

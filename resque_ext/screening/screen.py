@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -16,7 +17,7 @@ from resque_ext._inputs import check_choice, check_count, describe
 from resque_ext.collectors import COLLECTORS, make_collectors
 from resque_ext.doctor import environment
 from resque_ext.scoring import INDICES, _check_names, _checked_device
-from resque_ext.screening.anytime import StoppingRule, look_sizes
+from resque_ext.screening.anytime import StoppingRule
 from resque_ext.screening.budget import Budget, as_budget
 from resque_ext.screening.feeds import (
     EMBEDDINGS,
@@ -134,6 +135,8 @@ def screen(
         looks=looks,
     )
     screener = _screener(plan, scheduler, workers)
+    if store is not None and not isinstance(store, (str, os.PathLike)):
+        raise TypeError(f"store: expected a path or None, found {describe(store)}")
     pairs = len(plan.models) * len(plan.candidates)
     opened = NoStore() if store is None else open_store(store, header(plan, rank_by), resume)
     with opened, make_progress(progress, pairs) as bar:
@@ -199,11 +202,12 @@ def make_plan(
     check_choice(on_error, ("record", "raise"), "on_error")
     check_count(seed, "seed", least=0)
     check_count(batch_size, "batch_size")
-    if not 0 < confidence < 1:
+    if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a number between 0 and 1, found {confidence!r}")
     make_collectors(names, options, paired=True)  # what is wrong with the options shows now
     StoppingRule(width, top)  # likewise
-    next(look_sizes(*looks))
+    looks = _checked_looks(looks)
+    _check_cost_model(cost_model, cost_options)
     rank_by = _rank_key(rank_by, names, cost_model)
     budget = as_budget(budget)
     olds = _olds(old, shelf, names, on_fault)
@@ -222,7 +226,7 @@ def make_plan(
         options=options,
         rounds=streams and (anytime or limited),
         anytime=anytime,
-        looks=(check_count(looks[0], "looks"), float(looks[1])),
+        looks=looks,
         width=width,
         top=top,
         confidence=confidence,
@@ -266,7 +270,35 @@ def _named(given: Any, what: str) -> Mapping[str, Any]:
         raise TypeError(f"{what}: expected a mapping by name, found {describe(given)}")
     if not given:
         raise ValueError(f"{what}: expected at least one, found none")
+    for name in given:  # as names of files are that are no text
+        if name.encode(errors="ignore").decode() != name:
+            raise ValueError(f"{what}: expected names that UTF-8 can write, found {name!r}")
     return given
+
+
+def _checked_looks(looks: Any) -> tuple[int, float]:
+    right = isinstance(looks, (tuple, list)) and len(looks) == 2
+    if not right or any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in looks):
+        raise TypeError(
+            "looks: expected samples of the first look and a growth above 1, as (256, 1.25), found "
+            f"{looks!r}"
+        )
+    first, growth = check_count(looks[0], "looks"), float(looks[1])
+    if not 1 < growth < math.inf:
+        raise ValueError(f"looks: expected a growth above 1, found {looks[1]!r}")
+    return first, growth
+
+
+def _check_cost_model(cost_model: Any, cost_options: Any) -> None:
+    if cost_model is not None and not hasattr(cost_model, "measures"):
+        raise TypeError(
+            f"cost_model: expected a CostModel (CostModel.load reads one), found "
+            f"{describe(cost_model)}"
+        )
+    if cost_options is not None and not isinstance(cost_options, Mapping):
+        raise TypeError(f"cost_options: expected a mapping, found {describe(cost_options)}")
+    if cost_options and cost_model is None:
+        raise ValueError("cost_options: expected a cost_model beside them, found None")
 
 
 def _rank_key(rank_by: str | None, names: tuple[str, ...], cost_model: Any) -> str:

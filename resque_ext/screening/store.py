@@ -73,7 +73,13 @@ class Header:
         found = values.get("format") if isinstance(values, Mapping) else type(values).__name__
         if found != FORMAT:
             raise StoreError(f"store: {path}: expected format {FORMAT!r}, found {found!r}")
-        return cls(values["identity"], values["environment"], values["options"])
+        parts = [values.get(name) for name in ("identity", "environment", "options")]
+        if not all(isinstance(part, Mapping) for part in parts):
+            raise StoreError(
+                f"store: {path}: expected identity, environment and options of a screening, found "
+                "a header without"
+            )
+        return cls(*parts)
 
     def check(self, mine: Header, path: Path) -> None:
         """Raises where this is the header of another screening than `mine`."""
@@ -108,10 +114,18 @@ class Finished:
         return json.dumps({"rounds": self.rounds, "looks": self.looks}, allow_nan=False)
 
     @classmethod
-    def parse(cls, result: str, way: str) -> Finished:
-        values = json.loads(way)
-        looks = tuple(None if look is None else tuple(look) for look in values["looks"])
-        return cls(PairResult.from_json(result), looks, values["rounds"])
+    def parse(cls, result: str, way: str, where: str) -> Finished:
+        """The pair of two texts; `where` they stand, for the error.
+
+        Raises:
+            StoreError: no pair.
+        """
+        try:
+            values = json.loads(way)
+            looks = tuple(None if look is None else tuple(look) for look in values["looks"])
+            return cls(PairResult.from_json(result), looks, values["rounds"])
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise StoreError(f"store: {where}: expected a pair, found {_said(error)}") from None
 
 
 class Store(ABC):
@@ -238,18 +252,29 @@ def locked(path: Path) -> IO[bytes]:
     Not a POSIX lock: SQLite gives up all of those that the process has on the file whenever it
     gives up its own.
     """
+    if path.exists() and not path.is_file():
+        found = "a folder" if path.is_dir() else "no regular file"
+        raise StoreError(f"store: {path}: expected a file that can be written, found {found}")
     with writable(path, "a file that can be written"):
         file = path.open("r+b" if path.exists() else "x+b")
     if fcntl is not None:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever could not begin one takes it away again, maybe this very one.
+            mine = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
         except OSError:
+            mine = False
+        if not mine:
             file.close()
             raise StoreError(
                 f"store: {path}: expected one that no other process uses, found it locked by "
                 "another screening"
-            ) from None
+            )
     return file
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _canonical(value: Any) -> str:

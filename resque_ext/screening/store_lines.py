@@ -6,10 +6,12 @@ import base64
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from resque_ext.screening.store import (
+    FORMAT,
     Finished,
     Header,
     PairKey,
@@ -20,12 +22,15 @@ from resque_ext.screening.store import (
     writable,
 )
 
+_KINDS = {"pair", "old_side", "options"}  # of lines
+_BEGIN = json.dumps({"format": FORMAT})[:-1].encode()  # of every header
+
 
 class LinesStore(Store):
     """See :func:`resque_ext.screening.store.open_store`.
 
-    The first line is the header; each other one has a "pair" (with its "way") or an "old_side". A
-    pair's later line takes the place of its earlier one.
+    The first line is the header; each other one has a "pair" (with its "way"), an "old_side", or
+    the "options" of a run that were others. A pair's later line takes the place of its earlier one.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
@@ -38,13 +43,13 @@ class LinesStore(Store):
     def open(cls, path: Path, header: Header, resume: bool) -> LinesStore:
         new = not path.exists()
         store = cls(path, header)
+        new = new and os.fstat(store._file.fileno()).st_size == 0  # nobody was quicker
         try:
-            store._prepare()
-            refuse_results(path, len(store._finished), resume)
+            store._prepare(resume)
         except BaseException:
-            store.close()
-            if new:
+            if new:  # while it is locked, so that it is surely this one
                 path.unlink(missing_ok=True)
+            store.close()
             raise
         return store
 
@@ -56,6 +61,8 @@ class LinesStore(Store):
         for number, values in _lines(data, path):
             if number == 1:
                 header = Header.from_dict(values, path)
+            elif "options" in values and header is not None:
+                header = replace(header, options=_options(values, number, path))
             elif "pair" in values:
                 pair = _pair(values, number, path)
                 found[pair.key] = pair
@@ -63,7 +70,7 @@ class LinesStore(Store):
             raise StoreError(f"store: {path}: expected a header in the first line, found none")
         return header, list(found.values())
 
-    def _prepare(self) -> None:
+    def _prepare(self, resume: bool) -> None:
         with writable(self.path, "a file that can be read"):
             data = self._file.read()
         whole = data.rfind(b"\n") + 1
@@ -73,22 +80,28 @@ class LinesStore(Store):
                 theirs = Header.from_dict(values, self.path)
                 theirs.check(self.header, self.path)
                 self.earlier_options = theirs.options
+            elif "options" in values:
+                self.earlier_options = _options(values, number, self.path)
             elif "pair" in values:
                 pair = _pair(values, number, self.path)
                 self._finished[pair.key] = pair
             else:
-                old = values["old_side"]
-                self._old_sides[old["model"]] = (old["digest"], base64.b64decode(old["state"]))
-        if theirs is None and data[:1] not in (b"", b"{"):
+                model, digest, state = _old_side(values, number, self.path)
+                self._old_sides[model] = digest, state
+        # The beginning of a header is what is left of a store that was killed in its first write.
+        if theirs is None and data[: len(_BEGIN)] != _BEGIN[: len(data)]:
             raise StoreError(
                 f"store: {self.path}: expected JSON lines, found a file that begins with "
                 f"{data[:16]!r}"
             )
+        refuse_results(self.path, len(self._finished), resume)
         with writable(self.path, "a file that can be written"):
             self._cut(whole)
         if theirs is None:
             self._append(self.header.to_dict(), "room for the header")
             _sync_folder(self.path.parent)
+        elif self.earlier_options != self.header.options:
+            self._append({"options": dict(self.header.options)}, "room for the options")
 
     def finished(self) -> dict[PairKey, Finished]:
         return dict(self._finished)
@@ -138,16 +151,34 @@ def _lines(data: bytes, path: Path) -> Iterator[tuple[int, Any]]:
             values = json.loads(line)
         except ValueError as error:
             raise StoreError(f"store: {path}:{number}: expected JSON, found {error}") from None
-        if number > 1 and not (isinstance(values, dict) and {"pair", "old_side"} & values.keys()):
+        if number > 1 and not (isinstance(values, dict) and _KINDS & values.keys()):
             raise StoreError(f"store: {path}:{number}: expected a pair, found another line")
         yield number, values
 
 
 def _pair(values: dict[str, Any], number: int, path: Path) -> Finished:
+    pair, way = json.dumps(values["pair"]), json.dumps(values.get("way"))
+    return Finished.parse(pair, way, f"{path}:{number}")
+
+
+def _options(values: dict[str, Any], number: int, path: Path) -> dict[str, Any]:
+    options = values["options"]
+    if not isinstance(options, dict):
+        raise StoreError(f"store: {path}:{number}: expected options, found {str(options)[:80]}")
+    return options
+
+
+def _old_side(values: dict[str, Any], number: int, path: Path) -> tuple[str, str, bytes]:
+    old = values["old_side"]
+    texts = (
+        [old.get(name) for name in ("model", "digest", "state")] if isinstance(old, dict) else []
+    )
     try:
-        return Finished.parse(json.dumps(values["pair"]), json.dumps(values["way"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"store: {path}:{number}: expected a pair, found {error}") from None
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError("another form")
+        return texts[0], texts[1], base64.b64decode(texts[2], validate=True)
+    except ValueError as error:
+        raise StoreError(f"store: {path}:{number}: expected an old side, found {error}") from None
 
 
 def _sync_folder(folder: Path) -> None:

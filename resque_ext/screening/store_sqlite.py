@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from resque_ext.screening.store import (
     PairKey,
     Store,
     StoreError,
+    fcntl,
     locked,
     refuse_results,
 )
@@ -68,27 +72,30 @@ class SqliteStore(Store):
     def open(cls, path: Path, header: Header, resume: bool) -> SqliteStore:
         new = not path.exists()
         store = cls(path, header)
+        new = new and os.fstat(store._file.fileno()).st_size == 0  # nobody was quicker
         try:
-            store._prepare()
-            refuse_results(path, len(store.finished()), resume)
+            store._prepare(resume)
         except BaseException:
-            store.close()
-            if new:  # nothing of a store that could not be begun
+            store._db.close()
+            if new:  # nothing of a store that could not be begun; while it is locked
                 path.unlink(missing_ok=True)
+            store.close()
             raise
         return store
 
     @classmethod
     def read(cls, path: Path) -> tuple[Header, list[Finished]]:
         try:
-            with contextlib.closing(
-                sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=10)
-            ) as db:
-                return _header(db, path), _pairs(db)
-        except sqlite3.Error as error:
+            with _rolled_back(path) as whole:
+                uri = f"{whole.resolve().as_uri()}?mode={'ro' if whole == path else 'rw'}"
+                with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as db:
+                    return _header(db, path), _pairs(db, path)
+        except (sqlite3.Error, OSError) as error:
+            if isinstance(error, StoreError):
+                raise
             raise StoreError(f"store: {path}: expected a whole store, found {error}") from None
 
-    def _prepare(self) -> None:
+    def _prepare(self, resume: bool) -> None:
         with self._failing("a store in a folder that can be written"):
             self._db.execute("PRAGMA journal_mode = DELETE")
             self._db.execute("PRAGMA synchronous = FULL")
@@ -103,6 +110,7 @@ class SqliteStore(Store):
                 return
             theirs = _header(self._db, self.path)
             theirs.check(self.header, self.path)
+            refuse_results(self.path, len(self.finished()), resume)
             self.earlier_options = theirs.options
             with self._transaction():  # that it can be written shows now, not after the first pair
                 self._db.execute(
@@ -112,7 +120,7 @@ class SqliteStore(Store):
 
     def finished(self) -> dict[PairKey, Finished]:
         with self._failing("a whole store"):
-            return {pair.key: pair for pair in _pairs(self._db)}
+            return {pair.key: pair for pair in _pairs(self._db, self.path)}
 
     def add(self, pair: Finished, replace: bool = False) -> None:
         r = pair.result
@@ -173,10 +181,34 @@ def _header(db: sqlite3.Connection, path: Path) -> Header:
         raise StoreError(
             f"store: {path}: expected format {FORMAT!r}, found a SQLite file of something else"
         )
-    values = {key: json.loads(value) for key, value in db.execute("SELECT key, value FROM meta")}
+    rows = db.execute("SELECT key, value FROM meta").fetchall()
+    try:
+        values = {key: json.loads(value) for key, value in rows}
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"store: {path}: expected a header in JSON, found {error}") from None
     return Header.from_dict(values, path)
 
 
-def _pairs(db: sqlite3.Connection) -> list[Finished]:
-    rows = db.execute("SELECT result, way FROM pairs ORDER BY number")
-    return [Finished.parse(result, way) for result, way in rows]
+def _pairs(db: sqlite3.Connection, path: Path) -> list[Finished]:
+    rows = db.execute("SELECT number, result, way FROM pairs ORDER BY number")
+    return [Finished.parse(result, way, f"{path}: row {number}") for number, result, way in rows]
+
+
+@contextlib.contextmanager
+def _rolled_back(path: Path) -> Iterator[Path]:
+    """The file itself; where a killed writer left a half transaction in it, a copy to undo that in.
+
+    Undoing it is writing, which a reader does not do to the store.
+    """
+    journal = path.with_name(f"{path.name}-journal")
+    if fcntl is None or not journal.exists():
+        yield path
+        return
+    with path.open("rb") as file, tempfile.TemporaryDirectory() as folder:
+        copy = path
+        with contextlib.suppress(BlockingIOError):  # somebody is writing, and will end it
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            copy = Path(folder) / path.name
+            shutil.copyfile(path, copy)
+            shutil.copyfile(journal, copy.with_name(journal.name))
+        yield copy

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from resque_ext.screening.anytime import Estimate, ranks
-from resque_ext.screening.pair import PairResult
+from resque_ext.screening.pair import PairResult, PredictedCost
+from resque_ext.screening.store import PairKey
 
 FORMAT = "resque_ext.ScreeningTable/1"
 
@@ -143,17 +144,25 @@ def interval(result: PairResult, rank_by: str) -> tuple[float, float, float] | N
     if found.high is not None:
         return found.value, low, max(found.high, found.value)
     # Of a predicted cost that is unbounded; of an index there is no interval.
-    return found.value, low, found.value if rank_by in result.indices else math.inf
+    return found.value, low, math.inf if isinstance(found, PredictedCost) else found.value
+
+
+def places(results: Iterable[PairResult], rank_by: str) -> dict[PairKey, tuple[int, int]]:
+    """The best and the worst place of every (model, candidate) that has what is ranked by.
+
+    What the table and the report say; see :func:`resque_ext.screening.anytime.ranks`.
+    """
+    found = {(r.model, r.candidate): interval(r, rank_by) for r in results}
+    return ranks({key: Estimate(*i, samples=0) for key, i in found.items() if i is not None})
 
 
 def _ranked(results: list[PairResult], rank_by: str) -> Iterator[Ranked]:
-    found = {(r.model, r.candidate): (interval(r, rank_by), r) for r in results}
-    known = {key: i for key, (i, _) in found.items() if i is not None}
-    places = ranks({key: Estimate(*values, samples=0) for key, values in known.items()})
-    for key in sorted(known, key=lambda key: (known[key][0], key)):
-        yield Ranked(*places[key], found[key][1])
-    for key in sorted(found.keys() - known.keys()):
-        yield Ranked(None, None, found[key][1])
+    found = {(r.model, r.candidate): r for r in results}
+    placed = places(results, rank_by)
+    for key in sorted(placed, key=lambda key: (interval(found[key], rank_by), key)):
+        yield Ranked(*placed[key], found[key])
+    for key in sorted(found.keys() - placed.keys()):
+        yield Ranked(None, None, found[key])
 
 
 def _flat(row: Ranked) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from resque_ext._inputs import check_labels, describe
+import numpy as np
+
+from resque_ext._inputs import as_tensor, check_labels, describe
 from resque_ext.screening.sources.base import Batch, Kind, Reading, SourceBase, check_kind
 from resque_ext.screening.sources.regroup import cut, rows_in
 
@@ -87,6 +89,7 @@ class BatchSource(SourceBase):
                 "batch_adapter= turns any batch into such a pair"
             )
         x, y = batch[0], check_labels(batch[1], f"{self.name}: labels")
+        x = as_tensor(x, f"{self.name}: inputs") if isinstance(x, np.ndarray) else x
         if rows_in(x) != len(y):
             raise ValueError(
                 f"{self.name}: expected one label a row, found batch {number} of inputs "

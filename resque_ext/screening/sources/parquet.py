@@ -90,26 +90,24 @@ class ParquetSource(SourceBase):
 
     def _pieces(self, reading: Reading) -> Iterator[Batch]:
         plan = Plan(self._edges, None if reading.order is None else reading.order.seed)
-        group, held, broken = -1, None, set()
+        group, held = -1, None
         with _open(self._path) as file:
             for spans in plan.spans(*reading.share(self.rows), reading.batch_size):
                 for first, last in spans.tolist():
+                    if first == last:  # a row group without rows, which may be behind the last one
+                        continue
                     found = int(np.searchsorted(self._edges, first, side="right")) - 1
                     if found != group:
                         group, held = found, None  # the one before goes first
-                        held = self._read_group(file, group, reading, broken)
+                        held = self._read_group(file, group, reading)
                     if held is None:
                         continue
                     x, y = held
                     begin, end = first - self._edges[group], last - self._edges[group]
                     yield x[begin:end], y[begin:end]
 
-    def _read_group(
-        self, file: Any, group: int, reading: Reading, broken: set[int]
-    ) -> tuple[Tensor, Tensor] | None:
+    def _read_group(self, file: Any, group: int, reading: Reading) -> tuple[Tensor, Tensor] | None:
         """A row group, its rows in the order of the reading; None where it cannot be read."""
-        if group in broken:
-            return None
         _, pa = _library()
         try:
             table = file.read_row_group(group, columns=list(self._columns))
@@ -120,8 +118,7 @@ class ParquetSource(SourceBase):
             features = features.view(rows, -1)
             if len(labels) != rows:
                 raise ValueError(f"expected {rows} rows, found {len(labels)}")
-        except (pa.ArrowException, OSError, ValueError) as error:
-            broken.add(group)
+        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
             first, last = self._edges[group : group + 2]
             where = f"row group {group}"
             reading.fault(self._path, where, f"rows {first} to {last - 1}: {error}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import tarfile
@@ -199,9 +200,18 @@ class TarSource(SourceBase):
         with ExitStack() as stack:
             files: dict[int, int] = {}
             for shard in dict.fromkeys(s.shard for s in samples):
-                files[shard] = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    files[shard] = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+                except OSError as error:  # gone since its headers were read
+                    where = self._paths[shard]
+                    reading.fault(where, None, f"expected a tar shard, found {error}")
+                    continue
                 stack.callback(os.close, files[shard])
-            items = [self._item(sample, files[sample.shard], reading) for sample in samples]
+            items = [
+                self._item(sample, files[sample.shard], reading)
+                for sample in samples
+                if sample.shard in files
+            ]
         batch = batch_of(items, self.name)
         if batch is not None:
             yield batch
@@ -224,14 +234,7 @@ class TarSource(SourceBase):
         data = io.BytesIO(_read(file, *sample.members[wanted[0]]))
         if self._decode is not None:
             return self._transforms.one(self._decode(data))
-        try:
-            array = np.lib.format.read_array(data, allow_pickle=False)
-        except MemoryError:
-            raise
-        # In damaged bytes NumPy comes upon exceptions of nearly every type.
-        except Exception as error:
-            raise ValueError(f".npy: expected a numeric array, found it damaged: {error}") from None
-        return check_features(as_tensor(array, "features").unsqueeze(0))[0]
+        return check_features(as_tensor(_array(data), "features").unsqueeze(0))[0]
 
     def _label(self, sample: _Sample, file: int) -> int:
         if "cls" in sample.members:
@@ -280,10 +283,35 @@ def _refusal(info: tarfile.TarInfo) -> str | None:
 
 
 def _read(file: int, offset: int, size: int) -> bytes:
+    # A damaged header may say anything, and `pread` makes room for all that it is asked for.
+    there = os.fstat(file).st_size - offset
+    if not 0 <= size <= there:
+        raise OSError(f"expected {size} bytes at {offset}, found {max(there, 0)}")
     data = os.pread(file, size, offset)
     if len(data) != size:
         raise OSError(f"expected {size} bytes at {offset}, found {len(data)}")
     return data
+
+
+def _array(data: io.BytesIO) -> np.ndarray:
+    """The array of a .npy member, which has exactly the bytes that its header says."""
+    try:
+        version = np.lib.format.read_magic(data)
+        header = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            header = np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(data)
+        # NumPy makes room for all that a header says before it looks for it.
+        wanted, found = math.prod(shape) * dtype.itemsize, len(data.getbuffer()) - data.tell()
+        if wanted != found and not dtype.hasobject:
+            raise ValueError(f"expected {wanted} bytes of shape {shape}, found {found}")
+        data.seek(0)
+        return np.lib.format.read_array(data, allow_pickle=False)
+    except MemoryError:
+        raise
+    # In damaged bytes NumPy comes upon exceptions of nearly every type.
+    except Exception as error:
+        raise ValueError(f".npy: expected a numeric array, found it damaged: {error}") from None
 
 
 def _listed(sample: _Sample) -> str:
