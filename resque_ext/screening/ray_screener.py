@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
+from resque_ext.screening.cache import weights_digest
 from resque_ext.screening.loop import Plan, Screener
-from resque_ext.screening.models import OldSide, weights_digest
+from resque_ext.screening.models import OldSide
 from resque_ext.screening.pair import PairResult
 from resque_ext.screening.progress import Progress
 from resque_ext.screening.reading import failed
