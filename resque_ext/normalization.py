@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +74,7 @@ class _Map:
         return ((x - mean) * scale + target).to(x.dtype)
 
 
-class _Layers:
+class _Layers(ABC):
     """Hooks on a model's normalization layers that have no running statistics."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -103,9 +104,9 @@ class _Layers:
             return None
         return ((taken, *args[1:]), kwargs) if args else (args, {**kwargs, "input": taken})
 
+    @abstractmethod
     def take(self, key: Key, x: Tensor, channel: int) -> Tensor | None:
         """What the layer reads in the place of x; None: x itself."""
-        raise NotImplementedError
 
 
 class _Observed(_Layers):

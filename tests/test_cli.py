@@ -104,8 +104,10 @@ def test_program_refuses_with_one_line(tmp_path):
 def test_interrupt_exits_with_130():
     # As `python -m resque_ext`, but it says when torch is imported, which takes its time.
     code = (
-        "import sys\n"
+        "import signal, sys\n"
         "from resque_ext import cli\n"
+        # What is started in the background of a shell ignores SIGINT.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "print('ready', flush=True)\n"
         "sys.exit(cli.main(['bench', '--seconds', '600', '--rows', '20000', '--json']))"
     )
