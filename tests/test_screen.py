@@ -218,7 +218,8 @@ def test_no_time_at_all():
 def program(store, kill_after, count):
     """A screening in a process of its own, which is killed in the middle of a transaction."""
     environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
+        # As many as here: how a model's products round depends on the number of threads.
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
     }
     arguments = [sys.executable, made.__file__, str(store), str(kill_after), str(count)]

@@ -15,8 +15,19 @@ from resque_ext.screening import prefetch as module
 from resque_ext.screening.prefetch import prefetch
 
 
+BEFORE: set[threading.Thread] = set()
+
+
+@pytest.fixture(autouse=True)
+def _before():
+    """Threads that other tests' failed readings have left, until they are collected."""
+    BEFORE.clear()
+    BEFORE.update(threading.enumerate())
+
+
 def threads():
-    return [t for t in threading.enumerate() if t.name == "resque_ext.prefetch"]
+    """Those of this test alone."""
+    return [t for t in threading.enumerate() if t.name == "resque_ext.prefetch" and t not in BEFORE]
 
 
 def batches(count=20, closed=None):
