@@ -14,7 +14,6 @@ import torch
 from resque_ext.screening import prefetch as module
 from resque_ext.screening.prefetch import prefetch
 
-
 BEFORE: set[threading.Thread] = set()
 
 
