@@ -377,7 +377,7 @@ print((read("VmHWM") - before) / x.nbytes)
 def test_peak_memory_beyond_the_features(k):
     """Of a whole call, its result included: a tenth of the features at most."""
     command = [sys.executable, "-c", MEMORY, str(k)]
-    # One arena: what glibc's arenas of single threads hold back comes and goes by 5% of the features.
+    # One arena: what glibc's arenas of threads hold back comes and goes by 5% of the features.
     environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
