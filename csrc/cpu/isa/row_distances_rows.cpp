@@ -55,6 +55,15 @@ RESQUE_INLINE V greater(V a, V b) {
     return a > b ? a : b;
 }
 
+// One of eight lanes, taken by halves: lane by lane would branch on what a row holds.
+template <typename V, typename Take>
+RESQUE_INLINE auto taken(V v, const Take& take) {
+    v = take(__builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3), v);
+    v = take(__builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5), v);
+    v = take(__builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6), v);
+    return v[0];
+}
+
 constexpr int64_t kChunk = 256;  // values of a row between two looks at the histograms
 
 // Where in the histograms the values of a row belong. Value x is nearest to edge k = round((x - first)
@@ -109,17 +118,9 @@ bool row_range(const T* row, int64_t m, Binned<T>* least, Binned<T>* most) {
     int64_t c = 0;
     for (; c + 16 <= whole; c += 16) look(row + c, 0), look(row + c + 8, 1);
     if (c < whole) look(row + c, 0);
-    low[0] = lesser(low[1], low[0]);
-    high[0] = greater(high[1], high[0]);
-    wide[0] = greater(wide[1], wide[0]);
-    bool finite = true;
-    *least = low[0][0], *most = high[0][0];
-    for (int k = 0; k < 8; ++k) {
-        if (low[0][k] < *least) *least = low[0][k];
-        if (high[0][k] > *most) *most = high[0][k];
-        finite = finite && wide[0][k] < L::kInfinity;
-    }
-    return finite;
+    *least = taken(lesser(low[1], low[0]), lesser<Values>);
+    *most = taken(greater(high[1], high[0]), greater<Values>);
+    return taken(greater(wide[1], wide[0]), greater<Ints>) < L::kInfinity;
 }
 
 template <typename T>
@@ -144,17 +145,18 @@ void bin_rows(const Stream<T> (&streams)[kStreams], int64_t length, int bins, ui
         for (int r = 0; r < kStreams; ++r) {
             if (streams[r].row) find_bins(streams[r], streams[r].row + c, some, bins, place[r]);
         }
-        // The next rows come from memory meanwhile, so that looking for their ranges need not wait.
-        constexpr int64_t kValues = kLine / static_cast<int64_t>(sizeof(T));
-        for (int r = 0; r < kStreams; ++r) {
-            if (!streams[r].next) continue;
-            for (int64_t k = 0; k < some; k += kValues) __builtin_prefetch(streams[r].next + c + k, 0, 2);
-        }
         // Row after row in turn: a count is read again at the earliest eight additions after it was
-        // written, also where half of a row lies in one bin.
-        for (int64_t k = 0; k < some; ++k) {
+        // written, also where half of a row lies in one bin. Meanwhile the next rows come from memory, a
+        // line at a time: looking for their ranges need not wait, nor does an addition behind a queue of
+        // fetches.
+        constexpr int64_t kValues = kLine / static_cast<int64_t>(sizeof(T)), kPause = kValues / kStreams;
+        for (int64_t k = 0; k < some; k += kPause) {
+            const Stream<T>& s = streams[k / kPause % kStreams];
+            if (s.next) __builtin_prefetch(s.next + c + k / kValues * kValues, 0, 2);
+            for (int64_t j = k; j < k + kPause && j < some; ++j) {
 #pragma GCC unroll 8
-            for (int r = 0; r < kStreams; ++r) ++histograms[place[r][k]];
+                for (int r = 0; r < kStreams; ++r) ++histograms[place[r][j]];
+            }
         }
     }
 }
@@ -184,12 +186,14 @@ RESQUE_INLINE void sort_lines(Count* lines, int count) {
     while (2 * top < count) top *= 2;
     for (int p = top; p > 0; p /= 2) {
         for (int q = top, r = 0, d = p;; q /= 2, r = p) {
-            for (int i = 0; i + d < count; ++i) {
-                if ((i & p) != r) continue;
-                const Line a = load_bits<Line>(lines + i * L), b = load_bits<Line>(lines + (i + d) * L);
-                const Line low = lesser(a, b), high = greater(a, b);
-                std::memcpy(lines + i * L, &low, kLine);
-                std::memcpy(lines + (i + d) * L, &high, kLine);
+            for (int start = r; start + d < count; start += 2 * p) {  // those i whose bit p is that of r
+                const int end = start + p < count - d ? start + p : count - d;
+                for (int i = start; i < end; ++i) {
+                    const Line a = load_bits<Line>(lines + i * L), b = load_bits<Line>(lines + (i + d) * L);
+                    const Line low = lesser(a, b), high = greater(a, b);
+                    std::memcpy(lines + i * L, &low, kLine);
+                    std::memcpy(lines + (i + d) * L, &high, kLine);
+                }
             }
             if (q == p) break;
             d = q - p;
