@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import DEVICES
+from conftest import DEVICES, device_name
 from torch import Tensor
 
+from resque_ext.bench import seconds_of
 from resque_ext.ops import Distance, value_histogram, wasserstein_from_histograms
 
 DATA: dict[str, Callable[[Tensor], Tensor]] = {
@@ -60,6 +63,31 @@ def test_value_histogram(measure: Callable[..., float], device: str, form: str, 
     measure(
         lambda: FORMS[form](x), torch.device(device), x.nbytes, against=x.sum, form=form, data=data
     )
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("device", DEVICES)
+def test_value_histogram_against_histc(benchmark: Any, device: str, data: str) -> None:
+    """In turn over the same values: 15 bits, 16 bits, and the 256 bins of torch.histc."""
+    place, names = torch.device(device), ("bits15", "bits16", "histc256")
+    x = DATA[data](values(device, SIZES[device]))
+    check(FORMS["bits15"](x), x, 15)
+    check(FORMS["bits16"](x), x, 16)
+    assert FORMS["histc256"](x).sum() > 0
+    turns = [[seconds_of(lambda f=f: FORMS[f](x), place) for f in names] for _ in range(7)]
+    ours = {f: statistics.median(turn[k] for turn in turns) for k, f in enumerate(names[:2])}
+    ratios = {f: statistics.median(t[2] / t[k] for t in turns) for k, f in enumerate(names[:2])}
+    benchmark.extra_info |= {
+        "device": device_name(place),
+        "bytes_per_s": {f: x.nbytes / taken for f, taken in ours.items()},
+        "times_histc": ratios,
+    }
+    for form, ratio in ratios.items():
+        print(
+            f"\nvalue_histogram on {device}, {data}, {form}: "
+            f"{x.nbytes / ours[form] / 1e9:.1f} GB/s, {ratio:.1f} x torch.histc"
+        )
+    benchmark.pedantic(lambda: FORMS["bits16"](x), rounds=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
