@@ -38,7 +38,9 @@ def model_and_batches(name: str, device: torch.device) -> tuple[nn.Module, list[
         model, size, batch, classes, count = small_cnn(), 32, 256, 10, 4
     else:
         models = pytest.importorskip("torchvision.models", exc_type=ImportError)
-        model = getattr(models, name)(weights=None)
+        # ResNet-18 as it is trained on CIFAR-10: of 1,000 classes no layer of it would be wider.
+        outputs = 10 if name == "resnet18" else 1_000
+        model = getattr(models, name)(weights=None, num_classes=outputs)
         classes = 10
         on_cuda = {"resnet18": (32, 1_024, 8), "resnet50": (224, 128, 8), "vit_b_16": (224, 64, 8)}
         size, batch, count = (CPU_BATCHES if device.type == "cpu" else on_cuda)[name]
