@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from resque_ext._inputs import describe
+from resque_ext.loading import Denormalized
 from resque_ext.observe import copied
 from resque_ext.screening.pair import Fault
 from resque_ext.screening.prefetch import prefetch
@@ -19,6 +20,7 @@ from resque_ext.screening.sources.regroup import cut
 from resque_ext.shifts import Shift
 
 INPUTS, EMBEDDINGS = KINDS
+ALL = 2**62  # a place behind all rows
 Batch = tuple[Any, Tensor]
 
 
@@ -80,10 +82,26 @@ class Feed:
             {} if self.shift is None else {"shift": repr(self.shift)}
         )
 
+    def fingerprint(self) -> dict[str, Any] | None:
+        """What tells the inputs from all others, for JSON; None where nothing does: of arrays and
+        iterables without a fingerprint, and under a shift of the caller's own."""
+        found, shift = self.source.fingerprint(), _shift_fingerprint(self.shift)
+        return None if found is None or shift is None else {"source": found} | shift
+
     def reading(
         self, batch_size: int, seed: int | None = None, device: torch.device | str = "cpu"
     ) -> Reading:
         return Reading(self, batch_size, seed, device)
+
+
+def _shift_fingerprint(shift: Any) -> dict[str, Any] | None:
+    if shift is None:
+        return {}
+    if type(shift) is Denormalized:
+        inner, normalize = _shift_fingerprint(shift.shift), shift.normalize
+        numbers = [normalize.mean.flatten().tolist(), normalize.std.flatten().tolist()]
+        return None if inner is None else inner | {"normalize": numbers}
+    return {"shift": repr(shift)} if type(shift) is Shift and not shift.options else None
 
 
 class Reading:
@@ -136,6 +154,16 @@ class Reading:
                 yield (
                     (inputs, labels) if whole else (cut(inputs, first, last), labels[first:last])
                 )
+
+    @property
+    def can_pass_over(self) -> bool:
+        """Whether `until` goes on behind rows that were not read: not where a shift draws."""
+        return self._again and self.feed.shift is None
+
+    def pass_over(self, place: int, samples: int, faults: Sequence[Fault], ended: bool) -> None:
+        """As after reading up to that place, where `samples` came, without reading."""
+        self.place, self.samples, self.ended = place, self.samples + samples, ended
+        self.faults.extend(faults)
 
     def close(self) -> None:
         if self._going is not None:
