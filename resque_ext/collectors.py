@@ -401,6 +401,10 @@ COLLECTORS: Mapping[str, Any] = {
 }
 
 
+def option_names(index: str) -> list[str]:
+    return [k for k in inspect.signature(COLLECTORS[index]).parameters if k != "paired"]
+
+
 def make_collectors(
     names: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None, paired: bool
 ) -> dict[str, Any]:
@@ -423,7 +427,7 @@ def make_collectors(
     collectors = {}
     for name in names:
         given, make = options.get(name, {}), COLLECTORS[name]
-        known = [k for k in inspect.signature(make).parameters if k != "paired"]
+        known = option_names(name)
         wrong = [k for k in given if k not in known]
         if wrong:
             raise TypeError(

@@ -20,7 +20,8 @@ from resque_ext.screening.memory import retry_with_half
 from resque_ext.screening.models import OldSide, run
 from resque_ext.screening.pair import Fault, IndexValue, PairResult, PredictedCost
 
-READ_ONCE = ("resque_dist", "resque_task", "arm")  # the others read both sides for every pair
+READ_ONCE = ("resque_dist", "resque_task", "arm")
+SCREENED = (*READ_ONCE, "preindex")  # which reads both sides for every pair
 
 
 class PairReading:

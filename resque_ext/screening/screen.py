@@ -17,7 +17,7 @@ import torch
 from resque_ext._inputs import check_choice, check_count, describe
 from resque_ext.collectors import COLLECTORS, make_collectors
 from resque_ext.doctor import environment
-from resque_ext.scoring import INDICES, _check_names, _checked_device
+from resque_ext.scoring import _check_names, _checked_device
 from resque_ext.screening.anytime import StoppingRule
 from resque_ext.screening.budget import Budget, as_budget
 from resque_ext.screening.cache import EmbeddingCache
@@ -33,6 +33,7 @@ from resque_ext.screening.kept import has_identity
 from resque_ext.screening.loop import Plan, Screener
 from resque_ext.screening.models import ShelfModel, as_shelf_model
 from resque_ext.screening.progress import make_progress
+from resque_ext.screening.reading import SCREENED, possible
 from resque_ext.screening.store import Header, NoStore, PairKey, open_store
 from resque_ext.screening.table import Screening
 
@@ -240,6 +241,8 @@ def make_plan(
 ) -> tuple[Plan, str]:
     """What `screen` is about to do, with all sources open, and what it ranks by; see there."""
     names = _check_names(indices)
+    for name in names:
+        check_choice(name, SCREENED, "indices")
     shelf = {n: as_shelf_model(m, n) for n, m in _named(models, "models").items()}
     given = {n: as_candidate(c) for n, c in _named(candidates, "candidates").items()}
     check_choice(on_fault, ("raise", "skip"), "on_fault")
@@ -423,12 +426,10 @@ def _check_indices(
     feeds: Mapping[PairKey, Feed],
 ) -> None:
     """Raises for an index that no pair at all lets be computed."""
-    from resque_ext.screening.reading import possible
-
     for name in names:
         if not any(possible([name], f, candidates[key[1]].paired) for key, f in feeds.items()):
             needs = "paired candidates" if name == "preindex" else "inputs of a model"
-            raise ValueError(f"indices: expected {needs} for {name!r}, found none (of {INDICES})")
+            raise ValueError(f"indices: expected {needs} for {name!r}, found none")
 
 
 def _cost_digest(cost_model: Any, options: Mapping[str, Any] | None) -> str | None:
