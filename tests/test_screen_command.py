@@ -1,4 +1,4 @@
-"""`resque-ext screen`: wrong values by their place, what fails while it works, cache and scheduler."""
+"""`resque-ext screen`: wrong values by their place, failures at work, cache and scheduler."""
 
 import json
 import sys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from resque_ext._inputs import describe
 from resque_ext.loading import Denormalized
 from resque_ext.observe import copied
+from resque_ext.ops._status import RowError
 from resque_ext.screening.pair import Fault
 from resque_ext.screening.prefetch import prefetch
 from resque_ext.screening.sources import BlockOrder, Source, as_source
@@ -125,6 +127,7 @@ class Reading:
     ) -> None:
         self.feed, self.batch_size, self.device = feed, batch_size, device
         self.place = self.samples = 0
+        self._first = 0  # row of the last batch, among those that came
         self.ended = False
         self.faults: list[Fault] = []
         source = feed.source
@@ -133,6 +136,7 @@ class Reading:
         # Single rows are found again without any file held open in between; what is read one
         # behind the other goes on.
         self._again = source.access in ("rows", "blocks") and source.rows is not None
+        self._open: Iterator[Batch] | None = None
         self._going: Iterator[Batch] | None = None
         self._rest: Batch | None = None
         reset = getattr(feed.shift, "reset", None)
@@ -143,6 +147,7 @@ class Reading:
         """Batches of at most `at_most` rows, up to that place of the order."""
         batches = self._from_here(place) if self._again else self._going_on(place)
         for inputs, labels in batches:
+            before = self.samples
             self.samples += len(labels)
             if self.feed.shift is not None:
                 # On batches of one size, because what a shift draws depends on its batches.
@@ -151,6 +156,7 @@ class Reading:
             for first in range(0, len(labels), at_most):
                 last = min(first + at_most, len(labels))
                 whole = last - first == len(labels)
+                self._first = before + first
                 yield (
                     (inputs, labels) if whole else (cut(inputs, first, last), labels[first:last])
                 )
@@ -166,9 +172,25 @@ class Reading:
         self.faults.extend(faults)
 
     def close(self) -> None:
-        if self._going is not None:
-            self._going.close()  # type: ignore[attr-defined]
-        self._going, self.ended = None, True
+        """Ends the thread that reads ahead, too, also in the middle of a batch's work."""
+        if hasattr(self._open, "close"):
+            self._open.close()
+        self._going = self._open = None
+        self.ended = True
+
+    @contextlib.contextmanager
+    def naming_rows(self) -> Iterator[None]:
+        """An error about a row of the last batch names it as the source counts its rows."""
+        try:
+            yield
+        except RowError as error:
+            raise error.at(self._row(self._first + error.row)) from error
+
+    def _row(self, place: int) -> str:
+        row_at = getattr(self.feed.source, "row_at", None)
+        if self.faults or (self._order is not None and row_at is None):
+            return f"{place} in reading order"
+        return str(place if self._order is None else row_at(place, self._order))
 
     def _batches(self, start: int, stop: int | None) -> Iterator[Batch]:
         batches = self.feed.source.batches(
@@ -182,7 +204,8 @@ class Reading:
         # Many readings stand open in rounds, where a thread for each would be too much; a short
         # block is not worth one.
         long = self._order is None if stop is None else stop - start > 2 * self.batch_size
-        return prefetch(batches, self.device) if long else batches
+        self._open = prefetch(batches, self.device) if long else batches
+        return self._open
 
     def _from_here(self, place: int) -> Iterator[Batch]:
         rows = self.feed.source.rows

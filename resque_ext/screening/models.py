@@ -133,7 +133,8 @@ class OldSide:
 
             def through() -> None:
                 batches = reading.until(ALL, self.batch_size)
-                run(self.passes, self.model, batches, feed.kind, "old")
+                with reading.naming_rows():
+                    run(self.passes, self.model, batches, feed.kind, "old")
 
             try:
                 if keeper is None:

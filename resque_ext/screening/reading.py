@@ -97,6 +97,9 @@ class PairReading:
 
         try:
             retry_with_half(once, self.old, f"{self.old.name}, {self.name}")
+        except BaseException:
+            self.reading.close()  # whoever keeps the error would keep the thread that reads ahead
+            raise
         finally:
             self.seconds += time.perf_counter() - began
 
@@ -126,7 +129,8 @@ class PairReading:
         if there is None and self.samples:  # the last block ended with the data
             return
         batches = batches if there is None else chain([there], batches)
-        run(self.passes, self.old.model, batches, self.feed.kind, "new")
+        with self.reading.naming_rows():
+            run(self.passes, self.old.model, batches, self.feed.kind, "new")
 
     def look(self) -> Estimate | None:
         """The index without the bias of few samples, with an interval that holds at every look."""
@@ -201,18 +205,19 @@ def read_paired(
             reading.close()
         readings[:] = [f.reading(old.batch_size, device=old.device) for f in (old_feed, feed)]
         before, after = (_Sized(r.until(ALL, old.batch_size)) for r in readings)
-        found = score(
-            old.model,  # type: ignore[arg-type]
-            before,
-            after,
-            indices,
-            old.entry.layer,
-            old.entry.layers,
-            paired=True,
-            device=old.device,
-            progress=False,
-            options={k: v for k, v in (options or {}).items() if k in indices},
-        )
+        with readings[1].naming_rows():  # pairs come in the same batches on both sides
+            found = score(
+                old.model,  # type: ignore[arg-type]
+                before,
+                after,
+                indices,
+                old.entry.layer,
+                old.entry.layers,
+                paired=True,
+                device=old.device,
+                progress=False,
+                options={k: v for k, v in (options or {}).items() if k in indices},
+            )
 
     found: Any = None
     try:
