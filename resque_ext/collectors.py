@@ -28,6 +28,7 @@ from resque_ext.indices.preindex import PreIndexOptions, combine
 from resque_ext.indices.representation_distance import paired_layers
 from resque_ext.indices.resque_dist import SIDES, ResqueDist, ResqueDistResult, Side
 from resque_ext.ops import spatial_mean
+from resque_ext.ops._status import RowError
 
 if TYPE_CHECKING:
     from resque_ext.distributed import Ranks
@@ -74,7 +75,7 @@ class ResqueDistCollector:
         try:
             self.acc.update(x, labels.to(x.device, non_blocking=True), side)
         except (ValueError, TypeError) as error:
-            raise type(error)(f"{side}: {without_hint(error)}") from error
+            raise of_side(error, side, nonfinite=BY_HAND.format("ResqueDist")) from error
 
     def fork(self) -> ResqueDistCollector:
         """One that goes on from here with a new side of its own; the old side's sums are shared."""
@@ -121,7 +122,7 @@ class ResqueDistCollector:
         try:
             result = self.acc._compute(ignore_unseen=True)
         except ValueError as error:
-            raise ValueError(without_hint(error)) from error
+            raise ValueError(without_hint(str(error), MISSING_OPTION)) from error
         return dataclasses.replace(
             result,
             layer=facts.layer,
@@ -239,7 +240,7 @@ class ArmCollector:
         try:
             self.acc.update(layers, side)
         except (ValueError, TypeError) as error:
-            raise type(error)(f"{side}: {without_hint(error)}") from error
+            raise of_side(error, side, nonfinite=BY_HAND.format("Arm")) from error
 
     def fork(self) -> ArmCollector:
         """One that goes on from here; the histograms are copied."""
@@ -300,7 +301,8 @@ class PreIndexCollector:
         try:
             self.acc.update(paired_layers(old, new))
         except (ValueError, TypeError) as error:
-            raise type(error)(without_hint(error)) from error
+            hint = BY_HAND.format("RepresentationDistance")
+            raise type(error)(without_hint(str(error), nonfinite=hint)) from error
 
     def result(self, facts: Facts) -> PreIndexResult:
         old, new = (self.kept[side] for side in SIDES)
@@ -340,7 +342,7 @@ class LinearResidualCollector:
             self.acc.update(x, labels.to(x.device, non_blocking=True), side)
         except (ValueError, TypeError) as error:
             name = "new" if side == "adapted" else side
-            raise type(error)(f"{name}: {without_hint(error)}") from error
+            raise of_side(error, name) from error
 
     def result(self, facts: Facts) -> LinearResidualResult:
         assert self.acc is not None  # every side had a batch
@@ -348,7 +350,8 @@ class LinearResidualCollector:
         try:
             result = self.acc._compute(ignore_unseen=True)
         except ValueError as error:
-            raise ValueError(without_hint(error)) from error
+            hint = BY_HAND.format("LinearResidual")
+            raise ValueError(without_hint(str(error), hint)) from error
         return dataclasses.replace(
             result,
             layer=facts.layer,
@@ -379,13 +382,25 @@ def with_facts(result: Any, facts: Facts) -> Any:
     )
 
 
-def without_hint(error: Exception) -> str:
-    """The message without a hint at arguments that score does not have."""
-    message, hint, _ = str(error).partition(" (missing=")
-    message, other, _ = message.partition(" (nonfinite=")
-    if hint or other:
-        message += " (ResqueDist can leave such out of features that are taken by hand)"
+# Hints of this place, where those of the accumulators name arguments that score does not have.
+MISSING_OPTION = " (options={'resque_dist': {'missing': 'skip'}} leaves such classes out)"
+BY_HAND = " ({} can leave such out of features that are taken by hand)"
+
+
+def without_hint(message: str, missing: str = "", nonfinite: str = "") -> str:
+    """The message with these hints in place of those at arguments that score does not have."""
+    for argument, hint in (("missing", missing), ("nonfinite", nonfinite)):
+        before, found, _ = message.partition(f" ({argument}=")
+        if found:
+            return before + hint
     return message
+
+
+def of_side(error: Exception, side: str, **hints: str) -> Exception:
+    """The same error, which says which side it is of."""
+    if isinstance(error, RowError):
+        return RowError(f"{side}: {without_hint(error.template, **hints)}", error.row)
+    return type(error)(f"{side}: {without_hint(str(error), **hints)}")
 
 
 def label_bound(labels: Tensor) -> int:
@@ -399,6 +414,10 @@ COLLECTORS: Mapping[str, Any] = {
     "arm": ArmCollector,
     "linear_residual": LinearResidualCollector,
 }
+
+
+def option_names(index: str) -> list[str]:
+    return [k for k in inspect.signature(COLLECTORS[index]).parameters if k != "paired"]
 
 
 def make_collectors(
@@ -423,7 +442,7 @@ def make_collectors(
     collectors = {}
     for name in names:
         given, make = options.get(name, {}), COLLECTORS[name]
-        known = [k for k in inspect.signature(make).parameters if k != "paired"]
+        known = option_names(name)
         wrong = [k for k in given if k not in known]
         if wrong:
             raise TypeError(

@@ -396,11 +396,13 @@ def shifted_before(
     """`shift`, which is defined on images in [0, 1], for inputs that `transforms` normalized."""
     if not transforms or not isinstance(transforms[-1], Normalize):
         return shift
-    return _Denormalized(shift, transforms[-1])
+    return Denormalized(shift, transforms[-1])
 
 
 @dataclass(frozen=True)
-class _Denormalized:
+class Denormalized:
+    """A shift that is defined on images in [0, 1], of inputs that are normalized."""
+
     shift: Any
     normalize: Normalize
 

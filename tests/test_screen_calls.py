@@ -77,8 +77,8 @@ def test_an_error_about_a_file_whose_name_is_no_text(tmp_path, suffix):
 
 
 def test_candidates_at_the_edges():
-    """Every one is a result or one line of error, and none gives a warning. Positions are those in
-    the order of reading, which a seed mixes."""
+    """Every one is a result or one line of error, and none gives a warning. Positions are those of
+    the data, whatever the order of reading, of the first wrong row that was read."""
     x, y = made.synthetic(60, 0.1, 1)
     nothing = (x[:0], y[:0])
     candidates = {
@@ -100,10 +100,10 @@ def test_candidates_at_the_edges():
         "one row": "expected every class to have an angle, found class 1 has no new rows",
         "one class": "expected every class to have an angle, found class 1 has no new rows",
         "labels beyond": "class 0 has no new rows",
-        "labels below": "expected class indices 0..9, found -1 at position 22",
+        "labels below": "expected class indices 0..9, found -1 at position 10",
         "narrow": "expected width 64",
         "zeros": "class 0 has a zero new sum",
-        "nan": "expected finite values, found 64 NaN or infinite in 1 rows, the first at row 42",
+        "nan": "expected finite values, found 64 NaN or infinite in 1 rows, the first at row 7,",
         "lengths": "expected one label a row, found batch 0 of inputs (shape (60, 64)",
         "no batches": "expected at least one batch, found none",
         "no rows": "expected at least one batch, found none",

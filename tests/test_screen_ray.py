@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 import ray
 import ray_made
@@ -198,3 +199,28 @@ def test_nothing_of_ray_is_imported_without_it():
     code = "import sys, resque_ext; resque_ext.screen; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_workers_read_from_the_cache_too(tmp_path):
+    for name, (x, y) in (made.candidates(2) | {"old": made.old()}).items():
+        np.savez(tmp_path / f"{name}.npz", inputs=x, labels=y)
+    old, *news = (
+        {"path": str(tmp_path / f"{name}.npz"), "kind": "inputs"}
+        for name in ("old", *made.candidates(2))
+    )
+    options = {"anytime": False, "progress": False, "cache": tmp_path / "cache"}
+
+    def screening(scheduler):
+        return resque_ext.screen(
+            made.models(1), old, {"a": news[0], "b": news[1]}, scheduler=scheduler, **options
+        ).to_dict(times=False)
+
+    def stamps():
+        return sorted((path.name, path.stat().st_mtime_ns) for path in options["cache"].iterdir())
+
+    expected = screening("ray")
+    entries = stamps()
+    assert len(entries) == 3
+    assert screening("ray") == expected
+    assert stamps() == entries

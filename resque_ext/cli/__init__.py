@@ -30,7 +30,7 @@ from resque_ext.cli import (
     task,
 )
 from resque_ext.cli.app import app
-from resque_ext.cli.output import PLAIN_WIDTH
+from resque_ext.cli.output import PLAIN_WIDTH, print_line
 
 __all__ = ["COMMANDS", "PLAIN_WIDTH", "main"]
 
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse(message: str) -> int:
-    print(f"resque-ext: error: {' '.join(message.split())}", file=sys.stderr)
+    print_line("error", message)
     return 2
 
 

@@ -49,6 +49,11 @@ def print_json(result: dict[str, Any]) -> None:
     print(json.dumps(strict(result), allow_nan=False))
 
 
+def print_line(kind: str, message: str) -> None:
+    """An error or a warning, on stderr."""
+    print(f"resque-ext: {kind}: {' '.join(message.split())}", file=sys.stderr)
+
+
 def strict(value: Any) -> Any:
     """The value with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):

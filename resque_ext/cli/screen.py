@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,10 +12,20 @@ import typer
 from rich.markup import escape
 
 from resque_ext.cli.app import app
-from resque_ext.cli.output import Json, make_console, make_table, print_json, show_time
+from resque_ext.cli.output import (
+    Json,
+    make_console,
+    make_table,
+    print_json,
+    print_line,
+    show_time,
+)
 
 # typer evaluates annotations from their text, so what is put together stands here.
 CONFIG_HELP = "TOML file: [models.NAME], [old], [candidates.NAME], [screen], [budget]."
+CACHE_HELP = "Folder that keeps what models make of data. Default: screen.cache."
+SCHEDULER_HELP = "ray: pairs are read by the workers of a Ray cluster. Default: screen.scheduler."
+WORKERS_HELP = "Of ray: pairs that are read at once. Default: screen.workers."
 STORE_HELP = "Keeps every finished pair: SQLite, or JSON lines for .jsonl. Default: screen.store."
 
 
@@ -26,23 +39,70 @@ def _screen(
         bool, typer.Option("--dry-run", help="Say what would be read, and write nothing.")
     ] = False,
     store: Annotated[Path | None, typer.Option(help=STORE_HELP)] = None,
+    cache: Annotated[Path | None, typer.Option(help=CACHE_HELP)] = None,
+    scheduler: Annotated[str | None, typer.Option(help=SCHEDULER_HELP)] = None,
+    workers: Annotated[int | None, typer.Option(help=WORKERS_HELP)] = None,
     as_json: Json = False,
 ) -> None:
-    """Rank every model of a shelf on every candidate dataset: which reuse is cheapest."""
+    """Rank every model of a shelf on every candidate dataset: which reuse is cheapest.
+
+    Exit status 1 where not one pair could be read, 0 where some could; the others are counted on
+    stderr, and the table has the reason of each.
+    """
     from resque_ext.screening.config import read_config
     from resque_ext.screening.screen import make_plan, screen
 
     found = read_config(config)
+    given = {"cache": cache, "scheduler": scheduler, "workers": workers}
+    arguments = found.arguments | {k: v for k, v in given.items() if v is not None}
     if dry_run:
         from resque_ext.screening.dry_run import dry_run as estimate
 
-        _show_estimate(estimate(make_plan(**found.arguments)[0]), as_json)
+        planned = {k: v for k, v in arguments.items() if k not in given}
+        _show_estimate(estimate(make_plan(**planned)[0]), as_json)
         return
-    table = screen(**found.arguments, store=store or found.store, resume=resume)
+    with _warnings_as_lines():
+        try:
+            table = screen(**arguments, store=store or found.store, resume=resume)
+        except RuntimeError as error:  # of a model, where the first failure is to end it
+            if arguments.get("on_error") != "raise":
+                raise
+            print_line("error", str(error) or type(error).__name__)
+            raise typer.Exit(1) from None
     if as_json:
         print_json(table.to_dict())
     else:
         make_console().print(table)
+    _count_failures(table.results)
+
+
+def _count_failures(results: Any) -> None:
+    """One line for all pairs that failed.
+
+    Raises:
+        typer.Exit: none is left.
+    """
+    failed = [r for r in results if r.error is not None]
+    if not failed:
+        return
+    first, none = failed[0], len(failed) == len(results)
+    print_line(
+        "error" if none else "warning",
+        f"{len(failed)} of {len(results)} pairs failed, the first ({first.model}, "
+        f"{first.candidate}) with: {first.error}",
+    )
+    if none:
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        print_line("warning", str(message))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _show_estimate(found: Any, as_json: bool) -> None:

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from resque_ext.screening.pair import Fault
 from resque_ext.screening.sources.base import Source
 from resque_ext.screening.sources.npy import NpySource
 
-FORMAT = "resque_ext.EmbeddingCache/1"
+FORMAT = "resque_ext.EmbeddingCache/2"
 _FILES = ("features.npy", "labels.npy")
 _DTYPES = {torch.float16: "<f2", torch.float32: "<f4", torch.float64: "<f8"}
 _TEMPORARY = ".writing-"
@@ -57,6 +57,8 @@ class CacheKey:
         source: fingerprint of the data.
         transforms: what was done to the inputs besides.
         dtype: in which the features are kept and the model ran.
+        run: what else the last bits of the features depend on, such as the batches; None: nothing
+            is said of it.
     """
 
     weights: str
@@ -64,6 +66,7 @@ class CacheKey:
     source: dict[str, Any]
     transforms: tuple[str, ...] = ()
     dtype: str = "float32"
+    run: dict[str, Any] | None = None
 
     @classmethod
     def of(
@@ -104,6 +107,7 @@ class CachedEmbeddings(NpySource):
 
     Attributes:
         faults: what had been left out of the source when the entry was made.
+        facts: what else its writer said of it.
     """
 
     def __init__(self, folder: Path, name: str, manifest: dict[str, Any]) -> None:
@@ -111,6 +115,7 @@ class CachedEmbeddings(NpySource):
         self.faults = tuple(Fault(**fault) for fault in manifest["faults"])
         classes = manifest["classes"]
         self.classes = None if classes is None else tuple(classes)
+        self.facts: dict[str, Any] = manifest["facts"]
         self._digest = manifest["digest"]
 
     def fingerprint(self) -> dict[str, Any] | None:
@@ -205,23 +210,25 @@ class EmbeddingCache:
             ValueError, TypeError: batches that do not fit together, or none.
             OSError: the disk is full, say. Nothing is left then.
         """
-        with self._writing() as folder:
-            manifest = _write(folder, batches) | {
-                "format": FORMAT,
-                "key": key.to_dict(),
-                "digest": key.digest,
-                "classes": None if classes is None else list(classes),
-                "faults": [asdict(fault) for fault in faults],
-            }
-            with (folder / "manifest.json").open("w") as file:
-                json.dump(manifest, file, allow_nan=False)
-                _sync(file)
-            self._rename(folder, self.folder / key.digest, key)
-        self._evict(key.digest)
-        entry = self.get(key, name)
-        if entry is None:
+        with self.writer(key) as entry:
+            for features, labels in batches:
+                entry.add(features, labels)
+            entry.commit(classes=classes, faults=faults)
+        found = self.get(key, name)
+        if found is None:
             raise OSError(f"{self.folder}: expected the entry that was written, found none")
-        return entry
+        return found
+
+    @contextlib.contextmanager
+    def writer(self, key: CacheKey) -> Iterator[EntryWriter]:
+        """An entry to add batches to; without its `commit` nothing is left of it."""
+        with self._writing() as folder, EntryWriter(self, key, folder) as entry:
+            yield entry
+
+    def _take(self, folder: Path, key: CacheKey) -> None:
+        """A folder that is whole becomes the entry."""
+        self._rename(folder, self.folder / key.digest, key)
+        self._evict(key.digest)
 
     def get_or_put(
         self,
@@ -301,36 +308,76 @@ class EmbeddingCache:
                 total -= size
 
 
-def _write(folder: Path, batches: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
-    """features.npy and labels.npy; the headers last, when the number of rows is known."""
-    rows, first = 0, None
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context((folder / name).open("w+b")) for name in _FILES]
-        for file in files:
-            file.write(bytes(_HEADER))
-        for features, labels in batches:
-            x, y = check_features(features), check_labels(labels)
-            check_pair(x, y, ("features", "labels"))
-            x = x.float() if x.dtype == torch.bfloat16 else x
-            first = x[:0].cpu() if first is None else first
-            if x.shape[1:] != first.shape[1:] or x.dtype != first.dtype:
-                raise ValueError(
-                    f"features: expected rows of shape {tuple(first.shape[1:])}, {first.dtype}, as "
-                    f"the first, found {describe(x)}"
-                )
-            for file, values in zip(files, (x, y.long()), strict=True):
-                file.write(memoryview(_bytes(values)))
-            rows += len(y)
-        if first is None or rows == 0:
+class EntryWriter:
+    """features.npy and labels.npy as they grow; see :meth:`EmbeddingCache.writer`."""
+
+    def __init__(self, cache: EmbeddingCache, key: CacheKey, folder: Path) -> None:
+        self._cache, self._key, self._folder = cache, key, folder
+        self._first: Tensor | None = None
+        self.rows = 0
+
+    def __enter__(self) -> EntryWriter:
+        with contextlib.ExitStack() as stack:
+            self._files = [
+                stack.enter_context((self._folder / name).open("w+b")) for name in _FILES
+            ]
+            for file in self._files:
+                file.write(bytes(_HEADER))
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def add(self, features: Any, labels: Any) -> None:
+        """A batch more; arguments and errors as of `put`."""
+        x, y = check_features(features), check_labels(labels)
+        check_pair(x, y, ("features", "labels"))
+        x = x.float() if x.dtype == torch.bfloat16 else x
+        first = self._first = x[:0].cpu() if self._first is None else self._first
+        if x.shape[1:] != first.shape[1:] or x.dtype != first.dtype:
+            raise ValueError(
+                f"features: expected rows of shape {tuple(first.shape[1:])}, {first.dtype}, as "
+                f"the first, found {describe(x)}"
+            )
+        for file, values in zip(self._files, (x, y.long()), strict=True):
+            file.write(memoryview(_bytes(values)))
+        self.rows += len(y)
+
+    def commit(
+        self,
+        *,
+        classes: Sequence[str] | None = None,
+        faults: Sequence[Fault] = (),
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """The entry is there from now on; the headers last, when the number of rows is known."""
+        first, files = self._first, self._files
+        if first is None or self.rows == 0:
             raise ValueError("batches: expected at least one row, found none")
-        shapes = (rows, *first.shape[1:]), (rows,)
+        shapes = (self.rows, *first.shape[1:]), (self.rows,)
         kinds = _DTYPES[first.dtype], "<i8"
         for file, shape, kind in zip(files, shapes, kinds, strict=True):
             file.seek(0)
             file.write(_header(shape, kind))
             _sync(file)
-    contents = {n: [(folder / n).stat().st_size, _file_digest(folder / n)] for n in _FILES}
-    return {"shape": list(shapes[0]), "dtype": kinds[0], "files": contents}
+        folder = self._folder
+        contents = {n: [(folder / n).stat().st_size, _file_digest(folder / n)] for n in _FILES}
+        manifest = {
+            "format": FORMAT,
+            "key": self._key.to_dict(),
+            "digest": self._key.digest,
+            "shape": list(shapes[0]),
+            "dtype": kinds[0],
+            "files": contents,
+            "classes": None if classes is None else list(classes),
+            "faults": [asdict(fault) for fault in faults],
+            "facts": dict(facts or {}),
+        }
+        with (folder / "manifest.json").open("w") as file:
+            json.dump(manifest, file, allow_nan=False)
+            _sync(file)
+        self._cache._take(folder, self._key)
 
 
 def _bytes(x: Tensor) -> np.ndarray:

@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from resque_ext import shifts
+from resque_ext.collectors import make_collectors, option_names
 from resque_ext.loading import Normalize, load_model, make_transform, shifted_before
-from resque_ext.scoring import INDICES
 from resque_ext.screening.budget import Budget
 from resque_ext.screening.feeds import INPUTS, Candidate
 from resque_ext.screening.models import ShelfModel
+from resque_ext.screening.reading import SCREENED
 from resque_ext.screening.sources import Source, open_source
 from resque_ext.screening.toml_lines import ConfigError, Document, KeyPath
 
 _NUMBER = (int, float)
+INT32 = 2**31 - 1
 Check = Callable[[Any], str | None]  # what was expected, or None where all is well
 
 
@@ -56,9 +58,19 @@ def _number(value: Any) -> str | None:
     return None if right else "a number above 0"
 
 
-def _count(value: Any, least: int = 1) -> str | None:
+def _count(value: Any, least: int = 1, most: int | None = None) -> str | None:
     right = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    return None if right else f"an integer of at least {least}"
+    if most is None:
+        return None if right else f"an integer of at least {least}"
+    return None if right and value <= most else f"an integer from {least} to {most}"
+
+
+def _small_count(value: Any) -> str | None:
+    return _count(value, 1, INT32)
+
+
+def _seed(value: Any) -> str | None:
+    return _count(value, 0, INT32)
 
 
 def _share(value: Any) -> str | None:
@@ -66,7 +78,7 @@ def _share(value: Any) -> str | None:
 
 
 def _looks(value: Any) -> str | None:
-    right = isinstance(value, list) and len(value) == 2 and _count(value[0]) is None
+    right = isinstance(value, list) and len(value) == 2 and _small_count(value[0]) is None
     right = right and _number(value[1]) is None and value[1] > 1
     return None if right else "samples of the first look and a growth above 1, [256, 1.25]"
 
@@ -77,8 +89,8 @@ def _one_of(*choices: str) -> Check:
 
 
 def _index_names(value: Any) -> str | None:
-    right = _texts(value) is None and set(value) <= set(INDICES) and len(set(value)) == len(value)
-    return None if right else f"a list of some of {', '.join(INDICES)}"
+    right = _texts(value) is None and set(value) <= set(SCREENED) and len(set(value)) == len(value)
+    return None if right else f"a list of some of {', '.join(SCREENED)}"
 
 
 def _table(value: Any) -> str | None:
@@ -101,14 +113,17 @@ _SCREEN: dict[str, Check] = {
     "cost_model": _text,
     "anytime": _flag,
     "width": _number,
-    "top": _count,
+    "top": _small_count,
     "confidence": _share,
     "on_fault": _one_of("skip", "raise"),
     "on_error": _one_of("record", "raise"),
-    "seed": lambda value: _count(value, least=0),
+    "seed": _seed,
     "device": _text,
-    "batch_size": _count,
+    "batch_size": _small_count,
     "looks": _looks,
+    "cache": _text,
+    "scheduler": _one_of("ray"),
+    "workers": _small_count,
 }
 _TOP: dict[str, Check] = {
     "screen": _table,
@@ -221,8 +236,12 @@ class _Reader:
         old = self.check(("old",), top["old"], _DATA) if "old" in top else None
         for name, candidate in candidates.items():
             self._candidate(("candidates", name), candidate, top["candidates"][name])
+        self._options(top, chosen)
+        self._scheduler(chosen, budget)
         self.stop()  # what is said has to be right before any of it is opened
         store = chosen.pop("store", None)
+        if "cache" in chosen:
+            chosen["cache"] = self.folder / chosen["cache"]
         arguments = chosen | {"looks": tuple(chosen["looks"])} if "looks" in chosen else chosen
         arguments |= {"budget": Budget(**budget)} if budget else {}
         arguments |= {"options": top["options"]} if "options" in top else {}
@@ -235,7 +254,73 @@ class _Reader:
         if "cost_model" in chosen:
             arguments["cost_model"] = self._cost_model(chosen["cost_model"])
         self.stop()
+        self._whole(arguments)
+        self.stop()
         return Config(arguments, None if store is None else self.folder / store)
+
+    def _options(self, top: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+        """Every index's options, each mistake at its key."""
+        names = chosen.get("indices", ["resque_dist"])
+        for name, table in top.get("options", {}).items():
+            at = ("options", name)
+            if name not in names:
+                self.wrong(at, f"expected one of the indices {', '.join(names)}", name)
+                continue
+            known = option_names(name)
+            for key, value in table.items():
+                if key not in known:
+                    self.wrong((*at, key), f"expected one of {', '.join(known) or 'no keys'}", key)
+                    continue
+                try:
+                    make_collectors([name], {name: {key: value}}, paired=True)
+                except (TypeError, ValueError) as error:
+                    self.wrong((*at, key), str(error).removeprefix(f"{key}: "))
+
+    def _scheduler(self, chosen: Mapping[str, Any], budget: Mapping[str, Any]) -> None:
+        if "scheduler" not in chosen:
+            if "workers" in chosen:
+                self.wrong(
+                    ("screen", "workers"), "expected scheduler = 'ray' beside it, found none"
+                )
+            return
+        at = ("screen", "scheduler")
+        if chosen.get("anytime", True):
+            self.wrong(
+                at,
+                "expected anytime = false beside it, because when a pair may stop depends "
+                "on all others of its model, found true",
+            )
+        if budget:
+            self.wrong(
+                at,
+                "expected no [budget] beside it, because no pair knows what the others spend",
+                dict(budget),
+            )
+
+    def _whole(self, arguments: Mapping[str, Any]) -> None:
+        """What `screen` itself would refuse, at the key that its message begins with."""
+        from resque_ext.screening.screen import make_plan
+
+        apart = ("cache", "scheduler", "workers")
+        try:
+            make_plan(**{k: v for k, v in arguments.items() if k not in apart})
+        except (TypeError, ValueError, OSError) as error:
+            message = " ".join(str(error).split())
+            self.wrong(*self._place(message))
+
+    def _place(self, message: str) -> tuple[KeyPath, str]:
+        """The key that a message begins with, and the rest of it."""
+        keys = [("screen", name) for name in _SCREEN]
+        keys += [
+            (table, name)
+            for table in ("models", "candidates")
+            for name in self.document.values.get(table, {})
+        ]
+        for key in [*keys, *((name,) for name in _TOP)]:
+            for prefix in (f"{key[-1]}: ", f"{'.'.join(key)}: "):
+                if message.startswith(prefix):
+                    return key, message.removeprefix(prefix)
+        return ("screen",), message
 
     def _candidate(self, at: KeyPath, right: dict[str, Any], given: Mapping[str, Any]) -> None:
         if not {"path", "dataset", "shift"} & given.keys():
@@ -281,9 +366,9 @@ class _Reader:
         try:
             return open_source(spec | {"name": ".".join(at)}, self.folder)
         except (TypeError, ValueError, OSError) as error:
-            message = " ".join(str(error).split())
-            key = next((k for k in spec if message.startswith(f"source: {k}:")), None)
-            self.wrong((*at, key) if key else at, message.removeprefix("source: "))
+            message = " ".join(str(error).split()).removeprefix("source: ")
+            key = next((k for k in spec if message.startswith(f"{k}: ")), None)
+            self.wrong((*at, key) if key else at, message.removeprefix(f"{key}: "))
             return None
 
     def _olds(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from resque_ext._inputs import describe
+from resque_ext.loading import Denormalized
 from resque_ext.observe import copied
+from resque_ext.ops._status import RowError
 from resque_ext.screening.pair import Fault
 from resque_ext.screening.prefetch import prefetch
 from resque_ext.screening.sources import BlockOrder, Source, as_source
@@ -19,6 +22,7 @@ from resque_ext.screening.sources.regroup import cut
 from resque_ext.shifts import Shift
 
 INPUTS, EMBEDDINGS = KINDS
+ALL = 2**62  # a place behind all rows
 Batch = tuple[Any, Tensor]
 
 
@@ -80,10 +84,26 @@ class Feed:
             {} if self.shift is None else {"shift": repr(self.shift)}
         )
 
+    def fingerprint(self) -> dict[str, Any] | None:
+        """What tells the inputs from all others, for JSON; None where nothing does: of arrays and
+        iterables without a fingerprint, and under a shift of the caller's own."""
+        found, shift = self.source.fingerprint(), _shift_fingerprint(self.shift)
+        return None if found is None or shift is None else {"source": found} | shift
+
     def reading(
         self, batch_size: int, seed: int | None = None, device: torch.device | str = "cpu"
     ) -> Reading:
         return Reading(self, batch_size, seed, device)
+
+
+def _shift_fingerprint(shift: Any) -> dict[str, Any] | None:
+    if shift is None:
+        return {}
+    if type(shift) is Denormalized:
+        inner, normalize = _shift_fingerprint(shift.shift), shift.normalize
+        numbers = [normalize.mean.flatten().tolist(), normalize.std.flatten().tolist()]
+        return None if inner is None else inner | {"normalize": numbers}
+    return {"shift": repr(shift)} if type(shift) is Shift and not shift.options else None
 
 
 class Reading:
@@ -107,6 +127,7 @@ class Reading:
     ) -> None:
         self.feed, self.batch_size, self.device = feed, batch_size, device
         self.place = self.samples = 0
+        self._first = 0  # row of the last batch, among those that came
         self.ended = False
         self.faults: list[Fault] = []
         source = feed.source
@@ -115,6 +136,7 @@ class Reading:
         # Single rows are found again without any file held open in between; what is read one
         # behind the other goes on.
         self._again = source.access in ("rows", "blocks") and source.rows is not None
+        self._open: Iterator[Batch] | None = None
         self._going: Iterator[Batch] | None = None
         self._rest: Batch | None = None
         reset = getattr(feed.shift, "reset", None)
@@ -125,6 +147,7 @@ class Reading:
         """Batches of at most `at_most` rows, up to that place of the order."""
         batches = self._from_here(place) if self._again else self._going_on(place)
         for inputs, labels in batches:
+            before = self.samples
             self.samples += len(labels)
             if self.feed.shift is not None:
                 # On batches of one size, because what a shift draws depends on its batches.
@@ -133,14 +156,41 @@ class Reading:
             for first in range(0, len(labels), at_most):
                 last = min(first + at_most, len(labels))
                 whole = last - first == len(labels)
+                self._first = before + first
                 yield (
                     (inputs, labels) if whole else (cut(inputs, first, last), labels[first:last])
                 )
 
+    @property
+    def can_pass_over(self) -> bool:
+        """Whether `until` goes on behind rows that were not read: not where a shift draws."""
+        return self._again and self.feed.shift is None
+
+    def pass_over(self, place: int, samples: int, faults: Sequence[Fault], ended: bool) -> None:
+        """As after reading up to that place, where `samples` came, without reading."""
+        self.place, self.samples, self.ended = place, self.samples + samples, ended
+        self.faults.extend(faults)
+
     def close(self) -> None:
-        if self._going is not None:
-            self._going.close()  # type: ignore[attr-defined]
-        self._going, self.ended = None, True
+        """Ends the thread that reads ahead, too, also in the middle of a batch's work."""
+        if hasattr(self._open, "close"):
+            self._open.close()
+        self._going = self._open = None
+        self.ended = True
+
+    @contextlib.contextmanager
+    def naming_rows(self) -> Iterator[None]:
+        """An error about a row of the last batch names it as the source counts its rows."""
+        try:
+            yield
+        except RowError as error:
+            raise error.at(self._row(self._first + error.row)) from error
+
+    def _row(self, place: int) -> str:
+        row_at = getattr(self.feed.source, "row_at", None)
+        if self.faults or (self._order is not None and row_at is None):
+            return f"{place} in reading order"
+        return str(place if self._order is None else row_at(place, self._order))
 
     def _batches(self, start: int, stop: int | None) -> Iterator[Batch]:
         batches = self.feed.source.batches(
@@ -154,7 +204,8 @@ class Reading:
         # Many readings stand open in rounds, where a thread for each would be too much; a short
         # block is not worth one.
         long = self._order is None if stop is None else stop - start > 2 * self.batch_size
-        return prefetch(batches, self.device) if long else batches
+        self._open = prefetch(batches, self.device) if long else batches
+        return self._open
 
     def _from_here(self, place: int) -> Iterator[Batch]:
         rows = self.feed.source.rows

@@ -16,7 +16,7 @@ import torch
 
 from resque_ext.screening.anytime import Estimate, StoppingRule, look_sizes
 from resque_ext.screening.budget import Budget, Purse
-from resque_ext.screening.cache import weights_digest
+from resque_ext.screening.cache import EmbeddingCache, weights_digest
 from resque_ext.screening.feeds import Candidate, Feed
 from resque_ext.screening.models import OldSide, ShelfModel
 from resque_ext.screening.pair import PairResult
@@ -50,6 +50,7 @@ class Plan:
         looks: the first look's samples, and how much later each other one is than the last.
         width, top, confidence: of the stopping rule.
         cost_options: of the cost model's predictions.
+        cache: of what models make of data; None: they run each time.
     """
 
     models: Mapping[str, ShelfModel]
@@ -71,6 +72,7 @@ class Plan:
     on_error: str
     cost_model: Any = None
     cost_options: Mapping[str, Any] | None = None
+    cache: EmbeddingCache | None = None
 
 
 class Screener:
@@ -129,7 +131,8 @@ class Screener:
         plan = self.plan
         indices = [index for index in plan.indices if index in READ_ONCE]
         options = {k: v for k, v in (plan.options or {}).items() if k in indices}
-        return OldSide(plan.models[name], name, indices, options, plan.device, plan.batch_size)
+        sizes = plan.device, plan.batch_size
+        return OldSide(plan.models[name], name, indices, options, *sizes, plan.cache)
 
     def _settle(self) -> None:
         """At the end: here every pair is finished by then."""

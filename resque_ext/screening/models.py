@@ -16,8 +16,11 @@ from resque_ext.collectors import make_collectors
 from resque_ext.layers import choose_layers
 from resque_ext.observe import unwrap
 from resque_ext.passes import Passes
-from resque_ext.screening.feeds import EMBEDDINGS, Feed
+from resque_ext.screening.cache import EmbeddingCache
+from resque_ext.screening.feeds import ALL, EMBEDDINGS, Feed
+from resque_ext.screening.kept import Keeper, replay
 from resque_ext.screening.memory import retry_with_half
+from resque_ext.screening.model_digest import model_digest
 from resque_ext.screening.pair import Fault
 
 STATE = "resque_ext.OldSide/1"
@@ -73,6 +76,7 @@ class OldSide:
         samples: rows of the old data.
         faults: what of them could not be read.
         batch_size: smaller than asked once memory was short.
+        cache: of what the model makes of data.
     """
 
     def __init__(
@@ -83,8 +87,10 @@ class OldSide:
         options: Mapping[str, Mapping[str, Any]] | None,
         device: torch.device,
         batch_size: int,
+        cache: EmbeddingCache | None = None,
     ) -> None:
         self.entry, self.name, self.device, self.batch_size = entry, name, device, batch_size
+        self.cache, self._digest = cache, ""
         self._collectors = make_collectors(indices, options, paired=False)
         self.samples = 0
         self.faults: tuple[Fault, ...] = ()
@@ -109,15 +115,34 @@ class OldSide:
             self._model = self.entry.build(self.name).to(self.device)
         return self._model
 
+    @property
+    def digest(self) -> str:
+        """What tells the model from others."""
+        if not self._digest:
+            assert self.model is not None
+            self._digest = model_digest(self.model)
+        return self._digest
+
     def read(self, feed: Feed) -> None:
-        """Runs the model over its old data."""
+        """Takes in the old data, by the model or from the cache."""
 
         def once() -> None:
             self.passes = self._fresh()
             reading = feed.reading(self.batch_size, device=self.device)
+            keeper = Keeper.of(self, self.passes, reading)
+
+            def through() -> None:
+                batches = reading.until(ALL, self.batch_size)
+                with reading.naming_rows():
+                    run(self.passes, self.model, batches, feed.kind, "old")
+
             try:
-                batches = reading.until(2**62, self.batch_size)
-                run(self.passes, self.model, batches, feed.kind, "old")
+                if keeper is None:
+                    through()
+                elif (entry := keeper.find(ALL, self.batch_size, self.passes)) is not None:
+                    replay(entry, self.passes, "old", reading, ALL)
+                else:
+                    keeper.record(self.passes, "old", reading, through)
             finally:
                 reading.close()
             self.samples, self.faults = reading.samples, tuple(reading.faults)

@@ -14,13 +14,14 @@ from resque_ext.collectors import Facts
 from resque_ext.indices.resque_dist import ResqueDistResult
 from resque_ext.scoring import score
 from resque_ext.screening.anytime import Estimate, look_confidence
-from resque_ext.screening.feeds import EMBEDDINGS, Feed, Reading
+from resque_ext.screening.feeds import ALL, EMBEDDINGS, Feed, Reading
+from resque_ext.screening.kept import Keeper, replay
 from resque_ext.screening.memory import retry_with_half
 from resque_ext.screening.models import OldSide, run
 from resque_ext.screening.pair import Fault, IndexValue, PairResult, PredictedCost
 
-READ_ONCE = ("resque_dist", "resque_task", "arm")  # the others read both sides for every pair
-ALL = 2**62
+READ_ONCE = ("resque_dist", "resque_task", "arm")
+SCREENED = (*READ_ONCE, "preindex")  # which reads both sides for every pair
 
 
 class PairReading:
@@ -54,6 +55,8 @@ class PairReading:
         self.seconds = 0.0
         self._nominal = old.batch_size
         self._restart()
+        self._keeper: Keeper | None = None
+        self._keeps = old.cache is not None
 
     def _restart(self) -> None:
         self.collectors, self.passes = self.old.fork(self._indices)
@@ -82,21 +85,52 @@ class PairReading:
 
         def once() -> None:
             nonlocal first
-            if not first:  # half of a batch may be in the sums: all of it again
-                self.reading.close()
-                self._restart()
-            first = False
-            batches = self.reading.until(place, self.old.batch_size)
-            there = next(batches, None)
-            if there is None and self.samples:  # the last block ended with the data
+            if first:
+                first = False
+                self._read_on(place)
                 return
-            batches = batches if there is None else chain([there], batches)
-            run(self.passes, self.old.model, batches, self.feed.kind, "new")
+            # Half of a batch may be in the sums: all of it again, in batches that nobody kept.
+            self._keeper, self._keeps = None, False
+            self.reading.close()
+            self._restart()
+            self._run(place)
 
         try:
             retry_with_half(once, self.old, f"{self.old.name}, {self.name}")
+        except BaseException:
+            self.reading.close()  # whoever keeps the error would keep the thread that reads ahead
+            raise
         finally:
             self.seconds += time.perf_counter() - began
+
+    def _read_on(self, place: int) -> None:
+        """From the cache for as long as all was there, and else by the model."""
+        if self._keeps and self._keeper is None:
+            self._keeper = Keeper.of(self.old, self.passes, self.reading, self._seed)
+            self._keeps = self._keeper is not None
+        keeper = self._keeper
+        if keeper is None:
+            self._run(place)
+            return
+        entry = keeper.find(place, self.old.batch_size, self.passes)
+        if entry is not None:
+            replay(entry, self.passes, "new", self.reading, place)
+            return
+        if keeper.behind_hits and not self.reading.can_pass_over:
+            self.reading.close()
+            self._restart()
+            for past, _ in keeper.places[:-1]:
+                self._run(past)
+        keeper.record(self.passes, "new", self.reading, lambda: self._run(place))
+
+    def _run(self, place: int) -> None:
+        batches = self.reading.until(place, self.old.batch_size)
+        there = next(batches, None)
+        if there is None and self.samples:  # the last block ended with the data
+            return
+        batches = batches if there is None else chain([there], batches)
+        with self.reading.naming_rows():
+            run(self.passes, self.old.model, batches, self.feed.kind, "new")
 
     def look(self) -> Estimate | None:
         """The index without the bias of few samples, with an interval that holds at every look."""
@@ -171,18 +205,19 @@ def read_paired(
             reading.close()
         readings[:] = [f.reading(old.batch_size, device=old.device) for f in (old_feed, feed)]
         before, after = (_Sized(r.until(ALL, old.batch_size)) for r in readings)
-        found = score(
-            old.model,  # type: ignore[arg-type]
-            before,
-            after,
-            indices,
-            old.entry.layer,
-            old.entry.layers,
-            paired=True,
-            device=old.device,
-            progress=False,
-            options={k: v for k, v in (options or {}).items() if k in indices},
-        )
+        with readings[1].naming_rows():  # pairs come in the same batches on both sides
+            found = score(
+                old.model,  # type: ignore[arg-type]
+                before,
+                after,
+                indices,
+                old.entry.layer,
+                old.entry.layers,
+                paired=True,
+                device=old.device,
+                progress=False,
+                options={k: v for k, v in (options or {}).items() if k in indices},
+            )
 
     found: Any = None
     try:

@@ -7,8 +7,9 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ import torch
 from resque_ext._inputs import check_choice, check_count, describe
 from resque_ext.collectors import COLLECTORS, make_collectors
 from resque_ext.doctor import environment
-from resque_ext.scoring import INDICES, _check_names, _checked_device
+from resque_ext.scoring import _check_names, _checked_device
 from resque_ext.screening.anytime import StoppingRule
 from resque_ext.screening.budget import Budget, as_budget
+from resque_ext.screening.cache import EmbeddingCache
 from resque_ext.screening.feeds import (
     EMBEDDINGS,
     INPUTS,
@@ -27,9 +29,11 @@ from resque_ext.screening.feeds import (
     as_candidate,
     open_feed,
 )
+from resque_ext.screening.kept import has_identity
 from resque_ext.screening.loop import Plan, Screener
 from resque_ext.screening.models import ShelfModel, as_shelf_model
 from resque_ext.screening.progress import make_progress
+from resque_ext.screening.reading import SCREENED, possible
 from resque_ext.screening.store import Header, NoStore, PairKey, open_store
 from resque_ext.screening.table import Screening
 
@@ -63,6 +67,7 @@ def screen(
     progress: bool | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     looks: tuple[int, float] = (FIRST_LOOK, GROWTH),
+    cache: str | os.PathLike[str] | None = None,
     scheduler: str | None = None,
     workers: int | None = None,
 ) -> Screening:
@@ -104,6 +109,9 @@ def screen(
         progress: a bar on stderr; None: where that is a terminal.
         options: further arguments of an index, as :func:`resque_ext.score` takes them.
         looks: samples of a pair's first look, and how many times more each next one has.
+        cache: a folder that keeps what models make of data, so that a later call with the same ones
+            reads embeddings instead of running models; results are the same, bit for bit. What
+            counts as the same, and which data are not kept, docs/screening.md says.
         scheduler: "ray": pairs are read by the workers of a Ray cluster, the one that this process
             has joined or else one that is started on this machine for the time. Every pair is read
             to its end: needs anytime=False and no budget. The table is that of one process.
@@ -137,6 +145,9 @@ def screen(
     screener = _screener(plan, scheduler, workers)
     if store is not None and not isinstance(store, (str, os.PathLike)):
         raise TypeError(f"store: expected a path or None, found {describe(store)}")
+    if cache is not None:
+        plan = replace(plan, cache=_opened_cache(cache))
+        _say_what_is_not_kept(plan)
     pairs = len(plan.models) * len(plan.candidates)
     opened = NoStore() if store is None else open_store(store, header(plan, rank_by), resume)
     with opened, make_progress(progress, pairs) as bar:
@@ -162,6 +173,40 @@ def _screener(plan: Plan, scheduler: str | None, workers: int | None) -> Callabl
     check_plan(plan)
     workers = None if workers is None else check_count(workers, "workers")
     return functools.partial(RayScreener, workers=workers)
+
+
+def _opened_cache(folder: Any) -> EmbeddingCache:
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"cache: expected a folder or None, found {describe(folder)}")
+    try:
+        # Checksums too: a changed byte would be a wrong result that nobody notices.
+        return EmbeddingCache(folder, verify=True)
+    except OSError as error:
+        raise OSError(
+            f"cache: {os.fspath(folder)}: expected a folder that can be written, found "
+            f"{error.strerror or error}"
+        ) from None
+
+
+def _say_what_is_not_kept(plan: Plan) -> None:
+    """One warning for all data that nothing tells from others, and for layers."""
+    unknown = [f"old data of {name}" for name, feed in plan.old.items() if not has_identity(feed)]
+    unknown += [name for (_, name), feed in plan.feeds.items() if not has_identity(feed)]
+    if unknown:
+        names = list(dict.fromkeys(unknown))
+        warnings.warn(
+            f"cache: expected data that a fingerprint tells from others, found none for "
+            f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if names[5:] else ''}: models "
+            "run on them each time",
+            stacklevel=3,
+        )
+    layers = [name for name in plan.indices if name in ("arm", "preindex")]
+    if layers:
+        warnings.warn(
+            f"cache: expected indices of the embedding alone, found {', '.join(layers)}, which "
+            "read layers, which are not kept: models run each time",
+            stacklevel=3,
+        )
 
 
 def _world_size() -> int:
@@ -196,6 +241,8 @@ def make_plan(
 ) -> tuple[Plan, str]:
     """What `screen` is about to do, with all sources open, and what it ranks by; see there."""
     names = _check_names(indices)
+    for name in names:
+        check_choice(name, SCREENED, "indices")
     shelf = {n: as_shelf_model(m, n) for n, m in _named(models, "models").items()}
     given = {n: as_candidate(c) for n, c in _named(candidates, "candidates").items()}
     check_choice(on_fault, ("raise", "skip"), "on_fault")
@@ -379,12 +426,10 @@ def _check_indices(
     feeds: Mapping[PairKey, Feed],
 ) -> None:
     """Raises for an index that no pair at all lets be computed."""
-    from resque_ext.screening.reading import possible
-
     for name in names:
         if not any(possible([name], f, candidates[key[1]].paired) for key, f in feeds.items()):
             needs = "paired candidates" if name == "preindex" else "inputs of a model"
-            raise ValueError(f"indices: expected {needs} for {name!r}, found none (of {INDICES})")
+            raise ValueError(f"indices: expected {needs} for {name!r}, found none")
 
 
 def _cost_digest(cost_model: Any, options: Mapping[str, Any] | None) -> str | None:

@@ -18,7 +18,7 @@ from resque_ext.screening.sources.base import (
     SourceBase,
     check_kind,
 )
-from resque_ext.screening.sources.order import Plan, Spans, rows_of
+from resque_ext.screening.sources.order import BlockOrder, Plan, Spans, rows_of
 from resque_ext.screening.sources.transforms import Transforms
 
 Take = Callable[[Spans], Batch | None]
@@ -32,6 +32,11 @@ class RowsSource(SourceBase):
     @property
     def access(self) -> Access:
         return "rows" if self.block_rows == 1 else "blocks"
+
+    def row_at(self, place: int, order: BlockOrder | None) -> int:
+        """The number of the row at a place of an order."""
+        ((spans,),) = Plan.of(self.rows, order, self.block_rows).spans(place, place + 1, 1)
+        return int(spans[0])
 
     @abstractmethod
     def _reader(self, reading: Reading) -> AbstractContextManager[Take]:

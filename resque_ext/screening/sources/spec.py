@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def _fits(value: Any, form: str) -> bool:
 
 
 def _open_dataset(name: str, options: dict[str, Any]) -> Source:
-    with current_folder_first():
+    with _named(name), current_folder_first():
         made = find_callable(name, "dataset")()
     options.setdefault("name", name)
     if isinstance(made, Source):
@@ -145,7 +146,29 @@ def _open_dataset(name: str, options: dict[str, Any]) -> Source:
                 f"{', '.join(options)}"
             )
         return made
-    return as_source(made, **options)
+    try:
+        return as_source(made, **options)
+    except (TypeError, ValueError, OSError):
+        raise
+    except Exception as error:
+        raise _failed(name, error) from error
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Whatever goes wrong in a function that is the caller's own, as one error that names it."""
+    try:
+        yield
+    except Exception as error:
+        if str(error).startswith("dataset: "):
+            raise
+        raise _failed(name, error) from error
+
+
+def _failed(name: str, error: Exception) -> ValueError:
+    line = " ".join(str(error).split())
+    found = f"{type(error).__name__}: {line}" if line else type(error).__name__
+    return ValueError(f"dataset: expected {name!r} to return a dataset, found {found}")
 
 
 def as_source(data: Any, name: str | None = None, **options: Any) -> Source:
