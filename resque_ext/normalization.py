@@ -1,9 +1,10 @@
 """A model's normalization taken to new data, forward only: what of a shift is undone for free.
 
-Batch-norm has running statistics, which are re-estimated on the new data. Normalization without
-them (group, layer, instance and RMS norm) has nothing to re-estimate; there what every such layer
-reads is matched instead, channel by channel, to the mean and deviation that it had on the old data,
-one layer after another within the same forward pass.
+Batch-norm, and instance norm with `track_running_stats`, has running statistics, which are
+re-estimated on the new data. Normalization without them (group, layer, instance and RMS norm) has
+nothing to re-estimate; there what every such layer reads is matched instead, channel by channel, to
+the mean and deviation that it had on the old data, one layer after another within the same forward
+pass.
 """
 
 from __future__ import annotations
@@ -157,11 +158,11 @@ def matchable(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def reestimable(model: nn.Module) -> dict[str, nn.Module]:
-    """The batch-norm layers with running statistics, by name."""
+    """The batch-norm and instance norm layers with running statistics, by name."""
     return {
         name: m
         for name, m in model.named_modules()
-        if isinstance(m, _BatchNorm) and m.running_mean is not None
+        if isinstance(m, (_BatchNorm, _InstanceNorm)) and m.running_mean is not None
     }
 
 
@@ -185,23 +186,24 @@ def adapted(
 ) -> nn.Module:
     """A copy of the model with its normalization taken to the new side.
 
-    Batch-norm statistics are re-estimated as cumulative averages over the batches. With `old`, all
-    other normalization is matched, too: the copy keeps hooks that map what each such layer reads,
-    x, to (x - m) s / t + n, for mean and deviation m, t of a channel on the new side and n, s on
-    the old. While these are estimated, every batch is matched by what the batches so far have
-    shown, so that the layers after see matched activations.
+    Running statistics are re-estimated as cumulative averages over the batches: of a batch's means
+    and variances (batch-norm), or of the averages over its samples of each one's own (instance
+    norm), as training takes them. With `old`, all other normalization is matched, too: the copy
+    keeps hooks that map what each such layer reads, x, to (x - m) s / t + n, for mean and deviation
+    m, t of a channel on the new side and n, s on the old. While these are estimated, every batch is
+    matched by what the batches so far have shown, so that the layers after see matched activations.
 
     Args:
         model: run in eval mode without gradients, and left as it is.
         new, old: each call begins a pass over that side's inputs: what `model` takes, a mapping as
-            keyword arguments. Without `old` only batch-norm is adapted.
-        join: called at the end with the batch-norm layers by name: makes their statistics, after
-            so many batches (`num_batches_tracked`), those of data that others have read.
+            keyword arguments. Without `old` only running statistics are adapted.
+        join: called at the end with the layers that have them by name: makes their statistics,
+            after so many batches (`num_batches_tracked`), those of data that others have read.
 
     Raises:
         KeyError: a layer that runs more often on the new side than on the old.
-        ValueError: `old` gives no inputs; a batch that has a single value a channel, and so no
-            variance.
+        ValueError: `old` gives no inputs; a batch (instance norm: a sample) that has a single value
+            a channel, and so no variance.
     """
     found = None
     if old is not None:
@@ -218,11 +220,12 @@ def adapted(
     if matched is not None:
         matched.attach()
     layers = reestimable(model)
-    checks = [
-        module.register_forward_pre_hook(functools.partial(_check_batch, name), with_kwargs=True)
+    hooks = [
+        module.register_forward_pre_hook(functools.partial(hook, name), with_kwargs=True)
         for name, module in layers.items()
+        for hook in (_check_batch, *([_count_batch] if isinstance(module, _InstanceNorm) else []))
     ]
-    with evaluating(model), no_hooks_left(checks):
+    with evaluating(model), no_hooks_left(hooks):
         for module in layers.values():
             module.reset_running_stats()
             module.momentum, module.training = None, True
@@ -236,11 +239,22 @@ def adapted(
 
 
 def _check_batch(
-    name: str, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     x = args[0] if args else kwargs.get("input")
-    if isinstance(x, Tensor) and x.dim() >= 2 and x.numel() == x.shape[1]:
+    if not isinstance(x, Tensor) or x.dim() < 2:
+        return
+    sample = isinstance(module, _InstanceNorm)
+    if x[:1].numel() == x.shape[1] if sample else x.numel() == x.shape[1]:
         raise ValueError(
-            "new: expected two or more values a channel in every batch, because "
-            f"adapt_normalization takes their variance, found {describe(x)} at {name!r}"
+            f"new: expected two or more values a channel in every {'sample' if sample else 'batch'}"
+            f", because adapt_normalization takes their variance, found {describe(x)} at {name!r}"
         )
+
+
+def _count_batch(
+    _name: str, module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any]
+) -> None:
+    """The batch's share in a cumulative average, which instance norm does not have by itself."""
+    module.momentum = 1 / (1 + 1 / module.momentum) if module.momentum else 1.0
+    module.num_batches_tracked += 1

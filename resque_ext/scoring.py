@@ -100,11 +100,11 @@ def score(
         shift: a function of a batch of inputs, such as :func:`resque_ext.shifts.make` gives; its
             `reset()`, where it has one, is called before each pass, so that every pass sees the
             same.
-        adapt_normalization: re-estimate batch-norm statistics on the new side first, on a copy of
-            the model: one pass more over the new side, forward only. "match": also match what
-            other normalization layers read to the old side, channel by channel, for models
-            without running statistics; there one pass more over either side. The old side keeps
-            the model as it is.
+        adapt_normalization: re-estimate the running statistics of batch-norm (and of instance norm,
+            where it has any) on the new side first, on a copy of the model: one pass more over the
+            new side, forward only. "match": also match what other normalization layers read to the
+            old side, channel by channel, for models without running statistics; there one pass more
+            over either side. The old side keeps the model as it is.
         batch_adapter: makes ``(inputs, labels)`` of any other batch.
         device: where to run; by default where the model is. A model elsewhere is copied.
         progress: show a progress bar on stderr.
@@ -269,8 +269,8 @@ def _adapted(
     """A copy of the model with its normalization taken to the new side."""
     if not normalization.reestimable(model) and not match:
         raise ValueError(
-            "adapt_normalization: expected a model with batch-norm running statistics, found "
-            f"none in {type(model).__name__}; there is nothing to re-estimate"
+            "adapt_normalization: expected a model with running statistics (batch-norm, instance "
+            f"norm), found none in {type(model).__name__}; there is nothing to re-estimate"
         )
     matchable = match and bool(normalization.matchable(model))
     if match and not matchable and not normalization.reestimable(model):

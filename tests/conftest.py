@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,3 +54,32 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     if name == "cuda" and not hasattr(_backend.extension(), "cuda"):
         pytest.skip("resque_ext was built without CUDA kernels")
     yield Place(name, name, torch.device(name))
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the command line in this process: (status, stdout, stderr)."""
+    from resque_ext import cli  # its dependencies only where it is tested
+
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        status = cli.main([str(a) for a in arguments])
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def refused(run: Any) -> Any:
+    """Runs what the command line must refuse and returns the one line on stderr."""
+
+    def call(*arguments: Any) -> str:
+        status, out, err = run(*arguments)
+        assert (status, out) == (2, "")
+        assert err.startswith("resque-ext: error: ")
+        assert err.count("\n") == 1
+        assert err.endswith("\n")
+        return err
+
+    return call

@@ -1,77 +1,21 @@
 """The command line: exit status, stdout and stderr, in this process and as a program of its own."""
 
 import importlib
-import io
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from cli_made import ENVIRONMENT, data, program, strict, write
 
 import resque_ext
-from resque_ext import bench, cli, demo, doctor
-
-ROOT = Path(resque_ext.__file__).parents[1]
-UNSET = ("COLUMNS", "FORCE_COLOR", "PYTHONUNBUFFERED")
-ENVIRONMENT = {
-    **{k: v for k, v in os.environ.items() if k not in UNSET},
-    "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-    "PYTHONIOENCODING": "utf-8",
-}
-PROGRAM = (sys.executable, "-m", "resque_ext")
-
-
-def refuse_constant(name):
-    raise AssertionError(f"{name} is no JSON")
-
-
-def strict(text):
-    return json.loads(text, parse_constant=refuse_constant)
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs the command line in this process: (status, stdout, stderr)."""
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-    def call(*arguments):
-        status = cli.main([str(a) for a in arguments])
-        return status, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def refused(run):
-    """Runs what must be refused and returns the one line on stderr."""
-
-    def call(*arguments):
-        status, out, err = run(*arguments)
-        assert (status, out) == (2, "")
-        assert err.startswith("resque-ext: error: ")
-        assert err.count("\n") == 1
-        assert err.endswith("\n")
-        return err
-
-    return call
-
-
-def data(seed=0, rows=60, width=5, classes=3):
-    rng = np.random.default_rng(seed)
-    return rng.normal(1, 1, (rows, width)).astype(np.float32), np.arange(rows) % classes
-
-
-def write(path, features, labels):
-    np.savez(path, features=features, labels=labels)
-    return path
+from resque_ext import cli, doctor
 
 
 @pytest.fixture
@@ -80,11 +24,6 @@ def sides(tmp_path):
 
 
 # The program itself
-
-
-def program(*arguments, **options):
-    options = {"capture_output": True, "text": True, "env": ENVIRONMENT} | options
-    return subprocess.run([*PROGRAM, *map(str, arguments)], check=False, timeout=300, **options)
 
 
 def test_program_prints_json_alone(sides):
@@ -146,6 +85,11 @@ def test_importing_the_package_imports_no_command_line():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_entry_point_is_main():
+    module, _, name = "resque_ext.cli:main".partition(":")
+    assert getattr(importlib.import_module(module), name) is cli.main
 
 
 # Usage
@@ -395,207 +339,3 @@ def test_numbers_survive_any_width(run, sides, monkeypatch, width):
     assert max(map(len, out.splitlines())) <= width
     value = strict(run("dist", *sides, "--json")[1])["value"]
     assert f"{value:.4f}" in out
-
-
-# doctor
-
-
-@pytest.fixture(autouse=True)
-def _sources_as_built(monkeypatch):
-    # While the sources are worked on, the extension may lag behind: not what is tested here.
-    monkeypatch.setattr(doctor, "checkout_digest", lambda package: None)
-
-
-def test_doctor(run):
-    status, out, err = run("doctor", "--json")
-    found = strict(out)
-    assert (status, err) == (0, "")
-    assert found["versions"]["torch"] == torch.__version__
-    assert found["build"]["version"] == resque_ext.__version__
-    assert [d["kernels"] for d in found["devices"]] == ["work"] * len(found["devices"])
-    assert found["problems"] == []
-    status, out, err = run("doctor")
-    assert (status, err) == (0, "")
-    assert "No problems." in out
-    assert max(map(len, out.splitlines())) <= cli.PLAIN_WIDTH
-
-
-def test_doctor_knows_the_extras_of_the_package():
-    tomllib = pytest.importorskip("tomllib")
-    path = Path(__file__).parents[1] / "pyproject.toml"
-    if not path.is_file():
-        pytest.skip("not in a checkout")
-    extras = tomllib.loads(path.read_text())["project"]["optional-dependencies"]
-    for_users = {k: v for k, v in extras.items() if k not in ("test", "dev")}
-    names = {k: tuple(re.split(r"[<>=\[ ]", n)[0] for n in v) for k, v in for_users.items()}
-    assert names == doctor.EXTRAS
-
-
-def test_doctor_says_how_to_get_an_extra(run, monkeypatch):
-    monkeypatch.setattr(doctor, "version_of", lambda name: None)
-    found = strict(run("doctor", "--json")[1])
-    assert {"what": "scikit-learn", "how": "pip install 'resque-ext[demo]'"} in found["missing"]
-    assert "resque-ext[energy]" in run("doctor")[1]
-
-
-def test_doctor_without_an_extension(run, monkeypatch):
-    build = {"version": "1", "extension": None, "missing": "it was never built; build it"}
-    monkeypatch.setattr(doctor, "build_info", lambda: build | {"backend": "native"})
-    status, out, err = run("doctor", "--json")
-    assert (status, err) == (1, "")
-    assert strict(out)["problems"] == [{"what": "it was never built", "how": "build it"}]
-    assert run("doctor")[0] == 1
-
-
-def test_doctor_tells_an_extension_of_other_sources(run, monkeypatch):
-    def broken(*_):
-        raise TypeError("incompatible function arguments")
-
-    monkeypatch.setattr(doctor, "checkout_digest", lambda package: "0123")
-    monkeypatch.setattr(doctor.ops, "class_moments", broken)
-    status, out, err = run("doctor", "--json")
-    assert (status, err) == (1, "")
-    found = strict(out)
-    assert found["devices"][0]["kernels"] == "failed"
-    assert "built of other C++ sources" in found["problems"][0]["what"]
-    assert "class_moments on cpu: incompatible" in found["problems"][1]["what"]
-
-
-def test_doctor_without_kernels_for_the_gpu(run, monkeypatch):
-    gpu = {"device": "cuda:0", "name": "G", "capability": "7.5", "memory_bytes": 1}
-    devices = doctor.devices()[:1]
-    build = resque_ext.build_info()
-    monkeypatch.setattr(doctor, "devices", lambda: [dict(d) for d in [*devices, gpu]])
-    monkeypatch.setattr(doctor, "build_info", lambda: build | {"cuda": None})
-    status, out, _ = run("doctor", "--json")
-    assert status == 1
-    assert [p["what"] for p in strict(out)["problems"]] == ["no CUDA kernels for cuda:0"]
-    built = {"toolkit": "12.8", "architectures": ["80", "90"]}
-    monkeypatch.setattr(doctor, "build_info", lambda: build | {"cuda": built})
-    status, out, _ = run("doctor", "--json")
-    assert status == 1
-    problem = strict(out)["problems"][0]
-    assert problem["what"] == "CUDA kernels for cuda:0 (G, 7.5)"
-    assert "RESQUE_CUDA_ARCHS=80,90,75" in problem["how"]
-
-
-@pytest.mark.parametrize(
-    ("architectures", "capability", "expected"),
-    [
-        (["80", "90"], "8.0", True),
-        (["80", "90"], "8.9", True),  # machine code of its own major version
-        (["80", "90"], "9.0", True),
-        (["80", "90"], "12.0", True),  # intermediate code of the last
-        (["80", "90"], "7.5", False),
-        (["86", "90"], "8.0", False),
-        (["80", "90a"], "9.0", True),
-        (["80", "90a"], "10.0", False),
-    ],
-)
-def test_covers(architectures, capability, expected):
-    assert doctor.covers(architectures, capability) is expected
-
-
-# demo and bench
-
-
-@pytest.fixture
-def short_demo(monkeypatch):
-    monkeypatch.setattr(demo, "LEVELS", {"contrast": (0.2, 0.5), "shot": (0.3,)})
-    monkeypatch.setattr(demo, "EPOCHS", 1)
-    monkeypatch.setattr(demo, "MOST_EPOCHS", 0.5)
-
-
-def test_demo(run, short_demo):
-    status, out, err = run("demo", "--json", "--seed", "3")
-    found = strict(out)
-    assert (status, err) == (0, "")
-    assert found["seed"] == 3
-    assert [(r["kind"], r["level"]) for r in found["rows"]] == [
-        ("none", 0),
-        ("contrast", 0.2),
-        ("contrast", 0.5),
-        ("shot", 0.3),
-    ]
-    status, out, err = run("demo", "--seed", "3")
-    assert (status, err) == (0, "")
-    for row in found["rows"]:
-        assert f"{row['value']:.4f} ± {row['std_error']:.4f}" in out
-        assert f"{row['reestimated']['value']:.4f}" in out
-    assert "in units of pi" in out
-    costs = found["retraining"]["rows"]
-    assert [(r["kind"], r["level"]) for r in costs] == [
-        (r["kind"], r["level"]) for r in found["rows"][1:]
-    ]
-    assert out.count("more than 0.5") == sum(r["censored"] for r in costs) > 0
-    assert f"{found['retraining']['censored']} of 3 runs did not reach" in " ".join(out.split())
-    assert max(map(len, out.splitlines())) <= cli.PLAIN_WIDTH
-
-
-def test_demo_on_a_narrow_terminal(run, short_demo, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
-    status, out, _ = run("demo", "--seed", "3")
-    assert status == 0
-    assert max(map(len, out.splitlines())) <= 60
-    assert out.count("±") >= 8
-
-
-def test_output_to_a_stream_of_ascii(short_demo, monkeypatch):
-    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", stream)
-    assert cli.main(["demo"]) == 0
-    assert b"noise floor" in stream.buffer.getvalue()
-
-
-def test_bench(run):
-    status, out, err = run("bench", "--json", "--seconds", "0.5", "--rows", "3000")
-    found = strict(out)
-    assert (status, err) == (0, "")
-    forms = [name for name, _, _ in bench.FORMS]
-    assert [r["form"] for r in found["rows"]] == forms * (len(found["rows"]) // len(forms))
-    assert {r["dtype"] for r in found["rows"]} == {"float32", "bfloat16"}
-    for row in found["rows"]:
-        assert row["skipped"] is None
-        assert row["seconds"] > 0
-        assert row["gb_per_s"] > 0
-        assert row["ratio"] > 0
-        assert row["error"] <= (bench.TOLERANCE if row["computes"] == "moments" else 0.1)
-
-
-def test_bench_table(run):
-    status, out, err = run("bench", "--seconds", "0.5", "--rows", "1000")
-    assert (status, err) == (0, "")
-    assert "index_add_" in out
-    assert "bfloat16 [1000, 512], 100 classes" in out  # not taken for markup
-    assert max(map(len, out.splitlines())) <= cli.PLAIN_WIDTH
-
-
-def test_bench_finds_wrong_results(monkeypatch):
-    right = bench.native
-
-    def wrong(x, y):
-        counts, sums, sumsq = right(x, y)
-        return counts, sums * (1 + 1e-11), sumsq
-
-    monkeypatch.setattr(bench, "FORMS", (("class_moments", "moments", wrong),))
-    with pytest.raises(ArithmeticError, match="this is a bug"):
-        bench.run(0.1, 500)
-
-
-def test_bench_goes_on_without_kernels(run, monkeypatch):
-    def missing(x, y):
-        raise resque_ext.BackendError("it was never built")
-
-    forms = (("class_moments", "moments", missing), *bench.FORMS[2:])
-    monkeypatch.setattr(bench, "FORMS", forms)
-    arguments = ("bench", "--seconds", "0.2", "--rows", "500")
-    rows = strict(run(*arguments, "--json")[1])["rows"]
-    assert rows[0]["skipped"] == "it was never built"
-    assert rows[1]["seconds"] > 0
-    assert rows[1]["ratio"] is None
-    assert "it was never built" in run(*arguments)[1]
-
-
-def test_entry_point_is_main():
-    module, _, name = "resque_ext.cli:main".partition(":")
-    assert getattr(importlib.import_module(module), name) is cli.main

@@ -12,29 +12,6 @@ from resque_ext.retraining import CostModel, leave_one_kind_out
 INDEX = "resque_dist_reestimated"
 
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    monkeypatch.delenv("COLUMNS", raising=False)
-
-    def call(*arguments):
-        status = cli.main([str(a) for a in arguments])
-        return status, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def refused(run):
-    def call(*arguments):
-        status, out, err = run(*arguments)
-        assert (status, out) == (2, "")
-        assert err.startswith("resque-ext: error: ")
-        assert err.count("\n") == 1
-        return err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def runs():
     return random_runs(np.random.default_rng(0), kinds=10, levels=3, limit=3.0)

@@ -45,18 +45,6 @@ def run(capsys):
     return call
 
 
-@pytest.fixture
-def refused(run):
-    def call(*arguments):
-        status, out, err = run(*arguments)
-        assert (status, out) == (2, "")
-        assert err.startswith("resque-ext: error: ")
-        assert err.count("\n") == 1
-        return err
-
-    return call
-
-
 def test_page_of_a_store(store, tmp_path, run):
     before = store.read_bytes()
     output = tmp_path / "r.html"

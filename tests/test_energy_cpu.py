@@ -17,6 +17,7 @@ from fake_nvml import Clock
 from resque_ext.retraining.energy import EnergyMeter, EnergyWarning, once
 from resque_ext.retraining.energy import codecarbon_source as source
 from resque_ext.retraining.energy.codecarbon_source import MISSING, CodeCarbon, grid_intensity
+from resque_ext.retraining.energy.sources import Nothing, Source
 
 
 @pytest.fixture(autouse=True)
@@ -254,3 +255,10 @@ def test_no_files_no_network_no_output(tmp_path):
     assert [p.name for p in home.iterdir()] == [".codecarbon.config"]
     names = sorted(p.name for p in tmp_path.iterdir())
     assert names == ["home", "resque_ext-energy-machine.lock", "work"]
+
+
+def test_a_source_says_how_it_reads_and_nothing_says_why_not():
+    with pytest.raises(TypeError, match=r"abstract.* _joules"):
+        Source("gpu:0", "mine", 0.0)
+    reading = Nothing("ram", "no counter").read()
+    assert (reading.joules, reading.breaks, reading.reason) == (None, 0, "no counter")

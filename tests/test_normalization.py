@@ -247,7 +247,7 @@ def test_several_indices_share_what_is_adapted():
 @pytest.mark.parametrize(
     ("model", "way", "message"),
     [
-        (group_norm_cnn(), True, "^adapt_normalization: expected a model with batch-norm running"),
+        (group_norm_cnn(), True, "^adapt_normalization: expected a model with running stat"),
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), "match", "expected a model with normaliz"),
         (group_norm_cnn(), "mach", "expected True, False or 'match', found 'mach'"),
     ],

@@ -19,6 +19,10 @@ from resque_ext.retraining.transfer import leave_one_kind_out
 # typer evaluates annotations from their text, so what is put together stands here.
 PREDICTOR_HELP = f"A predictor of the runs; repeatable. Default: {', '.join(PREDICTORS)}."
 MEASURE_HELP = f"{', '.join(MEASURES)}; repeatable. Default: {', '.join(PREDICTED)}."
+ONLY_HELP = (
+    "Take the runs with this value of model, target_accuracy, steps_per_epoch or an option of "
+    "their training, as NAME=VALUE; repeatable."
+)
 METHOD_HELP = f"{' or '.join(METHODS)}."
 
 
@@ -33,16 +37,24 @@ def _fit(
     skip_missing: Annotated[
         bool, typer.Option("--skip-missing", help="Leave runs out that lack a predictor.")
     ] = False,
+    only: Annotated[list[str] | None, typer.Option(help=ONLY_HELP)] = None,
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Fit runs as one that differ in any of these.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fit a cost model to measured runs, and say how it does on kinds of shift left out."""
     if output.is_dir():
         raise ValueError(f"output: expected a file, found the directory {output}")
     runs = list(read_runs(study))
-    missing = "skip" if skip_missing else "error"
-    chosen = (tuple(predictor or PREDICTORS), tuple(measure or PREDICTED), method, coverage)
-    model = CostModel.fit(runs, *chosen, missing=missing)
-    transfer = leave_one_kind_out(runs, *chosen, missing=missing) if len(model.kinds) > 1 else {}
+    how = (tuple(predictor or PREDICTORS), tuple(measure or PREDICTED), method, coverage)
+    which: dict[str, Any] = {
+        "missing": "skip" if skip_missing else "error",
+        "only": _read(only) if only else None,
+        "mixed": mixed,
+    }
+    model = CostModel.fit(runs, *how, **which)
+    transfer = leave_one_kind_out(runs, *how, **which) if len(model.kinds) > 1 else {}
     model.save(output)
     if as_json:
         print_json(
@@ -58,6 +70,16 @@ def _fit(
         )
         return
     _print(output, model, transfer)
+
+
+def _read(texts: list[str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name or name in values:
+            raise ValueError(f"only: expected NAME=VALUE, each name once, found {text!r}")
+        values[name] = value
+    return values
 
 
 def _print(output: Path, model: CostModel, transfer: dict[str, Any]) -> None:

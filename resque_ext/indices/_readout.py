@@ -5,6 +5,8 @@ NumPy on purpose where results are made: its sums do not depend on torch's numbe
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -47,6 +49,47 @@ class ReadoutSums:
     sums: Tensor  # [C, FOLDS, D] float64
     products: Tensor  # [FOLDS, D, D] float64
     seen: Tensor  # [C] int64
+
+    @classmethod
+    def empty(cls, classes: int, width: int, device: torch.device) -> ReadoutSums:
+        """Those of no rows, about zero."""
+        zeros = functools.partial(torch.zeros, dtype=torch.float64, device=device)
+        return cls(
+            zeros(width),
+            torch.zeros(classes, FOLDS, dtype=torch.int64, device=device),
+            zeros(classes, FOLDS, width),
+            zeros(FOLDS, width, width),
+            torch.arange(classes, device=device),
+        )
+
+    @classmethod
+    def loaded(cls, tensors: Mapping[str, Tensor], classes: int, prefix: str) -> ReadoutSums:
+        """Copies of tensors by field; `prefix` stands before a field in messages.
+
+        Raises:
+            ValueError: a tensor is not what it should be.
+        """
+        origin = tensors["origin"]
+        width, place = origin.shape[0] if origin.dim() == 1 else 0, origin.device
+        if width > WIDEST:
+            raise ValueError(
+                f"state['{prefix}origin']: expected at most {WIDEST} columns, found {width}"
+            )
+        # On "meta" for their shapes: products are large.
+        for field, wanted in vars(cls.empty(classes, width, torch.device("meta"))).items():
+            x = tensors[field]
+            if (x.shape, x.dtype, x.device) != (wanted.shape, wanted.dtype, place):
+                raise ValueError(
+                    f"state['{prefix}{field}']: expected shape {tuple(wanted.shape)}, "
+                    f"{wanted.dtype}, {place}, found {describe(x)}"
+                )
+        counts, dealt = tensors["counts"], torch.arange(classes, device=origin.device)
+        if int(counts.min()) < 0 or not torch.equal(tensors["seen"] - dealt, counts.sum(1)):
+            raise ValueError(
+                f"state['{prefix}counts']: expected the rows of each class and fold, as in "
+                f"'{prefix}seen', found {counts.tolist()}"
+            )
+        return cls(**{field: tensors[field].clone() for field in cls.__dataclass_fields__})
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, classes: int, before: ReadoutSums | None) -> ReadoutSums:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from resque_ext._inputs import (
     check_choice,
@@ -18,10 +19,12 @@ from resque_ext._inputs import (
     describe,
 )
 from resque_ext.indices._readout import ReadoutSums
+from resque_ext.indices._state import tensors_of
 from resque_ext.indices.resque_dist import SIDES, ResqueDist, ResqueDistResult, _count_classes
 
 DISTANCE_WEIGHT = 0.25  # of RESQUE_dist beside the unexplained share
 RESIDUAL_SIDES = (*SIDES, "adapted")
+_DISTANCE, _READOUT = "distance.", "readout."  # before the names of a state's tensors
 
 
 @dataclass(frozen=True)
@@ -138,14 +141,14 @@ class LinearResidual:
                 is unchanged.
         """
         check_choice(side, RESIDUAL_SIDES if self.adapted else SIDES, "side")
+        x, y = check_features(features), check_labels(labels)
+        check_pair(x, y, ("features", "labels"))
+        width = x.shape[2] if x.dim() == 3 else x.shape[1]
+        self._check_width(x, width)
         if side != ("adapted" if self.adapted else "new"):
-            self.distance.update(features, labels, side)
+            self.distance.update(x, y, side)
             return
         with torch.inference_mode(False), torch.no_grad():
-            x, y = check_features(features), check_labels(labels)
-            check_pair(x, y, ("features", "labels"))
-            width = x.shape[2] if x.dim() == 3 else x.shape[1]
-            self._check_width(x, width)
             batch = None
             if len(x) and width:
                 batch = ReadoutSums.of(x, y, self.num_classes, self._sums)
@@ -159,8 +162,13 @@ class LinearResidual:
                 self._sums.add(batch)
                 self._sums.seen = batch.seen
 
-    def _check_width(self, x: torch.Tensor, width: int) -> None:
-        known = self.distance.width if self._sums is None else len(self._sums.origin)
+    @property
+    def width(self) -> int | None:
+        """Columns of the features; None before the first batch."""
+        return self.distance.width if self._sums is None else len(self._sums.origin)
+
+    def _check_width(self, x: Tensor, width: int) -> None:
+        known = self.width
         place = x.device if self._sums is None else self._sums.origin.device
         if known not in (None, width) or place != x.device:
             raise ValueError(
@@ -189,10 +197,9 @@ class LinearResidual:
             raise TypeError(f"other: expected a LinearResidual, found {describe(other)}")
         if self.adapted != other.adapted:
             raise ValueError(f"other: expected adapted={self.adapted}, found {other.adapted}")
+        if self.width and other.width and self.width != other.width:
+            raise ValueError(f"other: expected width {self.width}, found {other.width}")
         mine, theirs = self._sums, other._sums
-        widths = [len(s.origin) for s in (mine, theirs) if s is not None]
-        if len(set(widths)) > 1:
-            raise ValueError(f"other: expected width {widths[0]}, found {widths[1]}")
         self.distance.merge(other.distance)
         if theirs is None:
             return
@@ -204,6 +211,74 @@ class LinearResidual:
             mine.add(theirs)
             turn = torch.arange(self.num_classes, device=mine.seen.device)
             mine.seen = mine.seen + theirs.seen.to(mine.seen.device) - turn
+
+    def _config(self) -> list[int]:
+        return [self.num_classes, int(self.adapted)]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The whole state as plain tensors, ready for safetensors; what is empty has width 0."""
+        sums = self._sums or ReadoutSums.empty(self.num_classes, 0, torch.device("cpu"))
+        return (
+            {"config": torch.tensor(self._config())}
+            | {_DISTANCE + key: x for key, x in self.distance.state_dict().items()}
+            | {_READOUT + key: x.clone() for key, x in vars(sums).items()}
+        )
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Replaces the state by one of :meth:`state_dict`; nothing changes when it does not fit.
+
+        Raises:
+            KeyError: a tensor is missing or unknown.
+            TypeError: something that is not a tensor.
+            ValueError: made for other classes or with another `adapted`, or a tensor is not what it
+                should be.
+        """
+        tensors = tensors_of(state, self._config(), ("num_classes", "adapted"))
+        expected = set(LinearResidual(self.num_classes).state_dict()) - {"config"}
+        if set(tensors) != expected:
+            raise KeyError(
+                f"state: expected the keys {sorted(expected)}, found {sorted(map(str, tensors))}"
+            )
+        parts: dict[str, dict[str, Tensor]] = {
+            start: {k.removeprefix(start): x for k, x in tensors.items() if k.startswith(start)}
+            for start in (_DISTANCE, _READOUT)
+        }
+        with torch.inference_mode(False), torch.no_grad():
+            distance = self._loaded_distance(parts[_DISTANCE])
+            sums = ReadoutSums.loaded(parts[_READOUT], self.num_classes, _READOUT)
+            width, rows = len(sums.origin), sums.counts.sum(1)
+            if distance.width and width and distance.width != width:
+                raise ValueError(
+                    f"state['{_READOUT}origin']: expected width {distance.width}, as in "
+                    f"'{_DISTANCE}new.sums', found {width}"
+                )
+            moved = parts[_DISTANCE]["new.counts"].view(self.num_classes, -1).sum(1)
+            if not self.adapted and not torch.equal(moved.to(rows.device), rows):
+                raise ValueError(
+                    f"state['{_READOUT}counts']: expected the rows {moved.tolist()}, as in "
+                    f"'{_DISTANCE}new.counts', found {rows.tolist()}"
+                )
+        self.distance, self._sums = distance, sums if width else None
+
+    def _loaded_distance(self, tensors: dict[str, Tensor]) -> ResqueDist:
+        """With the blocks of the state: growing keeps those of fewer classes."""
+        blocks, sized = tensors["blocks"], tensors["old.counts"].numel()
+        if blocks.numel() != 1 or not 2 <= blocks.item() == sized / self.num_classes:
+            raise ValueError(
+                f"state['{_DISTANCE}blocks']: expected as many blocks a class as there are in "
+                f"'{_DISTANCE}old.counts', found {blocks.tolist()}"
+            )
+        distance = ResqueDist(
+            self.num_classes,
+            paired=self.distance.paired,
+            missing=self.distance.missing,
+            blocks=int(blocks),
+        )
+        try:
+            distance.load_state_dict(tensors)
+        except ValueError as error:
+            raise ValueError(str(error).replace("state['", f"state['{_DISTANCE}", 1)) from None
+        return distance
 
     def compute(self) -> LinearResidualResult:
         """The index of all data so far; more may follow.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resque_ext.retraining._recipe import check_one, chosen
 from resque_ext.retraining._scaling import (
     EMISSIONS,
     ENERGY,
@@ -63,7 +64,12 @@ class ModelRun:
 
 
 def model_runs(
-    runs: Iterable[StudyRun], predictors: Sequence[str], measures: Sequence[str], missing: str
+    runs: Iterable[StudyRun],
+    predictors: Sequence[str],
+    measures: Sequence[str],
+    missing: str,
+    only: Mapping[str, Any] | None,
+    mixed: bool,
 ) -> tuple[list[ModelRun], dict[str, Any]]:
     """What is kept of the runs, and what they have in common, as arguments of a model.
 
@@ -72,7 +78,12 @@ def model_runs(
     """
     if missing not in MISSING:
         raise ValueError(f"missing: expected one of {list(MISSING)}, found {missing!r}")
+    if not isinstance(mixed, bool):
+        raise TypeError(f"mixed: expected True or False, found {mixed!r}")
     studied = checked_runs(runs)
+    studied = [studied[i] for i in chosen(studied, only)]
+    if not mixed:
+        check_one(studied)
     kept = []
     for run in studied:
         values = {name: run.predictors.get(name) for name in predictors}

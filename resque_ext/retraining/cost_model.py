@@ -114,12 +114,14 @@ class CostModel:
         *,
         penalty: float = 0.01,
         missing: str = "error",
+        only: Mapping[str, Any] | None = None,
+        mixed: bool = False,
     ) -> CostModel:
         """A model of measured runs.
 
         Args:
-            runs: of one study, at least two of them not censored. One device and one number of
-                samples an epoch are checked; one model, target and recipe are not.
+            runs: of one model, target and way of training, at least two of them not censored; of
+                one device and number of samples an epoch, where a measure depends on these.
             predictors: one or several names of `StudyRun.predictors`.
             measures: what to predict, keys of `MEASURES`.
             method: "monotone": isotonic regression of log(1 + cost / scale); of several predictors,
@@ -128,14 +130,19 @@ class CostModel:
             coverage: of the intervals, from 0.5 to below 1.
             penalty: on the squared weights of standardised predictors, a run, in log-linear fits.
             missing: what to do with a run that lacks a predictor: "error" or "skip".
+            only: takes the runs that have these values of "model", "target_accuracy",
+                "steps_per_epoch" or an option of their training ("optimizer", "optimizer.lr",
+                "augment", ...), and leaves all others out.
+            mixed: fit runs that differ in these as one. Models are told apart by name alone.
 
         Raises:
             TypeError: something else than StudyRuns.
-            ValueError: too few runs, a predictor that is missing or not finite, other names.
+            ValueError: too few runs, runs that differ, a predictor that is missing or not finite,
+                other names.
         """
         predictors, measures = _names("predictors", predictors), _names("measures", measures)
         _names("measures", measures, MEASURES)
-        kept, about = model_runs(runs, predictors, measures, missing)
+        kept, about = model_runs(runs, predictors, measures, missing, only, mixed)
         return cls(kept, predictors, measures, method, coverage, penalty, **about)
 
     @functools.cached_property

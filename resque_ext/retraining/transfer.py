@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from resque_ext.retraining._model_runs import cost_of
+from resque_ext.retraining._recipe import chosen
 from resque_ext.retraining._scaling import Prediction
 from resque_ext.retraining.cost_model import PREDICTORS, CostModel
 from resque_ext.retraining.study_record import StudyRun, checked_runs
@@ -100,6 +101,8 @@ def leave_one_kind_out(
     *,
     penalty: float = 0.01,
     missing: str = "error",
+    only: Mapping[str, Any] | None = None,
+    mixed: bool = False,
 ) -> dict[str, KindTransfer]:
     """Predicts the runs of every kind of shift by a model of all others, by measure.
 
@@ -111,22 +114,21 @@ def leave_one_kind_out(
         TypeError, ValueError: as `CostModel.fit`; or all runs are of one kind.
     """
     studied = checked_runs(runs)
-    whole = CostModel.fit(
-        studied, predictors, measures, method, coverage, penalty=penalty, missing=missing
-    )
+    how = (predictors, measures, method, coverage)
+    whole = CostModel.fit(studied, *how, penalty=penalty, missing=missing, only=only, mixed=mixed)
     if len(whole.kinds) < 2:
         raise ValueError(f"runs: expected at least 2 kinds of shift, found {list(whole.kinds)}")
     usable = [
         i
-        for i, run in enumerate(studied)
-        if all(run.predictors.get(name) is not None for name in predictors)
+        for i in chosen(studied, only)
+        if all(studied[i].predictors.get(name) is not None for name in predictors)
     ]
     predicted: dict[int, dict[str, Prediction]] = {}
     for kind in whole.kinds:
         others = [studied[i] for i in usable if studied[i].kind != kind]
         if sum(not run.censored for run in others) < 2:
             continue
-        model = CostModel.fit(others, predictors, measures, method, coverage, penalty=penalty)
+        model = CostModel.fit(others, *how, penalty=penalty, mixed=mixed)
         for i in usable:
             if studied[i].kind == kind:
                 predicted[i] = model.predict(studied[i].predictors, extrapolate="clamp")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -45,7 +46,7 @@ class Reading:
     reason: str | None = None
 
 
-class Source:
+class Source(ABC):
     """Joules of one part of the machine, from one way of knowing them.
 
     A subclass gives `_joules`. Whatever it raises becomes a warning, once, and a reading without
@@ -83,13 +84,13 @@ class Source:
         """How old a reading may be, our own saving of readings included."""
         return self._update_seconds + self._rest()
 
-    def start(self) -> None:
+    def start(self) -> None:  # noqa: B027 (most sources need none)
         """Called before the first reading of an outermost window."""
 
-    def stop(self) -> None:
+    def stop(self) -> None:  # noqa: B027 (most sources need none)
         """Called after the last one."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (most sources need none)
         """Called once, when the meter is closed."""
 
     def notes(self) -> tuple[str, ...]:
@@ -129,8 +130,9 @@ class Source:
             self._warned.add(reason)
             warn(f"energy of {self.part} ({self.kind}): {reason}")
 
-    def _joules(self) -> float:
-        raise NotImplementedError
+    @abstractmethod
+    def _joules(self) -> float | None:
+        """Since some moment in the past; None where nothing is known, for `self._reason`."""
 
 
 class Nothing(Source):
@@ -140,5 +142,5 @@ class Nothing(Source):
         super().__init__(part, "none", 0.0)
         self._reason = reason
 
-    def read(self) -> Reading:
-        return Reading(None, 0, self._reason)
+    def _joules(self) -> None:
+        """None ever."""
