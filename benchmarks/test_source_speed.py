@@ -21,7 +21,9 @@ import numpy as np
 import pytest
 import torch
 
-WIDTH, CLASSES, BATCH, CHUNK = 512, 10, 8_192, 65_536
+# 64 MB a batch: between smaller ones the OpenMP threads that wait for work spin, on the cores that
+# reading would use.
+WIDTH, CLASSES, BATCH, CHUNK = 512, 10, 65_536, 65_536
 PASS = Path(__file__).with_name("source_pass.py")
 
 
