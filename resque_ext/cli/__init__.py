@@ -2,7 +2,8 @@
 
 Exit status: 0; 1 when something does not work (a problem found by doctor, every pair of a
 screening failed, a closed pipe); 2 for bad input, with one line on stderr; 130 for Ctrl-C. With
-`--json` stdout is one JSON object and nothing else, without NaN. Progress and messages go to stderr.
+`--json` stdout is one JSON object and nothing else, without NaN. Progress and messages go to
+stderr.
 """
 
 from __future__ import annotations
