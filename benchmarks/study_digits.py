@@ -6,7 +6,7 @@ prints the table of docs/cost_model.md, and keeps what it was made of. The demo'
 trained on one part of the images; each shift at each level is applied to the others, of which half
 are retrained on and half say how good that is. Twelve kinds of shift, so that an interval for a new
 kind can have a coverage of 0.9. With `--runs FILE` an interrupted study goes on from that file.
-About a minute on one core.
+Half a minute on one core.
 """
 
 from __future__ import annotations

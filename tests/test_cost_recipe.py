@@ -110,6 +110,13 @@ def test_what_a_case_or_a_limit_changes_is_no_other_training(runs, options):
     assert len(CostModel.fit(both).runs) == len(both)
 
 
+def test_a_whole_number_is_one_value_however_it_is_written(runs):
+    own = of(runs, options={**ADAM, "x": 1})
+    assert len(CostModel.fit([*own, *of(runs, options={**ADAM, "x": 1.0})], **EPOCHS).runs)
+    with pytest.raises(ValueError, match="found x 1, 2: choose"):
+        CostModel.fit([*own, *of(runs, options={**ADAM, "x": 2.0})], **EPOCHS)
+
+
 def test_other_sizes_of_data_may_have_other_numbers_of_steps(runs):
     larger = of(runs, steps_per_epoch=20, samples_per_epoch=2000)
     assert len(CostModel.fit([*runs, *larger], **EPOCHS).runs) == 2 * len(runs)

@@ -1,7 +1,6 @@
 """screen with a cache: a second screening reads embeddings, and its results are the same."""
 
 import os
-import types
 
 import numpy as np
 import pytest
@@ -12,11 +11,12 @@ from torch import nn
 import resque_ext
 from resque_ext import shifts
 from resque_ext.screening import Candidate, ShelfModel
-from resque_ext.screening.cache import EmbeddingCache, EntryWriter
-from resque_ext.screening.model_digest import model_digest
+from resque_ext.screening.cache import EntryWriter
+from resque_ext.screening.model_digest import NoDigestError, model_digest
 from resque_ext.screening.sources import BatchSource
 
 ROWS = []  # of every forward pass
+RAISED = []  # by the next one
 
 
 class Counted(made.Small):
@@ -33,6 +33,30 @@ class Squared(made.Small):
 
 
 Squared.__name__ = Squared.__qualname__ = "Counted"
+
+
+class Scaled:
+    def __init__(self, by):
+        self.by = by
+
+    def of(self, x):
+        return self.by * x
+
+
+def with_member(**members):
+    return type("Counted", (Counted,), members)
+
+
+MEMBERS = [
+    with_member(by=property(lambda self: 1)),
+    with_member(by=property(lambda self: 2)),
+    with_member(by=staticmethod(lambda: 1)),
+    with_member(by=staticmethod(lambda: 2)),
+    with_member(by=classmethod(lambda cls: 1)),
+    with_member(by=classmethod(lambda cls: 2)),
+    with_member(by=[1]),
+    with_member(by=[2]),
+]
 
 
 class Convolutional(nn.Module):
@@ -157,9 +181,10 @@ def test_an_interrupted_reading_leaves_no_half_of_an_entry(data, tmp_path, error
     class Interrupted(Counted):
         def forward(self, x):
             if len(ROWS) == 6:  # in the middle of the second pair
-                raise error
+                raise RAISED[0]
             return super().forward(x)
 
+    RAISED[:] = [error]
     Interrupted.__name__ = Interrupted.__qualname__ = "Counted"
     given = {"cache": cache, "anytime": False, "on_error": "raise"}
     with pytest.raises(type(error) if isinstance(error, Exception) else error):
@@ -216,7 +241,18 @@ def test_what_a_digest_of_a_model_sees():
         changed(of("table", [np.zeros(3)])),
         changed(of("call", lambda x: x + 1)),
         changed(of("call", lambda x: x + 2)),
-        changed(of("forward", types.MethodType(lambda self, x: x, nn.Identity()))),
+        changed(of("call", torch.relu)),
+        changed(of("call", torch.tanh)),
+        changed(of("call", torch.nn.functional.gelu)),
+        changed(of("call", torch.nn.functional.logsigmoid)),
+        changed(of("call", Scaled(2).of)),
+        changed(of("call", Scaled(3).of)),
+        changed(of("scale", np.float32(2))),
+        changed(of("scale", np.float32(3))),
+        changed(of("config", {"a": [{"b": {"c": {"d": 1}}}]})),
+        changed(of("config", {"a": [{"b": {"c": {"d": 2}}}]})),
+        *(model_digest(member(0)) for member in MEMBERS),
+        changed(of("forward", lambda x: x)),
         changed(lambda m: m.register_buffer("b", torch.zeros(2), persistent=False)),
         changed(lambda m: m.register_buffer("b", torch.ones(2), persistent=False)),
         changed(lambda m: m.hidden.weight.data.mul_(1.01)),
@@ -224,6 +260,63 @@ def test_what_a_digest_of_a_model_sees():
     assert len(set(digests)) == len(digests)
     assert model_digest(Counted(0).train()) == model_digest(Counted(0).eval()) == digests[0]
     assert changed(of("scale", 2.0)) == digests[4]
+
+
+def test_a_class_that_changes_within_a_process(monkeypatch):
+    before = model_digest(Counted(0))
+    monkeypatch.setattr(Counted, "forward", Squared.forward)
+    assert model_digest(Counted(0)) != before
+
+
+def hooked(model):
+    model.hidden.register_forward_hook(lambda module, given, out: out + 1)
+    return model
+
+
+UNTOLD = {
+    "forward hooks of hidden": hooked,
+    "compiled code of the model": lambda m: torch.jit.trace(m.eval(), torch.zeros(2, 64)),
+    "an object of torch._C.Generator": lambda m: with_attribute(m, torch.Generator()),
+    "objects within objects more than 16 deep": lambda m: with_attribute(m, nested(20)),
+    "a module that is no submodule": lambda m: with_attribute(m, [nn.Linear(2, 2)]),
+    "a method of an object, list.append": lambda m: with_attribute(m, [].append),
+    "parameters of lazy whose shape": lambda m: with_attribute(m, nn.LazyLinear(2), "lazy"),
+}
+
+
+def with_attribute(model, value, name="held"):
+    setattr(model, name, value)
+    return model
+
+
+def nested(depth):
+    return [nested(depth - 1)] if depth else []
+
+
+@pytest.mark.parametrize("what", UNTOLD)
+def test_a_model_that_cannot_be_told_has_no_digest(what):
+    with pytest.raises(NoDigestError, match=what.replace(".", r"\.")):
+        model_digest(UNTOLD[what](Counted(0)))
+
+
+def test_a_model_that_cannot_be_told_runs_each_time(data, tmp_path):
+    plain = screen(data, cache=tmp_path / "cache")
+    kept = len(entries(tmp_path / "cache"))
+    expected = screen(data, lambda _: hooked(Counted(0)))
+    assert expected != plain
+    message = "cache: expected a model that can be told from others, found .* with forward hooks of"
+    with pytest.warns(UserWarning, match=message):
+        found = screen(data, lambda _: hooked(Counted(0)), cache=tmp_path / "cache")
+    assert found == expected
+    assert len(entries(tmp_path / "cache")) == kept
+
+
+def test_autocast_is_another_run(data, tmp_path):
+    expected = screen(data)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = screen(data, cache=tmp_path / "cache")
+    assert rounded != expected
+    assert screen(data, cache=tmp_path / "cache") == expected
 
 
 def test_data_without_an_identity_are_named_and_run_each_time(data, tmp_path):
@@ -300,4 +393,17 @@ def test_out_of_memory_in_a_kept_reading(data, tmp_path):
     first = screen(data, Hungry, **given)
     assert {p["error"] for p in first["pairs"]} == {None}
     assert screen(data, Hungry, **given) == first
-    assert EmbeddingCache(tmp_path / "cache").folder.is_dir()
+    assert sum(ROWS) == 0  # kept under the batches that fitted
+    assert screen(data, Hungry, **given | {"cache": None}) == first
+
+
+def test_a_wrong_label_in_what_was_kept_is_named_by_its_row(data, tmp_path):
+    x, y = made.digits(600, 0.2, 3)
+    y[300] = 12  # resque_task takes any labels, resque_dist those of the old data
+    np.savez(tmp_path / "new.npz", inputs=x.reshape(-1, 1, 8, 8), labels=y)
+    given = data[0], {"new": {"path": str(tmp_path / "new.npz"), "kind": "inputs"}}
+    screen(given, indices=("resque_task",), anytime=False, cache=tmp_path / "cache")
+    found = screen(given, anytime=False, cache=tmp_path / "cache")
+    assert sum(ROWS) == 900  # of the old data, which resque_task does not read
+    assert "12 at position 300" in found["pairs"][0]["error"]
+    assert screen(given, anytime=False) == found

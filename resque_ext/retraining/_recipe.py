@@ -121,7 +121,9 @@ def _distinct(values: Sequence[Any]) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """One line; two values are equal where this is."""
+    """One line; two values are equal where this is, 1 and 1.0 among them."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 

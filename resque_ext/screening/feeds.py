@@ -161,6 +161,10 @@ class Reading:
                     (inputs, labels) if whole else (cut(inputs, first, last), labels[first:last])
                 )
 
+    def stands_at(self, first: int) -> None:
+        """The last batch begins with the row that came as this one."""
+        self._first = first
+
     @property
     def can_pass_over(self) -> bool:
         """Whether `until` goes on behind rows that were not read: not where a shift draws."""

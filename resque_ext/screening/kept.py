@@ -62,19 +62,22 @@ class Keeper:
         cls, old: OldSide, passes: Passes, reading: Reading, seed: int | None = None
     ) -> Keeper | None:
         """Of a reading, where it can be kept: inputs with an identity, of which no index reads
-        more than the embedding."""
+        more than the embedding, through a model with one."""
         feed, cache = reading.feed, old.cache
         if cache is None or feed.kind != INPUTS or passes.reads_layers or not has_identity(feed):
             return None
-        source = feed.source
+        digest, source = old.digest, feed.source
+        if digest is None:
+            return None
         mixed = seed is not None and source.access != "sequence"
         run = {
             "batches": reading.batch_size,
             "order": [source.access, source.block_rows, seed] if mixed else None,
             "on_fault": feed.on_fault,
             "device": device_name(old.device),
+            "autocast": autocast(old.device.type),
         }
-        return cls(cache, old.digest, old.entry.layer, feed, run)
+        return cls(cache, digest, old.entry.layer, feed, run)
 
     def find(self, place: int, at_most: int, passes: Passes) -> CachedEmbeddings | None:
         """What is kept of the stretch to that place, which is the next one."""
@@ -117,11 +120,20 @@ def replay(
     facts = entry.facts
     known = {"layer_name": facts["layer"], "outputs": facts["outputs"]}
     passes.restore(passes.facts() | known)
-    passes.embeddings(_batches(entry), side)
+    with reading.naming_rows():
+        passes.embeddings(_counted(_batches(entry), reading), side)
     after = passes.facts()
     after["correct"][side] += facts["correct"]
     passes.restore(after)
     reading.pass_over(place, entry.rows, entry.faults, facts["ended"])
+
+
+def _counted(batches: Iterator[tuple[Tensor, Tensor]], reading: Reading) -> Iterator[Any]:
+    first = reading.samples
+    for x, labels in batches:
+        reading.stands_at(first)
+        first += len(labels)
+        yield x, labels
 
 
 def _batches(entry: CachedEmbeddings) -> Iterator[tuple[Tensor, Tensor]]:
@@ -196,13 +208,23 @@ class _Recorder:
 
 def how_it_runs() -> dict[str, Any]:
     """What of this process shows in the last bits of a model's outputs."""
+    cudnn = torch.backends.cudnn
     return {
         "torch": torch.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "dtype": str(torch.get_default_dtype()),
         "matmul": torch.get_float32_matmul_precision(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "mkldnn": torch.backends.mkldnn.enabled,
+        "cudnn": [cudnn.enabled, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic],
     }
+
+
+def autocast(device: str) -> str | None:
+    """The dtype of the caller's autocast, if there is one."""
+    enabled = torch.is_autocast_enabled(device)
+    return str(torch.get_autocast_dtype(device)) if enabled else None
 
 
 def device_name(device: torch.device) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from resque_ext.screening.cache import EmbeddingCache
 from resque_ext.screening.feeds import ALL, EMBEDDINGS, Feed
 from resque_ext.screening.kept import Keeper, replay
 from resque_ext.screening.memory import retry_with_half
-from resque_ext.screening.model_digest import model_digest
+from resque_ext.screening.model_digest import NoDigestError, model_digest
 from resque_ext.screening.pair import Fault
 
 STATE = "resque_ext.OldSide/1"
@@ -90,7 +91,8 @@ class OldSide:
         cache: EmbeddingCache | None = None,
     ) -> None:
         self.entry, self.name, self.device, self.batch_size = entry, name, device, batch_size
-        self.cache, self._digest = cache, ""
+        self.cache = cache
+        self._digest: str | None = ""
         self._collectors = make_collectors(indices, options, paired=False)
         self.samples = 0
         self.faults: tuple[Fault, ...] = ()
@@ -116,11 +118,19 @@ class OldSide:
         return self._model
 
     @property
-    def digest(self) -> str:
-        """What tells the model from others."""
-        if not self._digest:
+    def digest(self) -> str | None:
+        """What tells the model from others; None, with a warning, where nothing does."""
+        if self._digest == "":
             assert self.model is not None
-            self._digest = model_digest(self.model)
+            try:
+                self._digest = model_digest(self.model)
+            except NoDigestError as error:
+                self._digest = None
+                warnings.warn(
+                    f"cache: expected a model that can be told from others, found {self.name} with "
+                    f"{error}: what it makes of data is not kept",
+                    stacklevel=2,
+                )
         return self._digest
 
     def read(self, feed: Feed) -> None:
