@@ -28,7 +28,7 @@ from resque_ext.indices.preindex import PreIndexOptions, combine
 from resque_ext.indices.representation_distance import paired_layers
 from resque_ext.indices.resque_dist import SIDES, ResqueDist, ResqueDistResult, Side
 from resque_ext.ops import spatial_mean
-from resque_ext.ops._status import RowError
+from resque_ext.ops._status import row_error
 
 if TYPE_CHECKING:
     from resque_ext.distributed import Ranks
@@ -398,8 +398,8 @@ def without_hint(message: str, missing: str = "", nonfinite: str = "") -> str:
 
 def of_side(error: Exception, side: str, **hints: str) -> Exception:
     """The same error, which says which side it is of."""
-    if isinstance(error, RowError):
-        return RowError(f"{side}: {without_hint(error.template, **hints)}", error.row)
+    if hasattr(error, "row"):  # see row_error
+        return row_error(f"{side}: {without_hint(error.template, **hints)}", error.row)
     return type(error)(f"{side}: {without_hint(str(error), **hints)}")
 
 

@@ -185,7 +185,8 @@ def test_without_running_statistics():
     for name in (*ALL, *TRIVIAL):
         assert only.predictors[name] is not None
         assert only.predictors[f"{name}_reestimated"] is None
-        assert "batch-norm running statistics, found none" in only.reasons[f"{name}_reestimated"]
+        reason = only.reasons[f"{name}_reestimated"]
+        assert "running statistics (batch-norm, instance norm), found none" in reason
     assert len(only.reasons) == len(ALL) + len(TRIVIAL)
 
 

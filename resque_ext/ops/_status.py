@@ -4,30 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 
-class RowError(ValueError):
-    """Wrong values in a row, whose number whoever knows where the rows are from can put right.
+def row_error(template: str, row: int) -> ValueError:
+    """A ValueError about wrong values in a row, {row} in its message.
 
-    Attributes:
-        template: the message, with {row} where the number stands.
-        row: its number in what was given.
+    Whoever knows where the rows are from can put the number right: it has the attributes `template`
+    and `row`.
     """
-
-    def __init__(self, template: str, row: int) -> None:
-        super().__init__(template.replace("{row}", str(row)))
-        self.template, self.row = template, row
-
-    def __reduce__(self) -> Any:
-        return type(self), (self.template, self.row)
-
-    def at(self, row: str) -> ValueError:
-        """The error with another number of the row."""
-        return ValueError(self.template.replace("{row}", row))
+    error = ValueError(template.replace("{row}", str(row)))
+    error.template, error.row = template, row  # type: ignore[attr-defined]
+    return error
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,7 @@ class Status:
     def raise_for_labels(self, name: str, num_classes: int, where: str = "") -> None:
         """ValueError with the first label out of range and its position."""
         if self.label_position is not None:
-            raise RowError(
+            raise row_error(
                 f"{name}: expected class indices 0..{num_classes - 1}, found {self.label} at "
                 f"position {{row}}{where}",
                 self.label_position,
@@ -82,7 +72,7 @@ class Status:
         """ValueError with the number of non-finite features and the first one's position."""
         if self.nonfinite_count:
             row, column = self.nonfinite_position or (0, 0)
-            raise RowError(
+            raise row_error(
                 f"{name}: expected finite values, found {self.nonfinite_count} NaN or infinite in "
                 f"{self.nonfinite_rows} rows, the first at row {{row}}, column {column}{where}"
                 f"{hint}",

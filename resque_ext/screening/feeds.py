@@ -13,7 +13,6 @@ from torch import Tensor
 from resque_ext._inputs import describe
 from resque_ext.loading import Denormalized
 from resque_ext.observe import copied
-from resque_ext.ops._status import RowError
 from resque_ext.screening.pair import Fault
 from resque_ext.screening.prefetch import prefetch
 from resque_ext.screening.sources import BlockOrder, Source, as_source
@@ -187,8 +186,11 @@ class Reading:
         """An error about a row of the last batch names it as the source counts its rows."""
         try:
             yield
-        except RowError as error:
-            raise error.at(self._row(self._first + error.row)) from error
+        except ValueError as error:
+            if not hasattr(error, "row"):  # see ops/_status.py, row_error
+                raise
+            row = self._row(self._first + error.row)
+            raise ValueError(error.template.replace("{row}", row)) from error
 
     def _row(self, place: int) -> str:
         row_at = getattr(self.feed.source, "row_at", None)
