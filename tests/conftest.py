@@ -19,7 +19,7 @@ from cuda_on_cpu import native
 from resque_ext import _backend
 
 # Modules beside the tests, whose assertions say what they compared as those of a test do.
-pytest.register_assert_rewrite("class_moments_made", "resque_dist_made", "score_made")
+pytest.register_assert_rewrite("class_moments_made", "resque_dist_made", "score_made", "state_made")
 
 PLACES = ["cpu", "cuda_on_cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -49,6 +49,13 @@ def digits(rows, level=0.0, seed=0):
     return x.astype(np.float32), given.target[chosen]
 
 
+def write_digits(folder, **sets):
+    """NAME=(rows, level, seed): files of images for a configuration to name."""
+    for name, given in sets.items():
+        x, labels = digits(*given)
+        np.savez(folder / f"{name}.npz", inputs=x.reshape(-1, 1, 8, 8), labels=labels)
+
+
 def synthetic(rows, level=0.0, seed=0):
     """Normal rows around ten class means, which `level` moves."""
     rng, fixed = np.random.default_rng(seed), np.random.default_rng(7)

@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from state_made import snapshot, unchanged
 
 from resque_ext import Arm, arm, backend
 from resque_ext.indices import _arm_state
@@ -38,18 +39,6 @@ def filled(kind="layer", rows=20, **options):
         for seed in range(3):
             acc.update(layers(rows + seed, seed + 4 * k), side)
     return acc
-
-
-def snapshot(acc):
-    return {key: x.clone() for key, x in acc.state_dict().items()}
-
-
-def unchanged(acc, before):
-    now = acc.state_dict()
-    assert now.keys() == before.keys()
-    for key, x in now.items():
-        assert x.dtype == before[key].dtype
-        assert torch.equal(x, before[key]), key
 
 
 def same(a, b, floor=True):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from state_made import snapshot, unchanged
 
 from resque_ext import LinearResidual, linear_residual
 
@@ -23,18 +24,6 @@ def filled(adapted=False, rows=40, classes=CLASSES, **options):
     for seed, side in enumerate(SIDES[: 2 + adapted]):
         acc.update(*sample(rows, seed, classes=classes), side)
     return acc
-
-
-def snapshot(acc):
-    return {key: x.clone() for key, x in acc.state_dict().items()}
-
-
-def unchanged(acc, before):
-    now = acc.state_dict()
-    assert now.keys() == before.keys()
-    for key, x in now.items():
-        assert x.dtype == before[key].dtype
-        assert torch.equal(x, before[key]), key
 
 
 @pytest.mark.parametrize("adapted", [False, True])

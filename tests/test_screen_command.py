@@ -3,7 +3,6 @@
 import json
 import sys
 
-import numpy as np
 import pytest
 import screening_made as made
 
@@ -69,12 +68,7 @@ def runs_out():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    for name, (x, y) in {
-        "old": made.digits(600),
-        "near": made.digits(300, 0.05, 1),
-        "far": made.digits(300, 0.9, 2),
-    }.items():
-        np.savez(tmp_path / f"{name}.npz", inputs=x.reshape(-1, 1, 8, 8), labels=y)
+    made.write_digits(tmp_path, old=(600,), near=(300, 0.05, 1), far=(300, 0.9, 2))
     (tmp_path / "command_models.py").write_text(MODELS)
     (tmp_path / "fails_on_import.py").write_text("import nowhere_to_be_found\n")
     monkeypatch.chdir(tmp_path)

@@ -3,7 +3,6 @@
 import json
 import sys
 
-import numpy as np
 import pytest
 import safetensors.torch
 import screening_made as made
@@ -57,12 +56,7 @@ shift = { kind = "brightness", level = 0.5 }
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    for name, (x, y) in {
-        "old": made.digits(900),
-        "near": made.digits(300, 0.05, 1),
-        "far": made.digits(300, 0.9, 2),
-    }.items():
-        np.savez(tmp_path / f"{name}.npz", inputs=x.reshape(-1, 1, 8, 8), labels=y)
+    made.write_digits(tmp_path, old=(900,), near=(300, 0.05, 1), far=(300, 0.9, 2))
     for seed in range(2):
         weights = made.Small(seed).state_dict()
         safetensors.torch.save_file(weights, tmp_path / f"small{seed}.safetensors")
