@@ -75,7 +75,7 @@ def test_fit_refuses_and_writes_nothing(refused, study, tmp_path):
     broken = tmp_path / "broken.jsonl"
     broken.write_text(study.read_text() + '{"format": 1}\n')
     for arguments, words in (
-        ((tmp_path / "no.jsonl", "-o", out_path), "no.jsonl"),
+        ((tmp_path / "no.jsonl", "-o", out_path), "no.jsonl: expected the runs of a study, fo"),
         ((broken, "-o", out_path), "broken.jsonl, line 31: "),
         ((study, "-o", out_path, "--predictor", "arm"), "runs: expected 'arm' in every run"),
         ((study, "-o", out_path, "--method", "forest"), "method: expected one of"),

@@ -141,6 +141,13 @@ def test_a_database_of_something_else_is_refused_and_left_alone(tmp_path):
     assert path.read_bytes() == content
 
 
+def test_an_empty_file_is_no_report(tmp_path):
+    path = tmp_path / "empty.sqlite"
+    path.touch()
+    with pytest.raises(StoreError, match="found an empty file"):
+        read_store(path)
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(path):
     name = f"store{path.suffix}"
     for where in (path.parent / "none" / name, Path("/proc") / name):

@@ -334,6 +334,8 @@ class CostModel:
             OSError: it cannot be read.
             RecordError: it is no model; one line with the path.
         """
+        if not Path(path).exists():
+            raise FileNotFoundError(f"{path}: expected a cost model, found no such file")
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except (RecordError, UnicodeDecodeError) as error:

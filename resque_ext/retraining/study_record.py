@@ -101,8 +101,11 @@ def read_runs(path: str | os.PathLike[str]) -> Iterator[StudyRun]:
     off without its end: a study that was killed left it so, and will do that run again.
 
     Raises:
+        FileNotFoundError: there is no such file.
         RecordError: any other line that is no run; the message gives its number.
     """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: expected the runs of a study, found no such file")
     with Path(path).open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:

@@ -178,9 +178,8 @@ class SqliteStore(Store):
 
 def _header(db: sqlite3.Connection, path: Path) -> Header:
     if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        raise StoreError(
-            f"store: {path}: expected format {FORMAT!r}, found a SQLite file of something else"
-        )
+        found = "a SQLite file of something else" if path.stat().st_size else "an empty file"
+        raise StoreError(f"store: {path}: expected format {FORMAT!r}, found {found}")
     rows = db.execute("SELECT key, value FROM meta").fetchall()
     try:
         values = {key: json.loads(value) for key, value in rows}
