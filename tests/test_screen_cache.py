@@ -262,6 +262,19 @@ def test_what_a_digest_of_a_model_sees():
     assert changed(of("scale", 2.0)) == digests[4]
 
 
+def test_a_relative_folder_stays_where_it_was(data, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def moves(_):
+        os.chdir(tmp_path / "elsewhere")
+        return Counted(0)
+
+    screen(data, moves, cache="features")
+    assert entries(tmp_path / "features")
+    assert entries(tmp_path / "elsewhere") == []
+
+
 def test_a_class_that_changes_within_a_process(monkeypatch):
     before = model_digest(Counted(0))
     monkeypatch.setattr(Counted, "forward", Squared.forward)

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -179,8 +180,9 @@ def _opened_cache(folder: Any) -> EmbeddingCache:
     if not isinstance(folder, (str, os.PathLike)):
         raise TypeError(f"cache: expected a folder or None, found {describe(folder)}")
     try:
-        # Checksums too: a changed byte would be a wrong result that nobody notices.
-        return EmbeddingCache(folder, verify=True)
+        # Absolute, because a model or a worker may go to another folder. Checksums too: a changed
+        # byte would be a wrong result that nobody notices.
+        return EmbeddingCache(Path(folder).absolute(), verify=True)
     except OSError as error:
         raise OSError(
             f"cache: {os.fspath(folder)}: expected a folder that can be written, found "
