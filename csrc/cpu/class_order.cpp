@@ -52,7 +52,7 @@ void sort_rows(const ClassOrder& a, int threads) {
         int64_t rows = 0;
         for (int64_t s = 0; s < segments; ++s) {
             const int64_t count = counters[s * a.classes + c];
-            counters[s * a.classes + c] = rows;
+            counters[s * a.classes + c] = (a.blocks == 1 ? start : 0) + rows;
             rows += count;
         }
         turn[c] = a.seen ? a.seen[c] % a.blocks : 0;
@@ -66,11 +66,12 @@ void sort_rows(const ClassOrder& a, int threads) {
     a.offsets[a.classes * a.blocks] = start;
 
     const uint32_t blocks = static_cast<uint32_t>(a.blocks);  // 32-bit division is three times faster
-    parallel_for(segments, threads, bytes, [&](int64_t s) {
+    // Apart: of every class, neighbouring segments write to the same lines of `order`.
+    parallel_apart(segments, threads, bytes, [&](int64_t s) {
         int64_t* next = counters + s * a.classes;
         if (blocks == 1) {
             visit_rows(s, [&](int64_t i, int64_t c) {
-                a.order[a.offsets[c] + next[c]++] = static_cast<int32_t>(i);
+                a.order[next[c]++] = static_cast<int32_t>(i);
             });
             return;
         }

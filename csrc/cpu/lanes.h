@@ -41,6 +41,16 @@ RESQUE_INLINE Double8 widen(Float8 v) {
 #endif
 }
 
+// sum + x * x. The square of a float32 is exact in float64, so one rounding or two are the same for all
+// narrower types; but the addition then waits for no multiplication.
+RESQUE_INLINE Double8 add_square(Double8 sum, Double8 x) {
+#if defined(__AVX512F__)
+    return (Double8)_mm512_fmadd_pd((__m512d)x, (__m512d)x, (__m512d)sum);
+#else
+    return sum + x * x;
+#endif
+}
+
 RESQUE_INLINE Word8 widen(Short8 v) {
 #if defined(__AVX2__)
     return (Word8)_mm256_cvtepu16_epi32((__m128i)v);

@@ -26,4 +26,15 @@ void parallel_for(int64_t tasks, int threads, int64_t bytes, const Task& task) {
     on_threads(static_cast<int>(most < threads ? most : threads), work, &context);
 }
 
+// The same, for tasks that lie side by side in memory: those that run at the same time are far apart, and
+// a thread's next task mostly is the one behind its last.
+template <typename Task>
+void parallel_apart(int64_t tasks, int threads, int64_t bytes, const Task& task) {
+    const int64_t each = (tasks + threads - 1) / threads;
+    parallel_for(each * threads, threads, bytes, [&](int64_t i) {
+        const int64_t at = i % threads * each + i / threads;
+        if (at < tasks) task(at);
+    });
+}
+
 }  // namespace resque::cpu

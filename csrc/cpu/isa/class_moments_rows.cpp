@@ -48,7 +48,7 @@ RESQUE_INLINE void add_strip(const T* const* row, int rows, int64_t c, double* s
         for (int k = 0; k < Width / 8; ++k) {
             const Double8 x = load8(at + 8 * k);
             s[k] += x;
-            if constexpr (Squares) q[k] += x * x;
+            if constexpr (Squares) q[k] = add_square(q[k], x);
         }
     }
     for (int k = 0; k < Width / 8; ++k) {
