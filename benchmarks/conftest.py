@@ -85,7 +85,9 @@ def measure(benchmark: Any, copy_bound: Callable[[torch.device], float]) -> Call
             benchmark.pedantic(lambda: (call(), torch.cuda.synchronize()), rounds=3)
         else:
             assert against is not None
-            pairs = [(seconds_once(call), seconds_once(against)) for _ in range(9)]
+            first = seconds_once(call) + seconds_once(against)  # the one that warms up
+            repeats = max(9, min(41, int(2 / first)))
+            pairs = [(seconds_once(call), seconds_once(against)) for _ in range(repeats)]
             taken = statistics.median(a for a, _ in pairs)
             reading = statistics.median(b for _, b in pairs)
             benchmark.extra_info["share_of_sum"] = reading / taken
