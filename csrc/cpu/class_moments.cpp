@@ -262,9 +262,17 @@ class Worker {
 };
 
 // Adds slots in their order, each column with Neumaier's compensation, so that their number costs no
-// accuracy.
+// accuracy. Of two, the compensated sum is the rounded one.
 void add_slots(const std::vector<const double*>& slots, const ClassMoments& a, int64_t g, int64_t size) {
     const int64_t channels = a.x.channels;
+    if (slots.size() == 2) {
+        const auto add = [](double x, double y) { return x + y; };
+        std::transform(slots[0], slots[0] + channels, slots[1], a.sums + g * channels, add);
+        if (size > channels) {
+            std::transform(slots[0] + channels, slots[0] + size, slots[1] + channels, a.sumsq + g * channels, add);
+        }
+        return;
+    }
     for (int64_t c = 0; c < size; ++c) {
         double sum = 0, lost = 0;
         for (const double* slot : slots) {
