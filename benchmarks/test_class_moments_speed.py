@@ -13,7 +13,7 @@ from torch import Tensor
 import resque_ext
 from resque_ext.ops.class_order import class_order
 
-CPU_CASES = [(200_000, 512, 10), (200_000, 512, 100), (200_000, 512, 1_000)]
+CPU_CASES = [(200_000, 512, k) for k in (10, 100, 1_000, 20_000)]
 CUDA_CASES = [
     (1_048_576, 512, 10),
     (1_048_576, 512, 100),

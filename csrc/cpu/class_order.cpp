@@ -2,7 +2,8 @@
 //
 // Every segment counts its rows of each class; the counts of the segments before it then say which row
 // of its class each one is, the j-th, and so its place: block (turn + j) % blocks, there the
-// (j / blocks)-th. Segments are a function of the sizes, and places are computed, not raced for.
+// (j / blocks)-th. With one block a counter begins at the place itself: one lookup less for every row.
+// Segments are a function of the sizes, and places are computed, not raced for.
 #include <algorithm>
 
 #include "cpu/parallel.h"
