@@ -269,7 +269,8 @@ void add_slots(const std::vector<const double*>& slots, const ClassMoments& a, i
         const auto add = [](double x, double y) { return x + y; };
         std::transform(slots[0], slots[0] + channels, slots[1], a.sums + g * channels, add);
         if (size > channels) {
-            std::transform(slots[0] + channels, slots[0] + size, slots[1] + channels, a.sumsq + g * channels, add);
+            std::transform(slots[0] + channels, slots[0] + size, slots[1] + channels,
+                           a.sumsq + g * channels, add);
         }
         return;
     }
