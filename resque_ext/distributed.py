@@ -121,8 +121,23 @@ class Ranks:
             return
         failure = None if error is None else f"{type(error).__name__}: {error}"
         self._watch.end(failure)
-        if error is None:
-            self._watch.check()
+        if error is not None:
+            return
+        self._watch.check()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Ends the groups, and with them gloo's threads, when all ranks are done.
+
+        A thread of gloo lets go of a tensor only after whoever waited for it went on. Where the
+        interpreter ends in between, it aborts the process. After a failure the groups stay: one of
+        their threads may wait, until its time is up, for a rank that will never come.
+        """
+        assert self._watch is not None
+        groups = self._group, self._watch.group
+        self._group = self._watch = None  # what is held here would outlive its end
+        for group in groups:
+            dist.destroy_process_group(group)
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
         """The batches, as long as all ranks are well.
@@ -160,6 +175,7 @@ class Ranks:
                     f"accumulators: expected {', '.join(c.__name__ for c in ACCUMULATORS)}, "
                     f"found {describe(accumulator)}"
                 )
+        self.expect_entered()
         if self.size == 1:
             return
         for accumulator in accumulators:
@@ -170,6 +186,7 @@ class Ranks:
 
     def gather(self, value: Any) -> list[Any]:
         """What every rank gives, by rank: of JSON, and of any length."""
+        self.expect_entered()
         if self.size == 1:
             return [value]
         mine = json.dumps(value).encode()
@@ -178,16 +195,23 @@ class Ranks:
 
     def total(self, values: Tensor) -> Tensor:
         """The sum over all ranks, of one shape on all, on the CPU: the same bits on all ranks."""
+        self.expect_entered()
         sums = values.detach().cpu().clone()
         if self.size > 1:
             self._exchange({"total": list(sums.shape)})
             self._finish(dist.all_reduce(sums, group=self._group, async_op=True))
         return sums
 
-    @property
-    def entered(self) -> bool:
-        """Ready for what is done together; one process alone always is."""
-        return self.size == 1 or self._watch is not None
+    def expect_entered(self) -> None:
+        """What is done together needs the watch; one process alone does not.
+
+        Raises:
+            ValueError: outside of `with Ranks() as ranks:`.
+        """
+        if self.size > 1 and self._watch is None:
+            raise ValueError(
+                "ranks: expected to be inside of `with Ranks() as ranks:`, found outside"
+            )
 
     def _reduce_sums(self, acc: ResqueDist) -> None:
         """all_reduce of the class sums, each rank's blocks turned to where they come in line."""
@@ -290,7 +314,7 @@ class _Watch:
     """A thread that exchanges a sign of life with the other ranks', until all are done."""
 
     def __init__(self, group: Any, size: int) -> None:
-        self._group, self._size = group, size
+        self.group, self._size = group, size
         self._note: dict[str, Any] = {"state": _READING}
         self._failure: str | None = None
         self._wake = threading.Event()
@@ -317,7 +341,7 @@ class _Watch:
             while True:
                 mine = self._note
                 notes = [torch.empty(_NOTE, dtype=torch.uint8) for _ in range(self._size)]
-                dist.all_gather(notes, _packed(mine), group=self._group)
+                dist.all_gather(notes, _packed(mine), group=self.group)
                 found = [_unpacked(note) for note in notes]
                 failed = [r for r, note in enumerate(found) if note["state"] == _FAILED]
                 if failed:

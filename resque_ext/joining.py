@@ -28,8 +28,7 @@ def check(
 
     if not isinstance(ranks, Ranks):
         raise TypeError(f"ranks: expected resque_ext.distributed.Ranks, found {describe(ranks)}")
-    if not ranks.entered:
-        raise ValueError("ranks: expected to be inside of `with Ranks() as ranks:`, found outside")
+    ranks.expect_entered()
     kept = [name for name, collector in collectors.items() if not hasattr(collector, "reduce")]
     if kept:
         known = [name for name in collectors if name not in kept] or ["resque_dist", "arm"]

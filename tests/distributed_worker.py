@@ -129,6 +129,10 @@ def widths(ranks):
     ranks.all_reduce(acc)
 
 
+def threads():
+    return len(list(Path("/proc/self/task").glob("*")))  # none where there is no such folder
+
+
 def main(scenarios, timeout=4):
     scenario, folder, rank, size = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
     store = dist.FileStore(str(folder / "store"), size)
@@ -136,13 +140,14 @@ def main(scenarios, timeout=4):
         dist.init_process_group(
             "gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60)
         )
-    start = time.monotonic()
+    before, start = threads(), time.monotonic()
     try:
         with distributed.Ranks(timeout) as ranks:
             result = {"result": scenarios[scenario](ranks)}
     except Exception as error:
         result = {"error": f"{type(error).__name__}: {error}"}
     result["seconds"] = time.monotonic() - start
+    result["threads"] = before, threads()
     (folder / f"{rank}.json").write_text(json.dumps(result))
 
 
