@@ -23,12 +23,14 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
+AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma"
 # The files of csrc/cpu/isa are compiled once for each of these; see csrc/cpu/isa.h.
 ISA_FLAGS = {"baseline": ""}
 if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS |= {
         "avx2": "-mavx2 -mfma",
-        "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma",
+        "avx512": AVX512,
+        "avx512icl": f"{AVX512} -mavx512vpopcntdq",
     }
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -Wno-psabi"
 NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden -Xcompiler -Wall"

@@ -109,6 +109,7 @@ def fastest(old: Tensor, new: Tensor, compiled: bool) -> Form:
         def eager(x: Tensor, y: Tensor, heights: Heights = heights) -> Tensor:
             return chunk_distances(x, y, heights)
 
+        torch.compiler.reset()  # of one function it compiles eight shapes, and runs others eagerly
         call = torch.compile(eager, dynamic=False) if compiled else eager
         for chunk in CHUNKS[old.device.type]:
             form = Form(f"{heights.__name__}, {chunk} pairs", partial(chunked, chunk, call))

@@ -177,8 +177,12 @@ void row_distances(const RowDistances& args, int threads);
 int64_t value_histogram_workspace(const Features& x, bool by_channel, int64_t bits);
 void value_histogram(const ValueHistogram& args, int threads);
 
-// The instruction set that the kernels run on here: "avx512", "avx2" or "baseline".
+// The instruction set that the kernels run on: the best of this processor's, or what was chosen.
+// "baseline", "avx2", "avx512", or "avx512icl", which is AVX-512 as of Ice Lake and Zen 4.
 const char* instruction_set();
+
+// "" for the best; not while an op runs. Throws std::invalid_argument.
+void choose_instruction_set(const char* name);
 }  // namespace cpu
 
 namespace cuda {

@@ -50,6 +50,17 @@ def _installed_extension(package: Path) -> Path | None:
 
 
 def _load() -> tuple[ModuleType | None, str]:
+    """The extension, ready to run, or None and why it is not."""
+    module, missing = _find()
+    if module is not None:
+        try:
+            module.choose_instruction_set(os.environ.get("RESQUE_ISA", ""))
+        except ValueError as error:
+            return None, str(error)
+    return module, missing
+
+
+def _find() -> tuple[ModuleType | None, str]:
     """The extension, or None and why it is not there."""
     package = Path(__file__).resolve().parent
     try:

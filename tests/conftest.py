@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from resque_ext import _backend
 pytest.register_assert_rewrite("class_moments_made", "resque_dist_made", "score_made", "state_made")
 
 PLACES = ["cpu", "cuda_on_cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+# Where a module says INSTRUCTION_SETS = True, these too: "cpu" has the best here.
+OTHER_SETS = ["cpu:baseline", "cpu:avx2", "cpu:avx512"]
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,42 @@ class Place:
     device: torch.device
 
 
+@contextlib.contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """The CPU's kernels as a processor runs them that has no more than this."""
+    module = _backend.extension()
+    before = module.build_info()["instruction_set"]
+    try:
+        module.choose_instruction_set(name)
+    except ValueError as error:  # which ones are there is tested in test_backend.py
+        pytest.skip(str(error))
+    try:
+        yield
+    finally:
+        module.choose_instruction_set(before)
+
+
 @pytest.fixture(scope="session")
 def emulated() -> None:
     """Builds the emulated module; a build that fails is not tried again."""
     native.load()
 
 
-@pytest.fixture(params=PLACES)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "place" in metafunc.fixturenames and not any(mark.args[0] == "place" for mark in marks):
+        more = OTHER_SETS if getattr(metafunc.module, "INSTRUCTION_SETS", False) else []
+        metafunc.parametrize("place", [*PLACES, *more], indirect=True)
+
+
+@pytest.fixture
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """Each place in turn; a test may ask for "cuda_on_cpu:reverse" or ":random" by itself."""
     name, _, order = request.param.partition(":")
+    if name == "cpu" and order:
+        with instruction_set(order):
+            yield Place(name, name, torch.device(name))
+        return
     if name == "cuda_on_cpu":
         if reason := native.unavailable():
             pytest.skip(reason)

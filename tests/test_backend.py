@@ -143,6 +143,23 @@ def test_environment_variable_of_another_value():
     assert last == ("ValueError: RESQUE_BACKEND: expected one of ('native', 'torch'), found 'gpu'")
 
 
+def test_instruction_sets():
+    """What is slower than the best can be asked for; what is not there is no silent fallback."""
+    info = "import resque_ext; print(resque_ext.build_info()['instruction_set'])"
+    sets = ["baseline", "avx2", "avx512", "avx512icl"]
+    best = sets.index(python(info, RESQUE_ISA="").stdout.strip())
+    assert python(info, RESQUE_ISA="baseline").stdout == "baseline\n"
+    use = "import torch, resque_ext as r; r.ops.spatial_mean(torch.ones(1, 1))"
+    for name in ["sse", *sets[best + 1 :][:1]]:
+        done = python(use, RESQUE_ISA=name)
+        assert done.returncode == 1
+        known = ", ".join(sets[: best + 1])
+        assert (
+            "BackendError: RESQUE_ISA: expected an instruction set that this processor has "
+            f"({known}), found {name!r}; unset it, or set it to one of these. " in done.stderr
+        )
+
+
 # Without the extension
 
 

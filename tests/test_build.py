@@ -323,7 +323,7 @@ def test_build_info_says_what_was_built():
     assert re.fullmatch(r"[0-9a-f]{16}", info["source_digest"])
     assert "-O3" in info["cxx_flags"]
     assert "fast-math" not in info["cxx_flags"]
-    assert info["instruction_set"] in ("avx512", "avx2", "baseline")
+    assert info["instruction_set"] in ("avx512icl", "avx512", "avx2", "baseline")
     if info["cuda"] is not None:
         assert set(info["cuda"]) == {"toolkit", "architectures"}
         assert all(re.fullmatch(r"\d{2,3}[af]?", a) for a in info["cuda"]["architectures"])

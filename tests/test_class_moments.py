@@ -24,6 +24,7 @@ from class_moments_made import (
 
 from resque_ext.ops import class_moments
 
+INSTRUCTION_SETS = True  # see conftest.py
 ops = importlib.import_module(
     "resque_ext.ops.class_moments"
 )  # in `ops`, its name is the function's

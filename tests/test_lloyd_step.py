@@ -9,7 +9,6 @@ import numpy as np
 import oracles_kmeans
 import pytest
 import torch
-from cuda_on_cpu import native
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -375,26 +374,13 @@ def test_bits_do_not_depend_on_the_run(place):
             assert torch.equal(part, same)
 
 
-@pytest.fixture
-def baseline(monkeypatch):
-    """The CPU's kernels as machines without AVX2 run them: the emulator's module holds those."""
-    if reason := native.unavailable():
-        pytest.skip(reason)
-    module = native.load()
-    monkeypatch.setattr(_backend, "_C", module)
-    monkeypatch.setattr(_backend, "kernels", lambda device: module.cpu)
-    monkeypatch.setattr(_backend, "call", lambda name, args, _: getattr(module.cpu, name)(args, 2))
-
-
-@pytest.mark.usefixtures("baseline")
+@pytest.mark.parametrize("place", ["cpu:baseline", "cpu:avx2", "cpu:avx512"], indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_baseline_kernels(dtype):
-    here = type("Place", (), {"device": torch.device("cpu")})
-    assert _backend.extension().build_info()["instruction_set"] == "baseline"
-    for n, width, k in ((70, 21, 5), (40, 300, 14), (9, 3, 40)):
-        check(here, drawn(n, width, dtype=dtype), drawn(k, width, seed=1))
+def test_other_instruction_sets(place, dtype):
+    for n, width, k in ((70, 21, 5), (40, 300, 14), (9, 3, 40), (300, 64, 100)):
+        check(place, drawn(n, width, dtype=dtype), drawn(k, width, seed=1))
         ties = torch.arange(n * width).view(n, width) % 3
-        check(here, ties.to(dtype), drawn(k, width, seed=1).round())
+        check(place, ties.to(dtype), drawn(k, width, seed=1).round())
 
 
 # --- Segments: more rows than one call of the extension takes

@@ -10,6 +10,7 @@ import torch
 import resque_ext
 from resque_ext.ops import row_distances
 
+INSTRUCTION_SETS = True  # see conftest.py
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 NHWC = {"memory_format": torch.channels_last}
 OWN, SHARED = slice(0, 4), slice(4, 8)
@@ -74,9 +75,33 @@ def test_kinds_of_rows(place, kind, dtype):
     check(place, old.to(dtype), new.to(dtype), (16, 32, 64, 10, 2, 255))
 
 
-@pytest.mark.parametrize("m", [1, 2, 3, 15, 16, 17, 31, 64, 100, 257, 1000])
+@pytest.mark.parametrize("m", [1, 2, 3, 15, 16, 17, 31, 63, 64, 65, 100, 257, 511, 512, 513, 1000])
 def test_widths(place, m):
     check(place, drawn(5, m), drawn(5, m, seed=1))
+
+
+@pytest.mark.parametrize(
+    "bins", [(2, 3), (15, 16, 17), (63, 65), (127, 128, 129), (255, 256)], ids=str
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_numbers_of_bins(place, dtype, bins):
+    check(place, drawn(9, 577, dtype=dtype), drawn(9, 577, dtype=dtype, seed=1), bins)
+
+
+def test_rows_side_by_side(place):
+    """Rows whose edges lie close are binned one by one, between others that go together."""
+    old, new = drawn(21, 130), drawn(21, 130, seed=1)
+    old[[1, 4, 5, 20]] = 1 + (old[[1, 4, 5, 20]] * 10).round() * 2.0**-23
+    new[[0, 4, 19]] = 3.0
+    check(place, old, new)
+
+
+def test_a_row_alone(place):
+    """The same bits as among others, where more of the logarithms come from a table."""
+    old, new = drawn(33, 300).to(place.device), drawn(33, 300, seed=1).to(place.device)
+    _, _, rows, *_ = status_of(old, new, (4, 32))
+    for i in range(33):
+        assert torch.equal(status_of(old[i : i + 1], new[i : i + 1], (4, 32))[2], rows[i : i + 1])
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 31, 32, 33, 70])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from resque_ext import representation_distance
 from resque_ext.ops import row_distances
 
+INSTRUCTION_SETS = True  # see conftest.py
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 SHARED = slice(4, 8)
 WASSERSTEIN, JENSEN_SHANNON, BHATTACHARYYA, KL = range(4)

@@ -8,6 +8,7 @@ from oracles import pooled
 import resque_ext
 from resque_ext.ops import spatial_mean
 
+INSTRUCTION_SETS = True  # see conftest.py
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 LAYOUTS = {
     "nchw": lambda x: x,

@@ -1,29 +1,53 @@
 #include "cpu/isa.h"
 
-namespace resque::cpu {
+#include <stdexcept>
+#include <string>
 
-Isa isa() {
+namespace resque::cpu {
+namespace {
+
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512icl"};
+
+Isa best_of_this_processor() {
 #if defined(__x86_64__) && !defined(RESQUE_BASELINE_ONLY)
-    static const Isa found = [] {
-        __builtin_cpu_init();
-        const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-        const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-        return avx2 && avx512 ? Isa::avx512 : avx2 ? Isa::avx2 : Isa::baseline;
-    }();
-    return found;
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Isa::baseline;
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (!avx512) return Isa::avx2;
+    return __builtin_cpu_supports("avx512vpopcntdq") ? Isa::avx512icl : Isa::avx512;
 #else
     return Isa::baseline;
 #endif
 }
 
-const char* instruction_set() {
-    switch (isa()) {
-        case Isa::avx512: return "avx512";
-        case Isa::avx2: return "avx2";
-        case Isa::baseline: break;
+Isa& chosen() {
+    static Isa set = best_of_this_processor();
+    return set;
+}
+
+}  // namespace
+
+Isa isa() { return chosen(); }
+
+const char* instruction_set() { return kNames[static_cast<int>(isa())]; }
+
+void choose_instruction_set(const char* name) {
+    const Isa best = best_of_this_processor();
+    if (name == std::string()) {
+        chosen() = best;
+        return;
     }
-    return "baseline";
+    std::string known;
+    for (int i = 0; i <= static_cast<int>(best); ++i) {
+        if (name == std::string(kNames[i])) {
+            chosen() = static_cast<Isa>(i);
+            return;
+        }
+        known += (i ? ", " : "") + std::string(kNames[i]);
+    }
+    throw std::invalid_argument("RESQUE_ISA: expected an instruction set that this processor has (" +
+                                known + "), found '" + name + "'; unset it, or set it to one of these");
 }
 
 }  // namespace resque::cpu

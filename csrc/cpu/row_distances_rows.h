@@ -19,13 +19,12 @@ constexpr int kLanes = kLine / static_cast<int>(sizeof(Count));
 
 constexpr int kStreams = 8;  // rows that are binned together
 
-// A row on its way into one lane of a histogram.
+// A row on its way into a lane of a histogram: that of its number among eight.
 template <typename T>
 struct Stream {
     const T* row;           // null for none
     Binned<T> first, step;  // of the bins' edges
     Binned<T> scale;        // about 1 / step
-    int lane;
     const T* next;  // the row that will be read after all of these, null for none
 };
 
@@ -55,8 +54,8 @@ struct CountSums {
     bool row_range(const T* row, int64_t m, Binned<T>* least, Binned<T>* most);                        \
     template <typename T>                                                                              \
     void widen_row(const T* row, int64_t length, Binned<T>* to);                                       \
-    /* Adds `length` values of each row to the histograms [bins + 1, 32], the last line for no use, */ \
-    /* and fetches as much of the next rows. */                                                        \
+    /* Adds `length` values of each row to eight lanes of histograms [bins + 1, 32], whose last line */  \
+    /* is for no use, and fetches as much of the next rows. */                                          \
     template <typename T>                                                                              \
     void bin_rows(const Stream<T> (&streams)[kStreams], int64_t length, int bins, uint16_t* histograms); \
     /* To every lane whose mask is zero: each bin the sum of `ratio` of the finer ones. */             \
@@ -67,10 +66,17 @@ struct CountSums {
     void sorted_apart(const Count* a, const Count* b, int bins, Count* scratch, int64_t* apart);       \
     template <typename Count>                                                                          \
     void cumulative_apart(const Count* a, const Count* b, int bins, int64_t* apart);                   \
-    /* Of one lane, whose pointers these are; false where the histograms are equal. */                 \
+    /* Of every lane: the greatest count, and zero where the histograms are equal. */                  \
     template <typename Count>                                                                          \
-    bool count_sums(const Count* a, const Count* b, int bins, const CountTables& tables,               \
+    void compare_lanes(const Count* a, const Count* b, int bins, Count* most, Count* differ);          \
+    /* Of one lane, whose pointers these are, and whose counts are at most the tables' limit ... */    \
+    template <typename Count>                                                                          \
+    void count_sums(const Count* a, const Count* b, int bins, const CountTables& tables,               \
                     CountSums* sums);                                                                  \
+    /* ... or are not: the same bits for the same counts. */                                           \
+    template <typename Count>                                                                          \
+    void count_sums_beyond(const Count* a, const Count* b, int bins, const CountTables& tables,        \
+                           CountSums* sums);                                                           \
     }
 RESQUE_FOR_EACH_ISA(RESQUE_DECLARE)
 #undef RESQUE_DECLARE

@@ -67,23 +67,24 @@ RESQUE_INLINE auto taken(V v, const Take& take) {
 constexpr int64_t kChunk = 256;  // values of a row between two looks at the histograms
 
 // Where in the histograms the values of a row belong. Value x is nearest to edge k = round((x - first)
-// / step) of the inner ones, 1 to bins - 1; it belongs above if x >= edge k, as numpy makes that edge,
-// else below. The caller has made sure that edges are at least two roundings apart, so that the bin is
-// one of those two.
+// / step), or to the last inner one, bins - 1; it belongs above if x >= edge k, as numpy makes that
+// edge, else below. No value is below edge 0. The caller has made sure that edges are at least two
+// roundings apart, so that the bin is one of those two.
 template <typename T>
-RESQUE_INLINE void find_bins(const Stream<T>& s, const T* row, int64_t length, int bins, uint16_t* place) {
+RESQUE_INLINE void find_bins(const Stream<T>& s, const T* row, int64_t length, int bins, int lane,
+                             uint16_t* place) {
     using X = Binned<T>;
     using L = Lanes<X>;
     using Ints = typename L::Ints;
     const typename L::Values whole = L::kWhole - typename L::Values{};
-    const auto one = static_cast<X>(1) - typename L::Values{}, top = static_cast<X>(bins - 1) - typename L::Values{};
+    const auto top = static_cast<X>(bins - 1) - typename L::Values{};
     const auto first = s.first - typename L::Values{}, step = s.step - typename L::Values{};
     const auto place8 = [&](const T* p, uint16_t* to) RESQUE_INLINE_LAMBDA {
         const auto x = load8_binned(p);
-        const auto shifted = lesser(greater((x - first) * s.scale, one), top) + whole;
+        const auto shifted = lesser((x - first) * s.scale, top) + whole;
         const auto edge = (shifted - whole) * step + first;
         const Ints k = (Ints)shifted - (Ints)whole + (Ints)(x < edge);
-        const Ints at = k * kLanes<uint16_t> + s.lane;
+        const Ints at = k * kLanes<uint16_t> + lane;
         const Short8 narrow = __builtin_convertvector(at, Short8);
         std::memcpy(to, &narrow, sizeof narrow);
     };
@@ -94,6 +95,10 @@ RESQUE_INLINE void find_bins(const Stream<T>& s, const T* row, int64_t length, i
     for (int64_t k = 0; k < 8; ++k) rest[k] = row[c + k < length ? c + k : c];
     place8(rest, place + c);
 }
+
+#if defined(__AVX512VPOPCNTDQ__)
+#include "cpu/row_masks.h"
+#endif
 
 }  // namespace
 
@@ -135,6 +140,9 @@ void widen_row(const T* row, int64_t length, Binned<T>* to) {
 
 template <typename T>
 void bin_rows(const Stream<T> (&streams)[kStreams], int64_t length, int bins, uint16_t* histograms) {
+#if defined(__AVX512VPOPCNTDQ__)
+    if (bins <= kMaskBins) return bin_rows_by_masks(streams, length, bins, histograms);
+#endif
     alignas(64) uint16_t place[kStreams][kChunk];
     for (int r = 0; r < kStreams; ++r) {
         if (streams[r].row) continue;
@@ -143,7 +151,7 @@ void bin_rows(const Stream<T> (&streams)[kStreams], int64_t length, int bins, ui
     for (int64_t c = 0; c < length; c += kChunk) {
         const int64_t some = length - c < kChunk ? length - c : kChunk;
         for (int r = 0; r < kStreams; ++r) {
-            if (streams[r].row) find_bins(streams[r], streams[r].row + c, some, bins, place[r]);
+            if (streams[r].row) find_bins(streams[r], streams[r].row + c, some, bins, r, place[r]);
         }
         // Row after row in turn: a count is read again at the earliest eight additions after it was
         // written, also where half of a row lies in one bin. Meanwhile the next rows come from memory, a
@@ -236,25 +244,32 @@ void cumulative_apart(const Count* a, const Count* b, int bins, int64_t* apart) 
 }
 
 template <typename Count>
-bool count_sums(const Count* a, const Count* b, int bins, const CountTables& tables, CountSums* sums) {
+void compare_lanes(const Count* a, const Count* b, int bins, Count* most, Count* differ) {
+    using Line = typename LineOf<Count>::type;
     constexpr int L = kLanes<Count>;
-    const auto limit = static_cast<uint32_t>(tables.limit);
+    Line greatest = {}, apart = {};
+    for (int i = 0; i < bins; ++i) {
+        const Line x = load_bits<Line>(a + i * L), y = load_bits<Line>(b + i * L);
+        greatest = greater(greatest, greater(x, y));
+        apart |= x ^ y;
+    }
+    std::memcpy(most, &greatest, kLine);
+    std::memcpy(differ, &apart, kLine);
+}
+
+namespace {
+
+template <typename Count, typename Terms, typename Entropy>
+RESQUE_INLINE void sum_bins(const Count* a, const Count* b, int bins, const Terms& terms_of,
+                            const Entropy& xlogx_of, CountSums* sums) {
+    constexpr int L = kLanes<Count>;
     Double4 products[2] = {};
     double entropy[2] = {};
-    uint32_t differ = 0;
     const auto add = [&](int i, int k) RESQUE_INLINE_LAMBDA {
         const uint32_t x = a[i * L], y = b[i * L];
-        differ |= x ^ y;
-        if (x <= limit && y <= limit) {
-            const Double4 as_old = load_bits<Double4>(tables.terms[x].as_old);
-            const Double4 as_new = load_bits<Double4>(tables.terms[y].as_new);
-            products[k] += as_old * as_new;
-            entropy[k] += tables.xlogx[y] - tables.xlogx[x + y];
-        } else {
-            const CountTerms from = count_terms(x), to = count_terms(y);
-            products[k] += load_bits<Double4>(from.as_old) * load_bits<Double4>(to.as_new);
-            entropy[k] += xlogx(y) - xlogx(static_cast<double>(x) + y);
-        }
+        const CountTerms &from = terms_of(x), &to = terms_of(y);
+        products[k] += load_bits<Double4>(from.as_old) * load_bits<Double4>(to.as_new);
+        entropy[k] += xlogx_of(y) - xlogx_of(x + y);
     };
     int i = 0;
     for (; i + 2 <= bins; i += 2) add(i, 0), add(i + 1, 1);
@@ -263,7 +278,26 @@ bool count_sums(const Count* a, const Count* b, int bins, const CountTables& tab
     sums->roots = sum[0];
     sums->kl = sum[1] - sum[2];
     sums->entropy = sum[3] + (entropy[0] + entropy[1]);
-    return differ != 0;
+}
+
+}  // namespace
+
+template <typename Count>
+void count_sums(const Count* a, const Count* b, int bins, const CountTables& tables, CountSums* sums) {
+    const CountTerms* const terms = tables.terms;
+    const double* const entropies = tables.xlogx;
+    sum_bins(
+        a, b, bins, [=](uint32_t c) RESQUE_INLINE_LAMBDA -> const CountTerms& { return terms[c]; },
+        [=](uint32_t c) RESQUE_INLINE_LAMBDA { return entropies[c]; }, sums);
+}
+
+template <typename Count>
+void count_sums_beyond(const Count* a, const Count* b, int bins, const CountTables& tables,
+                       CountSums* sums) {
+    const auto limit = static_cast<uint32_t>(tables.limit);
+    sum_bins(
+        a, b, bins, [&](uint32_t c) { return c <= limit ? tables.terms[c] : count_terms(c); },
+        [&](uint32_t c) { return c <= 2 * limit ? tables.xlogx[c] : xlogx(c); }, sums);
 }
 
 #define RESQUE_INSTANTIATE(T)                                               \
@@ -280,7 +314,10 @@ RESQUE_INSTANTIATE(BFloat)
     template void fold<Count>(const Count*, int, int, const Count*, Count*);                          \
     template void sorted_apart<Count>(const Count*, const Count*, int, Count*, int64_t*);             \
     template void cumulative_apart<Count>(const Count*, const Count*, int, int64_t*);                 \
-    template bool count_sums<Count>(const Count*, const Count*, int, const CountTables&, CountSums*);
+    template void compare_lanes<Count>(const Count*, const Count*, int, Count*, Count*);             \
+    template void count_sums<Count>(const Count*, const Count*, int, const CountTables&, CountSums*); \
+    template void count_sums_beyond<Count>(const Count*, const Count*, int, const CountTables&,       \
+                                           CountSums*);
 RESQUE_INSTANTIATE(uint16_t)
 RESQUE_INSTANTIATE(uint32_t)
 
