@@ -106,7 +106,7 @@ def test_resque_task(benchmark: Any, k: int) -> None:
         return model, 1 - adjusted_rand_score(y, model.labels_)
 
     result, (model, value) = index(), theirs()
-    assert result.n_iter == model.n_iter_ == iterations
+    assert result.n_iter == model.n_iter_  # 10, or where classes were drawn far apart fewer
     assert abs(result.inertia / model.inertia_ - 1) < 1e-4
     assert abs(result.value - value) < 1e-3  # their labels are float32's
     some = x[:2_000].astype(np.float64)
