@@ -23,7 +23,9 @@
 // where it gives 45. The loop takes a third of the time on rows in the cache; alone with memory it reaches
 // 0.85 and 0.66, on rows in their own order 0.90 and 0.81. The rest is the order (4%), the results written
 // (4%), the cut runs and the wait for the last window (2%). Pages of 2 MB under the features change
-// nothing, nor do 2 to 32 ranges of rows one after another.
+// nothing, nor do 2 to 32 ranges of rows one after another. On an Intel Xeon (Emerald Rapids), where the
+// sum runs at 19 GB/s, it is 0.68 to 0.75, without the first lines 0.52, and no better at other
+// distances ahead.
 //
 // A row of float32 costs 3 vector operations per 32 bytes, 1.4 ns a line of 64 bytes, while a core reads
 // one from memory in some 4 ns.
