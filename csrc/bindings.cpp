@@ -109,7 +109,8 @@ PYBIND11_MODULE(_C, m) {
     py::class_<ValueHistogram>(m, "ValueHistogram", py::module_local()).def(py::init(&value_histogram));
 
     m.def("build_info", &build_info);
-    m.def("choose_instruction_set", &cpu::choose_instruction_set);
+    m.def("choose_instruction_set",
+          [](const std::string& name) { cpu::choose_instruction_set(name.c_str()); });
 
     auto cpu = m.def_submodule("cpu");
     cpu.def("class_order_workspace", &cpu::class_order_workspace);

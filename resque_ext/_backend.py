@@ -52,12 +52,15 @@ def _installed_extension(package: Path) -> Path | None:
 def _load() -> tuple[ModuleType | None, str]:
     """The extension, ready to run, or None and why it is not."""
     module, missing = _find()
-    if module is not None:
-        try:
-            module.choose_instruction_set(os.environ.get("RESQUE_ISA", ""))
-        except ValueError as error:
-            return None, str(error)
-    return module, missing
+    if module is None:
+        return None, missing
+    if not hasattr(module, "choose_instruction_set"):  # built in place, and the checkout went on
+        return None, f"resque_ext._C at {module.__file__} was built of older sources; {_REINSTALL}"
+    try:
+        module.choose_instruction_set(os.environ.get("RESQUE_ISA", ""))
+    except ValueError as error:
+        return None, str(error)
+    return module, ""
 
 
 def _find() -> tuple[ModuleType | None, str]:
@@ -171,7 +174,9 @@ def build_info() -> dict[str, Any]:
     """What was built: versions, compiler, flags, CUDA architectures, instruction set.
 
     Plain values. `cuda` is None where the extension holds no CUDA kernels, `extension` where there
-    is none at all, and `missing` then says why.
+    is none at all, and `missing` then says why. `instruction_set` is the best that this processor
+    has, or the lesser one that the environment variable RESQUE_ISA asked for: "baseline", "avx2",
+    "avx512" or "avx512icl" (AVX-512 as of Ice Lake and Zen 4).
     """
     info: dict[str, Any] = {
         "version": importlib.import_module("resque_ext").__version__,

@@ -103,8 +103,11 @@ class Ranks:
         self.timeout = timeout
         self._watch: _Watch | None = None
         self._group: Any = None
+        self._work: Any = None  # the last collective
 
     def __enter__(self) -> Ranks:
+        if self._watch is not None:
+            raise ValueError("ranks: expected to be entered once at a time, found inside already")
         if self.size > 1:
             limit = timedelta(seconds=self.timeout)
             self._group = dist.new_group(backend="gloo", timeout=limit)
@@ -129,15 +132,19 @@ class Ranks:
     def _leave(self) -> None:
         """Ends the groups, and with them gloo's threads, when all ranks are done.
 
-        A thread of gloo lets go of a tensor only after whoever waited for it went on. Where the
-        interpreter ends in between, it aborts the process. After a failure the groups stay: one of
-        their threads may wait, until its time is up, for a rank that will never come.
+        A thread of gloo lets go of a collective only after whoever waited for it went on. If it was
+        the last to hold it, it then needs the interpreter, for the tensors: where that has ended
+        meanwhile, the process aborts; where that waits for the thread to end, neither ever does.
+        So threads end here, while what they may still hold is held here too. After a failure the
+        groups stay: a thread may wait, until its time is up, for a rank that will never come.
         """
         assert self._watch is not None
-        groups = self._group, self._watch.group
-        self._group = self._watch = None  # what is held here would outlive its end
-        for group in groups:
-            dist.destroy_process_group(group)
+        work, watch = self._work, self._watch
+        groups = [self._group, watch.group]
+        self._work = self._group = self._watch = watch.group = None
+        while groups:
+            dist.destroy_process_group(groups.pop())  # the last reference: joins its threads
+        del work, watch
 
     def watch(self, batches: Iterable[T]) -> Iterator[T]:
         """The batches, as long as all ranks are well.
@@ -299,6 +306,7 @@ class Ranks:
     def _finish(self, work: Any) -> None:
         """Waits for a collective, but not for a rank that will never come."""
         assert self._watch is not None
+        self._work = work
         pause = 1e-4
         while not work.is_completed():
             self._watch.check()
@@ -315,6 +323,7 @@ class _Watch:
 
     def __init__(self, group: Any, size: int) -> None:
         self.group, self._size = group, size
+        self._work: Any = None  # held: see Ranks._leave
         self._note: dict[str, Any] = {"state": _READING}
         self._failure: str | None = None
         self._wake = threading.Event()
@@ -341,7 +350,8 @@ class _Watch:
             while True:
                 mine = self._note
                 notes = [torch.empty(_NOTE, dtype=torch.uint8) for _ in range(self._size)]
-                dist.all_gather(notes, _packed(mine), group=self.group)
+                self._work = dist.all_gather(notes, _packed(mine), self.group, async_op=True)
+                self._work.wait()
                 found = [_unpacked(note) for note in notes]
                 failed = [r for r, note in enumerate(found) if note["state"] == _FAILED]
                 if failed:

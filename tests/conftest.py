@@ -59,7 +59,7 @@ def emulated() -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     marks = metafunc.definition.iter_markers("parametrize")
-    if "place" in metafunc.fixturenames and not any(mark.args[0] == "place" for mark in marks):
+    if "place" in metafunc.fixturenames and not any("place" in mark.args for mark in marks):
         more = OTHER_SETS if getattr(metafunc.module, "INSTRUCTION_SETS", False) else []
         metafunc.parametrize("place", [*PLACES, *more], indirect=True)
 

@@ -123,14 +123,38 @@ def unlike(ranks):
     ranks.all_reduce(ResqueDist(3, blocks=4 if ranks.rank else 8))
 
 
+def again(ranks):
+    """Left and entered once more, and not while it is entered."""
+    found = [ranks.gather(ranks.rank)]
+    for _ in range(5):
+        ranks.__exit__(None, None, None)
+        try:
+            ranks.gather(0)
+        except ValueError as error:
+            found.append(str(error))
+        ranks.__enter__()
+        found.append(ranks.gather(ranks.rank))
+    try:
+        ranks.__enter__()
+    except ValueError as error:
+        found.append(str(error))
+    return found
+
+
 def widths(ranks):
     acc = ResqueDist(3)
     acc.update(torch.ones(3, 2 + ranks.rank), torch.arange(3), "old")
     ranks.all_reduce(acc)
 
 
-def threads():
-    return len(list(Path("/proc/self/task").glob("*")))  # none where there is no such folder
+def threads(expected=0):
+    """How many there are, when those that have ended are gone; 0 where nothing lists them."""
+    end = time.monotonic() + 10
+    while (count := len(list(Path("/proc/self/task").glob("*")))) > expected > 0:
+        if time.monotonic() > end:
+            break
+        time.sleep(0.01)
+    return count
 
 
 def main(scenarios, timeout=4):
@@ -147,7 +171,7 @@ def main(scenarios, timeout=4):
     except Exception as error:
         result = {"error": f"{type(error).__name__}: {error}"}
     result["seconds"] = time.monotonic() - start
-    result["threads"] = before, threads()
+    result["threads"] = before, threads(before)
     (folder / f"{rank}.json").write_text(json.dumps(result))
 
 

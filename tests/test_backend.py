@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
@@ -305,6 +306,15 @@ def test_a_package_without_an_extension_says_that_it_was_not_built(checkout):
     assert f"resque_ext._C is not in {checkout}: it was never built" in missing
     assert "circular import" not in missing
     assert used.startswith(missing)
+
+
+def test_an_extension_of_older_sources_is_not_used(monkeypatch):
+    older = types.ModuleType("resque_ext._C")
+    older.__file__ = "FOLDER/_C.so"
+    monkeypatch.setattr(_backend, "_find", lambda: (older, ""))
+    module, missing = _backend._load()
+    assert module is None
+    assert missing.startswith("resque_ext._C at FOLDER/_C.so was built of older sources; install")
 
 
 def test_an_extension_that_does_not_load_says_why(checkout):

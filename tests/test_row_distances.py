@@ -88,23 +88,52 @@ def test_numbers_of_bins(place, dtype, bins):
     check(place, drawn(9, 577, dtype=dtype), drawn(9, 577, dtype=dtype, seed=1), bins)
 
 
-def test_rows_side_by_side(place):
-    """Rows whose edges lie close are binned one by one, between others that go together."""
-    old, new = drawn(21, 130), drawn(21, 130, seed=1)
-    old[[1, 4, 5, 20]] = 1 + (old[[1, 4, 5, 20]] * 10).round() * 2.0**-23
-    new[[0, 4, 19]] = 3.0
+CPU_SETS = ["cpu", "cpu:baseline", "cpu:avx2", "cpu:avx512"]
+
+
+@pytest.mark.parametrize("place", CPU_SETS, indirect=True)
+@pytest.mark.parametrize(
+    ("m", "dtype"), [*((65, d) for d in DTYPES), (577, torch.float32)], ids=str
+)
+def test_rows_side_by_side(place, m, dtype):
+    """32 pairs a group, eight rows at a time: some are binned one by one, some are left out."""
+    old, new = drawn(530, m), drawn(530, m, seed=1)
+    close, constant, bad = [0, 7, 8, 31, 46, 300, 529], [1, 15, 47, 301], [2, 9, 10, 63, 302, 528]
+    old[close] = 1 + (old[close] * 10).round() * 2.0**-23
+    new[constant] = 3.0
+    old, new = old.to(dtype), new.to(dtype)
     check(place, old, new)
+    old[bad, 5] = math.nan
+    new[bad[::2], 6] = math.inf
+    sums, used, rows, _, counts, _ = status_of(old, new, (16, 32, 64), skip=True)
+    expected = oracles_rows.row_distances(array(old), array(new), (16, 32, 64), True)
+    np.testing.assert_array_equal(counts, expected.counts)
+    np.testing.assert_allclose(rows, expected.rows, rtol=1e-10, atol=1e-13)
+    assert used.item() == 530 - len(bad)
+    good = np.delete(expected.rows, bad, 0).sum(0)
+    np.testing.assert_allclose(sums, good, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("place", CPU_SETS, indirect=True)
+@pytest.mark.parametrize(("n", "m"), [(64, 8192), (64, 8193), (2, 70_001), (1, 8 * 65_535 + 9)])
+def test_long_rows(place, n, m):
+    """In pieces of at most 65,535 values, as many as a count of 16 bits holds."""
+    old, new = drawn(n, m), drawn(n, m, seed=1)
+    check(place, old, new, (16, 64, 200))
+    old[:, 1:] = 0.0  # all but one value in one bin
+    check(place, old, new, (16, 64, 200))
+
+
+@pytest.mark.parametrize("place", CPU_SETS, indirect=True)
 def test_a_row_alone(place):
     """The same bits as among others, where more of the logarithms come from a table."""
-    old, new = drawn(33, 300).to(place.device), drawn(33, 300, seed=1).to(place.device)
+    old, new = drawn(530, 300), drawn(530, 300, seed=1)
     _, _, rows, *_ = status_of(old, new, (4, 32))
-    for i in range(33):
+    for i in range(0, 530, 13):
         assert torch.equal(status_of(old[i : i + 1], new[i : i + 1], (4, 32))[2], rows[i : i + 1])
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 31, 32, 33, 70])
+@pytest.mark.parametrize("n", [0, 1, 2, 31, 32, 33, 70, 144])
 def test_numbers_of_rows(place, n):
     sums, *_ = check(place, drawn(n, 40), drawn(n, 40, seed=1))
     assert sums.shape == (3, 8)

@@ -32,15 +32,16 @@ Isa isa() { return chosen(); }
 
 const char* instruction_set() { return kNames[static_cast<int>(isa())]; }
 
-void choose_instruction_set(const char* name) {
+void choose_instruction_set(const char* asked) {
     const Isa best = best_of_this_processor();
-    if (name == std::string()) {
+    const std::string name = asked;
+    if (name.empty()) {
         chosen() = best;
         return;
     }
     std::string known;
     for (int i = 0; i <= static_cast<int>(best); ++i) {
-        if (name == std::string(kNames[i])) {
+        if (name == kNames[i]) {
             chosen() = static_cast<Isa>(i);
             return;
         }

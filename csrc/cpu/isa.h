@@ -12,12 +12,13 @@
 #include "resque.h"
 
 #if defined(__x86_64__) && !defined(RESQUE_BASELINE_ONLY)
-#define RESQUE_FOR_EACH_ISA(declare) declare(baseline) declare(avx2) declare(avx512) declare(avx512icl)
-#define RESQUE_PICK(...)                                   \
-    (isa() == Isa::avx512icl ? avx512icl::__VA_ARGS__      \
-     : isa() == Isa::avx512  ? avx512::__VA_ARGS__         \
-     : isa() == Isa::avx2 ? avx2::__VA_ARGS__              \
-                          : baseline::__VA_ARGS__)
+#define RESQUE_FOR_EACH_ISA(declare) \
+    declare(baseline) declare(avx2) declare(avx512) declare(avx512icl)
+#define RESQUE_PICK(...)                              \
+    (isa() == Isa::avx512icl ? avx512icl::__VA_ARGS__ \
+     : isa() == Isa::avx512  ? avx512::__VA_ARGS__    \
+     : isa() == Isa::avx2    ? avx2::__VA_ARGS__      \
+                             : baseline::__VA_ARGS__)
 #else
 #define RESQUE_FOR_EACH_ISA(declare) declare(baseline)
 #define RESQUE_PICK(...) (baseline::__VA_ARGS__)

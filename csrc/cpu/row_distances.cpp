@@ -16,10 +16,12 @@
 // in two float64 each, so the result depends neither on the number of threads nor, but for its last bit,
 // on how pairs are batched.
 //
-// For 512 float32 and (16, 32, 64) bins a pair takes 0.85 to 1.0 us of a core (Intel Xeon, Emerald
-// Rapids, 2.1 GHz) where bits are counted eight words at a time, and 1.3 with AVX-512 alone. Of it bins
-// take 0.4, roots and logarithms 0.17, ranges 0.16, sorting 0.13; memory at 10 GB/s a core would take
-// 0.4 for all.
+// For 512 float32 and (16, 32, 64) bins one of 100,000 pairs takes 0.85 to 1.0 us of a core at best
+// (Intel Xeon, Emerald Rapids, 2.1 GHz) where bits are counted eight words at a time, and 1.3 with
+// AVX-512 alone; on a busy machine up to a half more. Of it bins take 0.4, roots and logarithms 0.17,
+// ranges 0.16, sorting 0.13; memory at 10 GB/s a core would take 0.4 for all. The next step: a fifth of
+// binning waits for the fetches of rows to come. With AVX2 a pair takes 1.7 to 2.8 us, but of float64 10,
+// since g++ takes conditionals of 64 bytes lane by lane there.
 #include "cpu/row_bins.h"
 #include "cpu/class_moments_rows.h"
 #include "cpu/parallel.h"
@@ -295,9 +297,9 @@ class Worker {
         int64_t apart[2][kWide];
         sorted_(counts(0, k), counts(1, k), bins, reinterpret_cast<Count*>(part_.sorting), apart[0]);
         if (a_.shared) cumulative_(counts(2, k), counts(3, k), bins, apart[1]);
-        Count most[4][kWide];  // of the own ranges, then of the shared ones; and what differs
-        compare_(counts(0, k), counts(1, k), bins, most[0], most[1]);
-        if (a_.shared) compare_(counts(2, k), counts(3, k), bins, most[2], most[3]);
+        Count most[2][kWide], differ[2][kWide];  // of the own ranges, then of the shared ones
+        compare_(counts(0, k), counts(1, k), bins, most[0], differ[0]);
+        if (a_.shared) compare_(counts(2, k), counts(3, k), bins, most[1], differ[1]);
         for (int64_t l = 0; l < lanes; ++l) {
             double* const out = part_.values + (l * a_.bin_counts + k) * plan_.columns;
             if (!good_[l]) {
@@ -305,10 +307,10 @@ class Worker {
                 continue;
             }
             out[0] = static_cast<double>(apart[0][l]) / (m * bins);
-            diverge(counts(0, k) + l, counts(1, k) + l, bins, most[0][l], most[1][l] != 0, out + 1);
+            diverge(counts(0, k) + l, counts(1, k) + l, bins, most[0][l], differ[0][l] != 0, out + 1);
             if (!a_.shared) continue;
             out[4] = static_cast<double>(apart[1][l]) / m * (width_[l][1] / bins - width_[l][0] / bins);
-            diverge(counts(2, k) + l, counts(3, k) + l, bins, most[2][l], most[3][l] != 0, out + 5);
+            diverge(counts(2, k) + l, counts(3, k) + l, bins, most[1][l], differ[1][l] != 0, out + 5);
         }
     }
 
@@ -363,7 +365,8 @@ class Worker {
     void (*fold_)(const Count*, int, int, const Count*, Count*) = RESQUE_PICK(fold<Count>);
     void (*sorted_)(const Count*, const Count*, int, Count*, int64_t*) = RESQUE_PICK(sorted_apart<Count>);
     void (*cumulative_)(const Count*, const Count*, int, int64_t*) = RESQUE_PICK(cumulative_apart<Count>);
-    void (*compare_)(const Count*, const Count*, int, Count*, Count*) = RESQUE_PICK(compare_lanes<Count>);
+    void (*compare_)(const Count*, const Count*, int, Count*, Count*) =
+        RESQUE_PICK(compare_lanes<Count>);
     void (*sums_)(const Count*, const Count*, int, const CountTables&, CountSums*) =
         RESQUE_PICK(count_sums<Count>);
     void (*sums_beyond_)(const Count*, const Count*, int, const CountTables&, CountSums*) =

@@ -57,7 +57,8 @@ struct CountSums {
     /* Adds `length` values of each row to eight lanes of histograms [bins + 1, 32], whose last line */  \
     /* is for no use, and fetches as much of the next rows. */                                          \
     template <typename T>                                                                              \
-    void bin_rows(const Stream<T> (&streams)[kStreams], int64_t length, int bins, uint16_t* histograms); \
+    void bin_rows(const Stream<T> (&streams)[kStreams], int64_t length, int bins,                      \
+                  uint16_t* histograms);                                                               \
     /* To every lane whose mask is zero: each bin the sum of `ratio` of the finer ones. */             \
     template <typename Count>                                                                          \
     void fold(const Count* finer, int ratio, int bins, const Count* mask, Count* to);                  \
@@ -66,7 +67,7 @@ struct CountSums {
     void sorted_apart(const Count* a, const Count* b, int bins, Count* scratch, int64_t* apart);       \
     template <typename Count>                                                                          \
     void cumulative_apart(const Count* a, const Count* b, int bins, int64_t* apart);                   \
-    /* Of every lane: the greatest count, and zero where the histograms are equal. */                  \
+    /* Of every lane: the greatest count of either, and zero in `differ` where they are equal. */      \
     template <typename Count>                                                                          \
     void compare_lanes(const Count* a, const Count* b, int bins, Count* most, Count* differ);          \
     /* Of one lane, whose pointers these are, and whose counts are at most the tables' limit ... */    \

@@ -11,6 +11,8 @@
 // Included within resque::cpu::RESQUE_ISA.
 #pragma once
 
+constexpr int kChoose = 0xca;  // of three bits a, b and c: a ? b : c
+
 // Values in one vector, and the vectors whose bins are put together in one of 64 bytes: value v of 64 in
 // byte kParts * (v % kWidth) + v / kWidth, for what is counted has no order.
 template <typename X>
@@ -33,12 +35,12 @@ struct Wide<float> {
         const __mmask16 less = _mm512_cmp_ps_mask(x, edge, _CMP_LT_OQ);
         return _mm512_mask_sub_epi32(bin, less, bin, _mm512_set1_epi32(1));
     }
+    // Byte kPart of every lane, and those above it, from `bin`, whose low byte is the bin.
     template <int kPart>
     static RESQUE_INLINE __m512i part(__m512i bytes, __m512i bin) {
         const __m512i mask = _mm512_set1_epi32(static_cast<int>((1u << 8 * kPart) - 1));
         return _mm512_ternarylogic_epi32(mask, bytes, _mm512_slli_epi32(bin, 8 * kPart), kChoose);
     }
-    static constexpr int kChoose = 0xca;  // of three bits a, b and c: a ? b : c
 };
 
 template <>
@@ -56,7 +58,7 @@ struct Wide<double> {
     template <int kPart>
     static RESQUE_INLINE __m512i part(__m512i bytes, __m512i bin) {
         const __m512i mask = _mm512_set1_epi64(static_cast<int64_t>((uint64_t{1} << 8 * kPart) - 1));
-        return _mm512_ternarylogic_epi64(mask, bytes, _mm512_slli_epi64(bin, 8 * kPart), 0xca);
+        return _mm512_ternarylogic_epi64(mask, bytes, _mm512_slli_epi64(bin, 8 * kPart), kChoose);
     }
 };
 
@@ -90,7 +92,8 @@ struct BytesOfBins {
 
 constexpr int kMaskBins = 128;  // for more, additions one by one are as fast
 constexpr int kPlanes = 7;      // log2 of that
-constexpr int kSubtree = 16;    // leaves whose counts stay in registers
+constexpr int kLowPlanes = 4;   // of a subtree, whose leaves' counts stay in registers
+constexpr int kSubtree = 1 << kLowPlanes;
 constexpr int kBlock = 8;       // words of a row between two looks at the histograms
 
 // Adds to counts[0 .. 2^kDepth) how many bits of each word of `node` belong to each leaf below it.
@@ -111,8 +114,8 @@ RESQUE_INLINE void bin_rows_by_masks(const Stream<T> (&streams)[kStreams], int64
                                      uint16_t* histograms) {
     using W = Wide<Binned<T>>;
     alignas(64) uint64_t planes[kBlock][kPlanes][kStreams];
-    int high = 4;  // planes
-    while (bins > 1 << high) ++high;
+    int used = kLowPlanes;  // planes
+    while (bins > 1 << used) ++used;
     uint64_t ragged = 0;  // those of the last word that are values
     for (int64_t v = 0; v < length % 64; ++v) {
         ragged |= uint64_t{1} << (W::kParts * (v % W::kWidth) + v / W::kWidth);
@@ -141,12 +144,13 @@ RESQUE_INLINE void bin_rows_by_masks(const Stream<T> (&streams)[kStreams], int64
                     from = rest;
                 }
                 if (s.next) {
-                    for (int64_t line = 0; line < 64; line += kLine / static_cast<int64_t>(sizeof(T))) {
-                        __builtin_prefetch(s.next + at + line, 0, 2);
+                    constexpr int64_t kValues = kLine / static_cast<int64_t>(sizeof(T));
+                    for (int64_t v = at; v < at + 64 && v < length; v += kValues) {
+                        __builtin_prefetch(s.next + v, 0, 2);
                     }
                 }
                 const __m512i bytes = bytes_of(from);
-                for (int j = 0; j < high; ++j) {
+                for (int j = 0; j < used; ++j) {
                     const __m512i bit = _mm512_set1_epi8(static_cast<char>(1 << j));
                     planes[k][j][r] = _mm512_test_epi8_mask(bytes, bit);
                 }
@@ -159,11 +163,12 @@ RESQUE_INLINE void bin_rows_by_masks(const Stream<T> (&streams)[kStreams], int64
                 if (length - begin - 64 * k < 64) {
                     node = _mm512_and_si512(node, _mm512_set1_epi64(static_cast<int64_t>(ragged)));
                 }
-                for (int j = 4; j < high; ++j) {
+                for (int j = kLowPlanes; j < used; ++j) {
                     const auto plane = load_bits<__m512i>(planes[k][j]);
-                    node = base >> j & 1 ? _mm512_and_si512(plane, node) : _mm512_andnot_si512(plane, node);
+                    node = base >> j & 1 ? _mm512_and_si512(plane, node)
+                                         : _mm512_andnot_si512(plane, node);
                 }
-                count_leaves<4>(node, planes[k], counts);
+                count_leaves<kLowPlanes>(node, planes[k], counts);
             }
             for (int b = 0; b < kSubtree && base + b < bins; ++b) {
                 uint16_t* const to = histograms + (base + b) * kLanes<uint16_t>;

@@ -314,7 +314,7 @@ RESQUE_INSTANTIATE(BFloat)
     template void fold<Count>(const Count*, int, int, const Count*, Count*);                          \
     template void sorted_apart<Count>(const Count*, const Count*, int, Count*, int64_t*);             \
     template void cumulative_apart<Count>(const Count*, const Count*, int, int64_t*);                 \
-    template void compare_lanes<Count>(const Count*, const Count*, int, Count*, Count*);             \
+    template void compare_lanes<Count>(const Count*, const Count*, int, Count*, Count*);              \
     template void count_sums<Count>(const Count*, const Count*, int, const CountTables&, CountSums*); \
     template void count_sums_beyond<Count>(const Count*, const Count*, int, const CountTables&,       \
                                            CountSums*);
