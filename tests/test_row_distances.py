@@ -1,5 +1,6 @@
 """row_distances against numpy's own histograms: every kind of row, dtype and layout."""
 
+import functools
 import math
 
 import numpy as np
@@ -91,22 +92,26 @@ def test_numbers_of_bins(place, dtype, bins):
 CPU_SETS = ["cpu", "cpu:baseline", "cpu:avx2", "cpu:avx512"]
 
 
-@pytest.mark.parametrize("place", CPU_SETS, indirect=True)
-@pytest.mark.parametrize(
-    ("m", "dtype"), [*((65, d) for d in DTYPES), (577, torch.float32)], ids=str
-)
-def test_rows_side_by_side(place, m, dtype):
-    """32 pairs a group, eight rows at a time: some are binned one by one, some are left out."""
+@functools.cache  # the same for every instruction set
+def side_by_side(m, dtype):
     old, new = drawn(530, m), drawn(530, m, seed=1)
     close, constant, bad = [0, 7, 8, 31, 46, 300, 529], [1, 15, 47, 301], [2, 9, 10, 63, 302, 528]
     old[close] = 1 + (old[close] * 10).round() * 2.0**-23
     new[constant] = 3.0
-    old, new = old.to(dtype), new.to(dtype)
-    check(place, old, new)
     old[bad, 5] = math.nan
     new[bad[::2], 6] = math.inf
+    old, new = old.to(dtype), new.to(dtype)
+    return old, new, bad, oracles_rows.row_distances(array(old), array(new), (16, 32, 64), True)
+
+
+@pytest.mark.parametrize(
+    ("m", "dtype"), [*((65, d) for d in DTYPES), (577, torch.float32)], ids=str
+)
+@pytest.mark.parametrize("place", CPU_SETS, indirect=True)
+def test_rows_side_by_side(place, m, dtype):
+    """32 pairs a group, eight rows at a time: some are binned one by one, some are left out."""
+    old, new, bad, expected = side_by_side(m, dtype)
     sums, used, rows, _, counts, _ = status_of(old, new, (16, 32, 64), skip=True)
-    expected = oracles_rows.row_distances(array(old), array(new), (16, 32, 64), True)
     np.testing.assert_array_equal(counts, expected.counts)
     np.testing.assert_allclose(rows, expected.rows, rtol=1e-10, atol=1e-13)
     assert used.item() == 530 - len(bad)
