@@ -101,13 +101,15 @@ class Ranks:
             raise ValueError(f"timeout: expected seconds above 0, found {timeout!r}")
         self.rank, self.size = _here()
         self.timeout = timeout
-        self._watch: _Watch | None = None
+        self._watch: _Watch | None = None  # stays after a failure, to say what it was
         self._group: Any = None
         self._work: Any = None  # the last collective
+        self._inside = False
 
     def __enter__(self) -> Ranks:
-        if self._watch is not None:
+        if self._inside:
             raise ValueError("ranks: expected to be entered once at a time, found inside already")
+        self._inside = True
         if self.size > 1:
             limit = timedelta(seconds=self.timeout)
             self._group = dist.new_group(backend="gloo", timeout=limit)
@@ -120,6 +122,7 @@ class Ranks:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._inside = False
         if self._watch is None:
             return
         failure = None if error is None else f"{type(error).__name__}: {error}"

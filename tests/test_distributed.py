@@ -92,6 +92,16 @@ def test_entered_again(tmp_path):
         assert after <= before
 
 
+def test_entered_again_after_an_error():
+    ranks = distributed.Ranks()
+    with pytest.raises(KeyError), ranks:
+        raise KeyError
+    with ranks, pytest.raises(ValueError, match=r"^ranks: expected to be entered once at a time"):
+        ranks.__enter__()
+    with ranks:
+        assert ranks.gather(1) == [1]
+
+
 def test_alone():
     with distributed.Ranks() as ranks:
         assert (ranks.rank, ranks.size) == (0, 1)
