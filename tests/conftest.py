@@ -22,6 +22,29 @@ from resque_ext import _backend
 # Modules beside the tests, whose assertions say what they compared as those of a test do.
 pytest.register_assert_rewrite("class_moments_made", "resque_dist_made", "score_made", "state_made")
 
+TIERS = ("user", "full")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--tier",
+        choices=TIERS,
+        default="user",
+        help="user (default): what a user runs after installation; full: also the exhaustive "
+        "tests, which are marked `full` (see tests/README.md)",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the tests marked `full`, unless that tier was asked for."""
+    if config.getoption("tier") == "full":
+        return
+    left_out = [item for item in items if item.get_closest_marker("full")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
 PLACES = ["cpu", "cuda_on_cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 # Where a module says INSTRUCTION_SETS = True, these too: "cpu" has the best here.
 OTHER_SETS = ["cpu:baseline", "cpu:avx2", "cpu:avx512"]
