@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-# For `oracles` and `cuda_on_cpu`: with --import-mode=importlib pytest leaves sys.path alone.
+# For the modules beside the tests: with --import-mode=importlib pytest leaves sys.path alone.
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cuda_on_cpu import native

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
+import optional
 import safetensors.torch
 import torch
-from PIL import Image
 
 from resque_ext.screening import sources
 
+pyarrow = optional.Module("pyarrow", "parquet")
+Image = optional.Module("PIL.Image")
 ROWS = 53
 
 
@@ -49,6 +49,7 @@ def by_brightness(x):
 
 
 def image(row, size=(4, 5)):
+    optional.module("torchvision")  # what makes numbers of images needs it
     return Image.fromarray(np.full((*size, 3), row, dtype=np.uint8))
 
 

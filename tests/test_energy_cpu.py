@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import optional
 import pytest
 from fake_nvml import Clock
 
@@ -167,7 +168,7 @@ def test_not_installed(monkeypatch):
 
 
 def tables():
-    codecarbon = pytest.importorskip("codecarbon")
+    codecarbon = optional.module("codecarbon")
     return Path(codecarbon.__file__).parent / "data" / "private_infra"
 
 
@@ -188,7 +189,7 @@ def test_intensities_are_those_of_the_tables():
 
 
 def test_itself_and_what_it_leaves_behind():
-    pytest.importorskip("codecarbon")
+    optional.module("codecarbon")
     logger = logging.getLogger("codecarbon")
     threads, handlers = set(threading.enumerate()), logger.handlers[:]
     with EnergyMeter(()) as meter:
@@ -212,7 +213,7 @@ def test_itself_and_what_it_leaves_behind():
 
 
 def test_no_files_no_network_no_output(tmp_path):
-    pytest.importorskip("codecarbon")
+    optional.module("codecarbon")
     home, work = tmp_path / "home", tmp_path / "work"
     home.mkdir(), work.mkdir()
     # Everything that a user's configuration could ask CodeCarbon for.

@@ -7,6 +7,7 @@ import sys
 import warnings
 from types import SimpleNamespace
 
+import optional
 import pytest
 import torch
 from energy_made import figure, make, wave
@@ -287,7 +288,7 @@ def test_every_error_has_its_exception(name):
 
 
 def test_errors_are_those_of_the_real_module():
-    pynvml = pytest.importorskip("pynvml")
+    pynvml = optional.module("pynvml")
     for name in nvml.ERRORS:
         code = getattr(pynvml, f"NVML_ERROR_{name}")
         assert code == getattr(FakeNvml, f"NVML_ERROR_{name}")

@@ -5,12 +5,13 @@ import sys
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
+import optional
 import pytest
 from study_runs import random_runs, study_run
 
 from resque_ext.retraining import CostModel
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib", reason=optional.needs("matplotlib"))
 
 from matplotlib.colors import to_hex
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import optional
 import pytest
 import torch
 from torch import nn
@@ -106,7 +107,7 @@ def test_wrapped_models_and_modes(net):
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "vit_b_16"])
 def test_torchvision(name):
-    models = pytest.importorskip("torchvision.models")
+    models = optional.module("torchvision.models")
     with torch.device("meta"):  # no weights are needed to see which layer is which
         model = getattr(models, name)(weights=None)
     if name == "squeezenet1_1":  # its last layer is a convolution

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import optional
 import pytest
 import safetensors.torch
 import torch
@@ -46,8 +47,8 @@ def arrays(folder):
 
 @pytest.fixture
 def images(folder):
-    image = pytest.importorskip("PIL.Image")
-    pytest.importorskip("torchvision")
+    image = optional.module("PIL.Image")
+    optional.module("torchvision")
     rng = np.random.default_rng(1)
     for side in ("old", "new"):
         for name in ("cat", "ant"):

@@ -3,12 +3,13 @@
 import subprocess
 import sys
 
+import optional
 import pytest
 import torch
 
 from resque_ext import score, shifts
 
-models = pytest.importorskip("torchvision.models", exc_type=ImportError)
+models = optional.module("torchvision.models")
 
 INDICES = ("resque_dist", "resque_task", "preindex", "arm")
 # name -> (pixels, layers that are read, modules that never run or give no features)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import optional
 import pytest
 import screening_made as made
 import torch
@@ -456,7 +457,7 @@ def test_rows_are_mixed_by_the_seed():
 
 
 def test_what_cannot_be_read_is_skipped_and_named_or_fails_the_pair(tmp_path):
-    image = pytest.importorskip("PIL.Image")
+    image = optional.module("PIL.Image")
     rng = np.random.default_rng(0)
     for i in range(60):
         folder = tmp_path / "new" / f"class{i % 10}"

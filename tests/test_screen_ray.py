@@ -6,7 +6,11 @@ import sys
 import types
 
 import numpy as np
+import optional
 import pytest
+
+pytest.importorskip("ray", reason=optional.needs("ray"))
+
 import ray
 import ray_made
 import screening_made as made

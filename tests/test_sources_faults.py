@@ -3,11 +3,10 @@
 import os
 
 import numpy as np
-import pyarrow.parquet
 import pytest
 import sources_made
 import torch
-from sources_made import ROWS, png, write_tar
+from sources_made import ROWS, png, pyarrow, write_tar
 
 from resque_ext.screening.pair import Fault
 from resque_ext.screening.sources import (

@@ -9,9 +9,9 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import optional
 import pytest
 import torch
-from torchvision.io import encode_jpeg
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -41,6 +41,7 @@ def benchmark_module(monkeypatch):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """JPEG files in the layout of the CIFAR-10 archive, whose brightness tells their class."""
+    encode_jpeg = optional.module("torchvision.io").encode_jpeg
     path, arrays = tmp_path_factory.mktemp("data") / "made.npz", {}
     generator = torch.Generator().manual_seed(0)
     for split, count in (("train", 90), ("test", 40)):
