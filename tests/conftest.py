@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ from resque_ext import _backend
 pytest.register_assert_rewrite("class_moments_made", "resque_dist_made", "score_made", "state_made")
 
 TIERS = ("user", "full")
+MOST_WORKERS = 8
+FEW_CASES = 16  # of a kernel's test: they all run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,16 +37,67 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="user (default): what a user runs after installation; full: also the exhaustive "
         "tests, which are marked `full` (see tests/README.md)",
     )
+    parser.addoption(
+        "--reverse", action="store_true", help="the last test first: none may lean on another"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads what is set here
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Shares whole folders among the processors; a single file is done before workers start."""
+    option = config.option
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    whole = all(Path(argument).is_dir() for argument in config.args)
+    if option.numprocesses is None and whole and not (option.usepdb or option.collectonly):
+        option.numprocesses = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+        if option.dist == "no":
+            option.dist = "worksteal"  # runs of neighbours, which share what a module has set up
+    if option.numprocesses:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a worker
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the tests marked `full`, unless that tier was asked for."""
+    """Leaves out the tests of the full tier, unless that was asked for."""
+    if config.getoption("reverse"):
+        items.reverse()
     if config.getoption("tier") == "full":
         return
-    left_out = [item for item in items if item.get_closest_marker("full")]
+    kept = [item for item in representative(items) if not item.get_closest_marker("full")]
+    left_out = set(items).difference(kept)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        items[:] = kept
+
+
+def representative(items: list[pytest.Item]) -> Iterator[pytest.Item]:
+    """Of a kernel's test with many cases those that bring something new: a value at its place.
+
+    Its place is "cpu" or "cuda_on_cpu", and the backend if the test has both. An order of threads
+    and an instruction set ("cuda_on_cpu:reverse", "cpu:avx2") comes once a test, and not with
+    every value again.
+    """
+    cases = Counter(item.nodeid.partition("[")[0] for item in items)
+    seen = set()
+    for item in items:
+        test, params = item.nodeid.partition("[")[0], getattr(item, "callspec", None)
+        if "place" not in getattr(params, "params", ()) or cases[test] <= FEW_CASES:
+            yield item
+            continue
+        params = dict(params.params)
+        place = test, params.pop("place"), params.pop("backend", None)
+        new = {place}
+        if ":" not in place[1]:
+            new.update((*place, name, told_apart(value)) for name, value in params.items())
+        if not new <= seen:
+            yield item
+        seen |= new
+
+
+def told_apart(value: object) -> object:
+    """1, 1.0 and True are three values, two literals of one are one; others are themselves."""
+    plain = isinstance(value, int | float | str | bytes | tuple | None)
+    return repr(value) if plain else id(value)
 
 
 PLACES = ["cpu", "cuda_on_cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -4,10 +4,13 @@ import re
 import runpy
 from pathlib import Path
 
+import optional
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What a page's examples need besides the package itself.
+NEEDS = {"distributed.md": ["ray"], "sources.md": ["pyarrow", "torchvision"]}
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -19,6 +22,8 @@ def blocks(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_examples_run(page, tmp_path, monkeypatch, capsys):
     """One after the other in one namespace, as a reader would, in an empty folder."""
+    for name in NEEDS.get(page.name, ()):
+        optional.module(name)
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "example"}
     for line, code in blocks(page):

@@ -8,6 +8,7 @@ import re
 import tarfile
 
 import numpy as np
+import optional
 import pytest
 import safetensors.torch
 import sources_made
@@ -245,6 +246,7 @@ def bad_braces(folder):
 
 
 def no_images(folder):
+    optional.module("torchvision")
     return folder, "expected subfolders of images, one a class, found none"
 
 
@@ -529,6 +531,7 @@ def test_a_shard_that_goes_while_it_is_read(tmp_path):
 
 
 def test_a_tar_without_samples(tmp_path):
+    optional.module("torchvision")
     with pytest.raises(ValueError, match="expected samples in the shards, found none"):
         list(TarSource(write_tar(tmp_path / "a.tar", [])).batches(4))
 
