@@ -49,8 +49,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if not config.pluginmanager.hasplugin("xdist"):
         return
     whole = all(Path(argument).is_dir() for argument in config.args)
-    if option.numprocesses is None and whole and not (option.usepdb or option.collectonly):
-        option.numprocesses = min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+    if option.numprocesses is None and whole and not option.collectonly:
+        option.numprocesses, option.maxprocesses = "logical", MOST_WORKERS
         if option.dist == "no":
             option.dist = "worksteal"  # runs of neighbours, which share what a module has set up
     if option.numprocesses:

@@ -102,29 +102,41 @@ def run(
 
 def _compile(source: Path, flags: list[str], folders: list[Path]) -> Path:
     language = ["-x", "c++"] if source.suffix == ".cu" else []
+    # The object and its key say nothing of where the sources lie: checkouts share what they build.
+    places = [f"-ffile-prefix-map={folder}/=" for folder in (CSRC.parent, source.parent)]
     includes = [f"-I{folder}" for folder in folders]
-    command = ["g++", *flags, *includes, *language, "-c", str(source)]
     # Every header that the source could include; one beside it needs no -I.
-    headers = [
-        *(path for folder in folders for path in folder.rglob("*")),
-        *source.parent.glob("*"),
+    headers = [(path, source.parent) for path in sorted(source.parent.glob("*"))]
+    headers += [(path, folder) for folder in folders for path in sorted(folder.rglob("*"))]
+    parts = [
+        part
+        for path, folder in headers
+        if path.suffix in HEADERS
+        for part in (str(path.relative_to(folder)), path.read_bytes())
     ]
-    texts = (path.read_bytes() for path in sorted(headers) if path.suffix in HEADERS)
-    key = _digest([_compiler(), *command, *texts, source.read_bytes()])
+    key = _digest([_compiler(), *flags, *language, source.name, source.read_bytes(), *parts])
+    command = ["g++", *flags, *places, *includes, *language, "-c", str(source)]
     return _once(_cache() / key / f"{source.stem}.o", command)
 
 
 def _once(target: Path, command: list[str]) -> Path:
-    """Run ``command`` for ``target`` unless it is there. Renamed into place: never half-written."""
-    if target.exists():
-        return target
+    """Run ``command`` for ``target`` unless it is there; another process that does is waited for.
+
+    Renamed into place: never half-written.
+    """
+    import fcntl  # where the emulator cannot be built, there may be none
+
     target.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder) / target.name
-        done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-        made.replace(target)
+    with (target.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            return target
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            made = Path(folder) / target.name
+            done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+            made.replace(target)
     return target
 
 
