@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -23,6 +24,10 @@ from resque_ext import _backend
 
 # Modules beside the tests, whose assertions say what they compared as those of a test do.
 pytest.register_assert_rewrite("class_moments_made", "resque_dist_made", "score_made", "state_made")
+
+# How long an example takes says nothing: the processors are shared.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 TIERS = ("user", "full")
 MOST_WORKERS = 8

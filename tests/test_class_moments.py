@@ -129,6 +129,7 @@ def test_many_rows(place, classes, dtype):
         expected.check(arrays(found), 0)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("classes", [5, 50])
 def test_rows_wider_than_a_tile_of_the_cpu(classes):
     x, y = whole_numbers(33_000, 1_100, dtype=torch.float16), labels_for(33_000, classes)

@@ -48,7 +48,9 @@ def test_opcheck(place, name, view):
         torch.library.opcheck(op, (x, y, 4), {"skip_nonfinite": True, "check": True})
 
 
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    "compiler", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.full)]
+)
 @pytest.mark.parametrize("view", ["matrix", "NHWC", "tokens"])
 def test_compile(compiler, view):
     def moments(x, y):

@@ -156,6 +156,7 @@ def test_both_ways_to_the_sums(n, width, k, dtype):
     torch.testing.assert_close(inertia, each.amin(1).square().sum(), rtol=EXACT, atol=0)
 
 
+@pytest.mark.full
 def test_more_elements_than_32_bits_can_count():
     """4.3 GB that nobody writes are one page of zeros, read again and again."""
     width, n = 1024, 2**21 + 9
@@ -191,6 +192,7 @@ print((read("VmHWM") - before) / x.nbytes)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's count of a process's memory")
+@pytest.mark.full
 def test_memory():
     """All that a call takes, its results included, is a tenth of the features at most."""
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)
@@ -463,7 +465,9 @@ def test_opcheck(place, view):
         torch.library.opcheck(op, (x, c), options)
 
 
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    "compiler", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.full)]
+)
 def test_compile(compiler):
     def step(x, c):
         labels, inertia, sums, counts = lloyd_step(x * 2, c)

@@ -135,6 +135,7 @@ def test_more_rows_than_a_call_takes(place, monkeypatch):
         pair_counts(x, y, 7, 200, check=True)
 
 
+@pytest.mark.full
 def test_more_rows_than_31_bits_can_count():
     """8.6 GB that nobody writes are one page of zeros, read again and again."""
     n = 2**31 + 9
@@ -241,7 +242,9 @@ def test_opcheck(place, name):
         torch.library.opcheck(getattr(torch.ops.resque_ext, name).default, (a, b, 5, 6))
 
 
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    "compiler", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.full)]
+)
 def test_compile(compiler):
     def shares(a, b):
         table = pair_counts(a, b * 2, 5, 7)

@@ -14,6 +14,8 @@ from report_pairs import AT, HOSTILE, META, brute_force_ranks, hostile_pairs, ma
 from resque_ext.screening.pair import PairResult
 from resque_ext.screening.report import make_report
 
+pytestmark = pytest.mark.full
+
 COLUMNS = ("resque_dist", "± s.e.", "Interval", "Noise floor", "epochs", "Samples", "Faults")
 NONE = "\N{EN DASH}"
 NUMBERS = ("value", "std_error", "interval", "noise_floor", "indices.arm", "predicted.epochs")

@@ -372,6 +372,7 @@ print((read("VmHWM") - before) / x.nbytes)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's count of a process's memory")
+@pytest.mark.full
 @pytest.mark.parametrize("k", [10, 100])
 def test_peak_memory_beyond_the_features(k):
     """Of a whole call, its result included: a tenth of the features at most."""

@@ -23,6 +23,8 @@ from resque_ext.screening import Candidate, ray_screener, read_store
 from resque_ext.screening.feeds import Feed
 from resque_ext.screening.store_sqlite import SqliteStore
 
+pytestmark = pytest.mark.full
+
 
 def screen(candidates=None, models=None, **options):
     given = {"anytime": False, "progress": False, "scheduler": "ray", "batch_size": 128} | options

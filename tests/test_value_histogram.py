@@ -269,6 +269,7 @@ def test_thread_count_does_not_show(bits):
         assert torch.equal(status, found[0][1])
 
 
+@pytest.mark.full
 def test_more_values_than_a_table_may_hold():
     """4.3 GB that nobody writes are one page of zeros, read again and again."""
     n = 2**31 + 2**18 + 9
@@ -440,7 +441,9 @@ def test_opcheck(place, name, view):
             torch.library.opcheck(op, (x, 12, pool, by_channel))
 
 
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    "compiler", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.full)]
+)
 @pytest.mark.parametrize("view", ["matrix", "NHWC", "tokens"])
 def test_compile(compiler, view):
     def histogram(x):

@@ -43,8 +43,8 @@ def path() -> Path:
             *(f'RESQUE_{name}="{text}"' for name, text in texts.items()),
             *("RESQUE_WITH_CUDA", "RESQUE_BASELINE_ONLY", "RESQUE_ISA=baseline"),
         ],
-        # Half the time of -O2 to compile the bindings, and no slower to run.
-        extra=["-O1", "-fvisibility=hidden", "-Wno-psabi"],
+        # Half the time of -O2 -g to compile, and no slower to run.
+        extra=["-O1", "-g0", "-fvisibility=hidden", "-Wno-psabi"],
     )
 
 

@@ -312,6 +312,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("sanitizer", "kernel", "message", "result"), FAULTS)
 def test_planted_fault(sanitizer, kernel, message, result):
     sources = [PLANTED / "faults.cu", PLANTED / "faults_main.cpp"]
@@ -324,6 +325,7 @@ def test_planted_fault(sanitizer, kernel, message, result):
     assert (clean.returncode, clean.stdout, clean.stderr) == (0, f"cudaSuccess {result}\n", "")
 
 
+@pytest.mark.full
 def test_global_memory_of_numpy_is_checked():
     library = build_module([PLANTED / "compute.cu"], "compute.so", sanitizer="address")
     script = """if True:
@@ -343,6 +345,7 @@ def test_global_memory_of_numpy_is_checked():
     assert "compute.cu:" in bad.stderr
 
 
+@pytest.mark.full
 def test_every_barrier_that_is_left_out_is_missed(tmp_path, monkeypatch):
     source = (PLANTED / "barriers.cu").read_text()
     (tmp_path / "barriers.cu").write_text(switch_barriers(source))

@@ -9,7 +9,10 @@ import pytest
 from cuda_on_cpu import build
 from cuda_on_cpu.barriers import VARIABLE, count_barriers, switch_barriers
 
-pytestmark = pytest.mark.skipif(build.unavailable() is not None, reason=str(build.unavailable()))
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(build.unavailable() is not None, reason=str(build.unavailable())),
+]
 
 CUDA = build.CSRC / "cuda"
 DRIVERS = build.Path(__file__).parent / "kernels"
