@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from resque_ext._images import image_decoder
 from resque_ext._inputs import as_tensor, check_features
 from resque_ext.files import content
-from resque_ext.loading import IMAGES, image_decoder
+from resque_ext.loading import IMAGES
 from resque_ext.screening.sources.base import (
     Batch,
     Kind,
