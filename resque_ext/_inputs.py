@@ -12,6 +12,7 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 DEVICES = ("cpu", "cuda")
+WIDE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 IGNORED = -100  # what losses pass over, torch's `ignore_index`
 IGNORED_HINT = f" ({IGNORED} marks rows to ignore: leave them out, labels != {IGNORED})"
 
@@ -237,7 +238,7 @@ def check_labels(labels: Any, name: str = "labels") -> Tensor:
     y = as_tensor(labels, name)
     if y.dtype in (torch.uint8, torch.int8, torch.int16):
         y = y.to(torch.int32)
-    elif y.dtype in (torch.uint16, torch.uint32, torch.uint64):
+    elif y.dtype in WIDE_UNSIGNED:
         y = y.to(torch.int64)
     hint = " (one-hot labels: pass labels.argmax(1))" if y.dim() == 2 else ""
     if y.dtype not in (torch.int32, torch.int64):

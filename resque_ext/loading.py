@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from resque_ext._images import image_decoder
 from resque_ext._inputs import as_tensor, check_count, check_labels, describe
-from resque_ext.files import load_arrays
+from resque_ext.files import load_arrays, parse_json
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff")
 
@@ -346,8 +345,8 @@ def make_transform(text: str) -> Callable[[Tensor], Tensor]:
     if make is None:
         raise ValueError(f"transform: expected one of {', '.join(TRANSFORMS)}, found {name!r}")
     try:
-        given = json.loads(arguments or "{}")
-    except json.JSONDecodeError as error:
+        given = parse_json(arguments or "{}")
+    except ValueError as error:
         raise ValueError(f"transform: expected JSON after {name}=, found {error}") from None
     if not isinstance(given, dict):
         raise ValueError(f"transform: expected a JSON object after {name}=, found {given!r}")

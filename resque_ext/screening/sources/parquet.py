@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import io
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from resque_ext._images import image_decoder
 from resque_ext._inputs import as_float, as_tensor, check_features
+from resque_ext.files import parse_json
 from resque_ext.screening.sources.base import (
     Batch,
     Kind,
@@ -429,9 +429,9 @@ def _mask(flags: NDArray[np.bool_]) -> Any:
 def _class_label(schema: Any, column: str) -> list[str] | None:
     """Names of classes as Hugging Face datasets keep them in a file's metadata."""
     try:
-        found = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        found = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
         names = found["names"]
-    except (KeyError, TypeError, ValueError, RecursionError):
+    except (KeyError, TypeError, ValueError):
         return None
     return names if all(isinstance(name, str) for name in names) else None
 
