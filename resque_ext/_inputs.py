@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 DEVICES = ("cpu", "cuda")
+WIDE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
+IGNORED = -100  # what losses pass over, torch's `ignore_index`
+IGNORED_HINT = f" ({IGNORED} marks rows to ignore: leave them out, labels != {IGNORED})"
 
 
 def describe(x: Any) -> str:
@@ -23,30 +27,23 @@ def describe(x: Any) -> str:
 
 
 def as_tensor(x: Any, name: str) -> Tensor:
-    """A tensor or NumPy array as a detached tensor that shares its memory where that is possible.
+    """Numbers as a detached tensor that shares its memory where that is possible.
+
+    Args:
+        x: a tensor; a NumPy array of any byte order; an object with `__dlpack__`,
+            `__cuda_array_interface__` or `__array__` (CuPy, JAX, pandas, polars, pyarrow); a
+            sequence of numbers, or of rows of one length. Lists of floats become float64.
+        name: begins the message of an error.
 
     Raises:
-        TypeError: anything else, or a sparse, quantized or complex tensor, or another device.
+        TypeError: anything else, text or objects, or a sparse, quantized or complex tensor, or
+            another device.
+        ValueError: rows that differ in length.
     """
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected an array without a mask, found a numpy masked array")
-    if isinstance(x, np.ndarray):
-        if x.dtype.kind not in "fiub":
-            raise TypeError(f"{name}: expected real numbers, found numpy dtype {x.dtype}")
-        if x.dtype == np.longdouble and x.dtype != np.float64:
-            raise TypeError(f"{name}: expected at most float64, found numpy dtype {x.dtype}")
-        x = x.astype(x.dtype.newbyteorder("="), copy=False)
-        # torch has no negative or odd strides, warns of read-only memory, and lacks the wide
-        # unsigned types.
-        if any(s < 0 or s % x.itemsize for s in x.strides) or not x.flags.writeable:
-            x = x.copy()
-        if x.dtype.kind == "u" and x.dtype.itemsize > 1:
-            if x.size and x.max() > np.iinfo(np.int64).max:
-                raise TypeError(f"{name}: expected values below 2^63, found {x.max()}")
-            x = x.astype(np.int64)
-        x = torch.from_numpy(x)
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a torch.Tensor or numpy.ndarray, found {describe(x)}")
+        x = _converted(x, name)
+        if isinstance(x, np.ndarray):
+            x = _from_numpy(x, name)
     if x.is_nested:
         raise TypeError(f"{name}: expected a dense tensor, found a nested one")
     if x.layout != torch.strided or x.is_quantized or x.is_complex():
@@ -57,23 +54,166 @@ def as_tensor(x: Any, name: str) -> Tensor:
     return x.detach()
 
 
-def check_float(x: Tensor, name: str) -> None:
-    """Raises TypeError for a dtype that is none of FLOATS."""
-    if x.dtype not in FLOATS:
+def as_array(x: Any, name: str, row_dims: int = 1) -> Any:
+    """A tensor or NumPy array of whatever holds numbers as `as_tensor` takes it; else `x` itself.
+
+    So a list of shards, an iterable of batches and a function come back as they are.
+
+    Args:
+        x: anything.
+        name: begins the message of an error.
+        row_dims: axes that a row may have, for lists of arrays: of more they are a list of shards.
+
+    Raises:
+        TypeError, ValueError: as those of `as_tensor`.
+    """
+    if isinstance(x, (list, tuple)):
+        return _converted(x, name) if x and _is_row(x[0], row_dims) else x
+    sequence = isinstance(x, Sequence) and not isinstance(x, (str, bytes))
+    return _converted(x, name) if sequence or _is_array(x) else x
+
+
+def _is_row(x: Any, dims: int) -> bool:
+    if isinstance(x, (list, tuple)):
+        return dims > 0 and len(x) > 0 and _is_row(x[0], dims)
+    if isinstance(x, (str, bytes)):
+        return False
+    return np.isscalar(x) or getattr(x, "ndim", dims + 1) <= dims
+
+
+def _is_array(x: Any) -> bool:
+    names = ("__dlpack__", "__cuda_array_interface__", "__array__", "__array_interface__")
+    return type(x).__name__ == "PyCapsule" or any(hasattr(x, name) for name in names)
+
+
+def _converted(x: Any, name: str) -> Any:
+    """A tensor, or a NumPy array of numbers or text."""
+    if isinstance(x, memoryview):
+        x = np.asarray(x)
+    if isinstance(x, np.ndarray):
+        return _plain(x, name)
+    if isinstance(x, Sequence) and not isinstance(x, (str, bytes)):
+        return _of_sequence(list(x), name)
+    if not _is_array(x):
         raise TypeError(
-            f"{name}: expected float32, float64, float16 or bfloat16, found {describe(x)}"
+            f"{name}: expected a torch.Tensor or numpy.ndarray, or what converts to one, found "
+            f"{describe(x)}"
         )
+    converts = hasattr(x, "__array__") or hasattr(x, "__array_interface__")
+    try:
+        if hasattr(x, "__dlpack__") or type(x).__name__ == "PyCapsule":
+            try:
+                return torch.from_dlpack(x)
+            except Exception:  # of text, nulls or strides, which DLPack does not have
+                if not converts:
+                    raise
+        if hasattr(x, "__cuda_array_interface__"):
+            return torch.as_tensor(x, device="cuda")
+        found = np.asarray(x)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TypeError(
+            f"{name}: expected {describe(x)} to convert to an array, found {reason}"
+        ) from None
+    return _plain(found, name)
+
+
+def _of_sequence(x: list[Any], name: str) -> Any:
+    try:
+        if x and all(isinstance(row, Tensor) for row in x):
+            return torch.stack(x)
+        found = np.array(x)
+        if found.dtype.kind == "U" and not all(isinstance(v, str) for v in x):
+            found = np.array(x, dtype=object)  # NumPy makes text of numbers beside text
+        return _plain(found, name)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{name}: expected rows of one length, found {reason}") from None
+
+
+def _plain(x: np.ndarray, name: str) -> np.ndarray:
+    """An array of objects, such as a column of lists, as the numbers or the text that they are."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected an array without a mask, found a numpy masked array")
+    if x.dtype != object or x.size == 0:
+        return x
+    try:
+        found = np.array(x.tolist())
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{name}: expected rows of one length, found {reason}") from None
+    if found.dtype.kind == "U" and not all(isinstance(v, str) for v in x.flat):
+        return x
+    return found
+
+
+def _from_numpy(x: np.ndarray, name: str) -> Tensor:
+    if x.dtype.kind not in "fiub":
+        found = f"numpy dtype {x.dtype}"
+        if x.dtype == object:
+            kinds = sorted({type(v).__name__ for v in x.flat})
+            found += f" (of {', '.join(kinds[:4])})" if kinds else ""
+        raise TypeError(f"{name}: expected real numbers, found {found}")
+    if x.dtype == np.longdouble and x.dtype != np.float64:
+        raise TypeError(f"{name}: expected at most float64, found numpy dtype {x.dtype}")
+    x = x.astype(x.dtype.newbyteorder("="), copy=False)
+    # torch has no negative or odd strides, warns of read-only memory, and lacks the wide unsigned
+    # types.
+    if any(s < 0 or s % x.itemsize for s in x.strides) or not x.flags.writeable:
+        x = x.copy()
+    if x.dtype.kind == "u" and x.dtype.itemsize > 1:
+        if x.size and x.max() > np.iinfo(np.int64).max:
+            raise TypeError(f"{name}: expected values below 2^63, found {x.max()}")
+        x = x.astype(np.int64)
+    return torch.from_numpy(x)
+
+
+def as_float(x: Any, name: str) -> Tensor:
+    """`as_tensor` in one of FLOATS: integers and floats of 8 bits in a type that has their values.
+
+    Up to 16 bits that is float32, else float64.
+
+    Raises:
+        TypeError: bool, and what `as_tensor` refuses.
+        ValueError: integers beyond 2^53, which float64 does not have. On CUDA they are rounded:
+            to look at them would wait for the device.
+    """
+    x = as_tensor(x, name)
+    if x.dtype in FLOATS:
+        return x
+    wider = _WIDER.get(x.dtype)
+    if wider is None:
+        raise TypeError(
+            f"{name}: expected float32, float64, float16, bfloat16 or integers, found {describe(x)}"
+        )
+    if x.dtype.itemsize == 8 and x.device.type == "cpu" and x.numel():
+        low, high = (int(value) for value in torch.aminmax(x.long()))
+        if low < -(2**53) or high > 2**53:
+            raise ValueError(
+                f"{name}: expected integers up to 2^53, which float64 holds exactly, found "
+                f"{low if low < -(2**53) else high}"
+            )
+    return x.to(wider)
+
+
+_WIDER = {
+    getattr(torch, narrow): wide
+    for wide, names in (
+        (torch.float32, "int8 uint8 int16 uint16 float8_e4m3fn float8_e5m2"),
+        (torch.float64, "int32 uint32 int64 uint64"),
+    )
+    for narrow in names.split()
+}
 
 
 def check_features(features: Any, name: str = "features") -> Tensor:
-    """Activations [N, D], [N, C, H, W] or [N, T, D] of a floating dtype, detached.
+    """Activations [N, D], [N, C, H, W] or [N, T, D] in one of FLOATS, as `as_float` gives them.
 
     Raises:
         TypeError: another dtype.
         ValueError: another rank, or nothing to average over.
     """
-    x = as_tensor(features, name)
-    check_float(x, name)
+    x = as_float(features, name)
     if x.dim() not in (2, 3, 4):
         raise ValueError(f"{name}: expected [N, D], [N, C, H, W] or [N, T, D], found {describe(x)}")
     if x.dim() > 2 and (x.shape[2:].numel() if x.dim() == 4 else x.shape[1]) == 0:
@@ -85,18 +225,73 @@ def check_labels(labels: Any, name: str = "labels") -> Tensor:
     """Class labels [N] as int32 or int64, detached.
 
     Raises:
-        TypeError: floating, bool or other dtypes.
+        TypeError: floating, bool or other dtypes; names of classes.
         ValueError: not one-dimensional (one-hot labels among them).
     """
+    labels = _as_labels(labels, name)
+    if not isinstance(labels, Tensor) and _texts(labels, name) is not None:
+        raise TypeError(
+            f"{name}: expected int32 or int64 class indices, found names of classes: part of the "
+            "data does not show which names there are, so number them first, the same on both "
+            "sides"
+        )
     y = as_tensor(labels, name)
     if y.dtype in (torch.uint8, torch.int8, torch.int16):
         y = y.to(torch.int32)
+    elif y.dtype in WIDE_UNSIGNED:
+        y = y.to(torch.int64)
     hint = " (one-hot labels: pass labels.argmax(1))" if y.dim() == 2 else ""
     if y.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"{name}: expected int32 or int64 class indices, found {describe(y)}{hint}")
     if y.dim() != 1:
         raise ValueError(f"{name}: expected shape [N], found {describe(y)}{hint}")
     return y
+
+
+def class_indices(*labels: Any, name: str = "labels") -> tuple[list[Any], NDArray[Any] | None]:
+    """Names of classes as their places in the sorted list of all of them; other labels unchanged.
+
+    Args:
+        labels: those of every side, so that a name means the same class on all.
+        name: begins the message of an error.
+
+    Returns:
+        The labels, and the names [C] in order; None where the labels are no names.
+
+    Raises:
+        TypeError: names on one side and numbers on the other, or a row without a name.
+    """
+    labels = [_as_labels(y, name) for y in labels]
+    texts = [_texts(y, name) for y in labels]
+    if all(text is None for text in texts):
+        return labels, None
+    if any(text is None for text in texts):
+        raise TypeError(f"{name}: expected names of classes on every side, found numbers on one")
+    names = np.unique(np.concatenate([text.ravel() for text in texts]))
+    return [np.searchsorted(names, text) for text in texts], names
+
+
+def _as_labels(labels: Any, name: str) -> Any:
+    """A tensor, or an array of numbers or text; `labels` itself where it is neither."""
+    if isinstance(labels, Tensor):
+        return labels
+    if isinstance(labels, (list, tuple)) and any(isinstance(y, str) for y in labels):
+        return _converted(labels, name)
+    return as_array(labels, name, row_dims=0)
+
+
+def _texts(x: Any, name: str) -> NDArray[np.str_] | None:
+    """The labels as an array of text, None where they are something else."""
+    if not isinstance(x, np.ndarray):
+        return None
+    if x.dtype.kind in "UT":
+        return x.astype(str)
+    if x.dtype == object and any(isinstance(y, str) for y in x.flat):
+        kinds = sorted({type(y).__name__ for y in x.flat if not isinstance(y, str)})
+        raise TypeError(
+            f"{name}: expected the name of a class in every row, found {', '.join(kinds)}"
+        )
+    return None
 
 
 def check_pair(features: Tensor, labels: Tensor, names: tuple[str, str]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -16,6 +17,18 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any] | torch.Tensor
 NAMES = ("features", "labels")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: no JSON, no UTF-8, or nested too deep.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("one that is nested too deep") from None
 
 
 def load_arrays(path: str | os.PathLike[str], names: Sequence[str] = NAMES) -> tuple[Array, ...]:
@@ -63,9 +76,34 @@ def map_array(path: str | os.PathLike[str]) -> NDArray[Any]:
     if found != "a single .npy array":
         raise ValueError(f"{path}: expected a single .npy array, found {found}")
     try:
+        with path.open("rb") as file:
+            npy_header(file)
         return np.load(path, mmap_mode="c", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, OverflowError) as error:
         raise ValueError(f"{path}: expected a whole numeric array, found {error}") from None
+
+
+def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether the columns come first, and dtype of a .npy file, read up to its data.
+
+    Raises:
+        ValueError: a damaged header, or Python objects, which need pickle.
+    """
+    try:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            header = np.lib.format.read_array_header_2_0
+        shape, columns_first, dtype = header(file)
+    # NumPy parses the header as Python: damaged ones end in exceptions of nearly every type.
+    except Exception as error:
+        line = " ".join(str(error).split())[:200]
+        raise ValueError(f"a damaged header ({type(error).__name__}: {line})") from None
+    if dtype.hasobject:
+        raise ValueError("Python objects, which need pickle: save plain numbers")
+    if any(isinstance(n, bool) or n < 0 for n in shape):
+        raise ValueError(f"a damaged header (shape {shape})")
+    return tuple(shape), columns_first, dtype
 
 
 def _read_npz(path: Path, names: tuple[str, ...]) -> tuple[Array, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +20,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from resque_ext._images import image_decoder
 from resque_ext._inputs import as_tensor, check_count, check_labels, describe
-from resque_ext.files import load_arrays
+from resque_ext.files import load_arrays, parse_json
 
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff")
 
 
 def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.Module:
@@ -258,40 +258,6 @@ def stack_images(images: Sequence[Tensor], where: Any) -> Tensor:
     return torch.stack(list(images))
 
 
-def image_decoder() -> Callable[[Any], Tensor]:
-    """Makes floats [3, H, W] in [0, 1] of an image: a file, its bytes opened as one, or PIL's own.
-
-    What it returns raises ValueError for what is no whole image.
-    """
-    try:
-        from PIL import Image
-        from torchvision.transforms.v2 import functional
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("torchvision", "PIL"):
-            raise
-        raise ValueError(
-            "data: expected torchvision, which reads images, found none: "
-            "pip install 'resque-ext[models]'"
-        ) from None
-
-    def pixels(image: Any) -> Tensor:
-        return functional.pil_to_tensor(image.convert("RGB")).float() / 255
-
-    def decode(file: Any) -> Tensor:
-        try:
-            if isinstance(file, Image.Image):
-                return pixels(file)
-            with Image.open(file) as image:
-                return pixels(image)
-        except MemoryError:
-            raise
-        # In damaged bytes the decoders come upon exceptions of nearly every type.
-        except Exception as error:
-            raise ValueError(f"expected an image, found {_first_line(error)}") from None
-
-    return decode
-
-
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
@@ -379,8 +345,8 @@ def make_transform(text: str) -> Callable[[Tensor], Tensor]:
     if make is None:
         raise ValueError(f"transform: expected one of {', '.join(TRANSFORMS)}, found {name!r}")
     try:
-        given = json.loads(arguments or "{}")
-    except json.JSONDecodeError as error:
+        given = parse_json(arguments or "{}")
+    except ValueError as error:
         raise ValueError(f"transform: expected JSON after {name}=, found {error}") from None
     if not isinstance(given, dict):
         raise ValueError(f"transform: expected a JSON object after {name}=, found {given!r}")

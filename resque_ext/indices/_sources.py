@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from resque_ext import files
-from resque_ext._inputs import as_tensor, check_features, check_labels, describe
+from resque_ext._inputs import as_array, as_tensor, check_features, check_labels, describe
 from resque_ext.ops import spatial_mean
 
 # Elements of a segment: 256 MB of float32. On an H100 a read of it takes 90 us, several times what
@@ -113,7 +113,7 @@ class Arrays(Source):
         # No more than a segment at a time: what torch cannot look at in place is copied.
         for array in self._arrays:
             for i in range(0, len(array), self.segment_rows):
-                yield as_tensor(array[i : i + self.segment_rows], "features")
+                yield check_features(array[i : i + self.segment_rows])
 
     def rows_at(self, positions: list[int]) -> Tensor:
         ends = np.cumsum([len(x) for x in self._arrays]).tolist()
@@ -121,7 +121,7 @@ class Arrays(Source):
         for p in positions:
             which = int(np.searchsorted(ends, p, side="right"))
             at = p - ends[which] + len(self._arrays[which])
-            found.append(as_tensor(self._arrays[which][at : at + 1], "features").cpu())
+            found.append(check_features(self._arrays[which][at : at + 1]).cpu())
         return torch.cat(found)
 
 
@@ -189,15 +189,16 @@ def open_source(features: Any, labels: Tensor | None) -> Source:
     """Whatever holds features, ready to be read.
 
     Args:
-        features: a tensor, a NumPy array, the path of a .npy file, a list or tuple of any of these,
-            one after another; or a function that returns an iterable of batches, or an iterable
-            that begins anew every time, such as a DataLoader.
+        features: a tensor, an array or what converts to one, rows as a list, the path of a .npy
+            file, a list or tuple of any of these, one after another; or a function that returns an
+            iterable of batches, or an iterable that begins anew every time, such as a DataLoader.
         labels: [N], or None where batches bring them.
 
     Raises:
         TypeError: a one-shot iterator, or anything else.
         FileNotFoundError, ValueError: no such file, another content, shards that do not fit.
     """
+    features = as_array(features, "features")
     if isinstance(features, (Tensor, np.ndarray, str, os.PathLike)):
         return Arrays([_open_array(features, "features")], ["features"])
     if isinstance(features, (list, tuple)):
@@ -222,14 +223,15 @@ def open_source(features: Any, labels: Tensor | None) -> Source:
 
 def open_labels(labels: Any) -> Tensor:
     """Labels [N], int32 or int64: an array, the path of a .npy file, or a list of these."""
-    if isinstance(labels, (list, tuple)) and labels and not np.isscalar(labels[0]):
+    labels = as_array(labels, "labels", row_dims=0)
+    if isinstance(labels, (list, tuple)) and labels:
         return torch.cat([open_labels(part).cpu().long() for part in labels])
     return check_labels(_open_array(labels, "labels"))
 
 
 def _open_array(x: Any, name: str) -> Any:
     """An array or tensor with at least one axis; no row is read or copied."""
-    x = files.map_array(x) if isinstance(x, (str, os.PathLike)) else x
+    x = files.map_array(x) if isinstance(x, (str, os.PathLike)) else as_array(x, name)
     if isinstance(x, np.ndarray) and x.ndim > 0:
         return x
     x = as_tensor(x, name)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resque_ext._inputs import check_choice, check_features, describe
+from resque_ext._inputs import as_array, check_choice, check_features, describe
 from resque_ext.indices._arm_distance import layer_distance
 from resque_ext.indices._arm_result import ArmResult
 from resque_ext.indices._arm_state import (
@@ -411,8 +411,8 @@ def arm(
     """ARM of activations at hand: the mean over layers of W1 between old and new activations.
 
     Args:
-        old, new: by layer, tensors or NumPy arrays as :meth:`Arm.update` takes; one tensor or array
-            alone is a layer by the name of "".
+        old, new: by layer, activations as :meth:`Arm.update` takes; one tensor, array, data frame
+            or list of rows alone is a layer by the name of "".
         per, pool, scale, max_bytes, nonfinite, exact: see :class:`Arm`. The halves of the noise
             floor are the even and the odd rows.
 
@@ -424,8 +424,8 @@ def arm(
     )
     sides: dict[Side, dict[str, Tensor]] = {}
     for side, given in (("old", old), ("new", new)):
-        alone = isinstance(given, (Tensor, np.ndarray))
-        sides[side] = _checked({"": given} if alone else given, side)  # type: ignore[index]
+        alone = as_array(given, side)  # a mapping comes back as it is
+        sides[side] = _checked({"": alone} if hasattr(alone, "ndim") else given, side)
     if sides["old"].keys() != sides["new"].keys():
         raise ValueError(
             f"old, new: expected the same layers, found {sorted(sides['old'])} and "

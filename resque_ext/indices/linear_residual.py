@@ -16,6 +16,7 @@ from resque_ext._inputs import (
     check_features,
     check_labels,
     check_pair,
+    class_indices,
     describe,
 )
 from resque_ext.indices._readout import ReadoutSums
@@ -323,8 +324,10 @@ def linear_residual(
     """linear_residual of features at hand; see :class:`LinearResidual`.
 
     Args:
-        old, new: features [N, D], [N, C, H, W] or [N, T, D] of one width; tensors or NumPy arrays.
-        old_labels, new_labels: class indices [N], int32 or int64.
+        old, new: features [N, D], [N, C, H, W] or [N, T, D] of one width: tensors, arrays, data
+            frames, or lists of rows.
+        old_labels, new_labels: class indices [N]; or names of classes, of which class i is the i-th
+            of those of both sides in sorted order.
         num_classes: C; by default the classes are those that appear on either side.
         missing, paired: see :class:`ResqueDist`.
         adapted: the new side's features once more, in the same order, after the model's
@@ -333,6 +336,7 @@ def linear_residual(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
+    (old_labels, new_labels), _ = class_indices(old_labels, new_labels)
     sides = {"old": (old, old_labels), "new": (new, new_labels)}
     if adapted is not None:
         sides["adapted"] = (adapted, new_labels)

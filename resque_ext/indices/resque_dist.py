@@ -18,6 +18,7 @@ from resque_ext._inputs import (
     check_features,
     check_labels,
     check_pair,
+    class_indices,
     describe,
 )
 from resque_ext.indices import _angles
@@ -522,14 +523,17 @@ def resque_dist(
     """RESQUE_dist of features at hand: the mean over classes of angle(old sum, new sum) / pi.
 
     Args:
-        old, new: features [N, D], [N, C, H, W] or [N, T, D] of one width; tensors or NumPy arrays.
-        old_labels, new_labels: class indices [N], int32 or int64.
+        old, new: features [N, D], [N, C, H, W] or [N, T, D] of one width: tensors, arrays, data
+            frames, or lists of rows.
+        old_labels, new_labels: class indices [N]; or names of classes, of which class i is the i-th
+            of those of both sides in sorted order.
         num_classes: C; by default the classes are those that appear on either side.
         missing, nonfinite, paired: see :class:`ResqueDist`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
+    (old_labels, new_labels), _ = class_indices(old_labels, new_labels)
     sides = {}
     for side, features, labels in (("old", old, old_labels), ("new", new, new_labels)):
         x, y = check_features(features, side), check_labels(labels, f"{side}_labels")

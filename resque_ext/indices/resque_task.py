@@ -17,10 +17,13 @@ from torch import Tensor
 from resque_ext._inputs import (
     DEVICES,
     FLOATS,
+    IGNORED,
+    IGNORED_HINT,
     as_tensor,
     check_choice,
     check_count,
     check_pair,
+    class_indices,
     describe,
 )
 from resque_ext.files import load_arrays
@@ -136,14 +139,15 @@ def resque_task(
     Distances are float64's, so labels do not depend on the precision of the features' products.
 
     Args:
-        features: [N, D], [N, C, H, W] or [N, T, D] float32, float64, float16 or bfloat16: a tensor
-            or NumPy array in memory; or data larger than that, read in passes: a numpy.memmap, the
-            path of a .npy file, a list of shards (any of these, one after another), a function that
-            returns an iterable of batches, or an iterable that begins anew every time. A pass
-            is made for the class means and for every iteration. All give the same bits.
-        labels: [N] class indices, int32 or int64, any values; likewise an array, the path of a .npy
-            file or a list of shards. None where batches are pairs (features, labels), which takes
-            one pass more.
+        features: [N, D], [N, C, H, W] or [N, T, D] of floats or integers: a tensor, array, data
+            frame or list of rows in memory; or data larger than that, read in passes: a
+            numpy.memmap, the path of a .npy file, a list of shards (any of these, one after
+            another), a function that returns an iterable of batches, or an iterable that begins
+            anew every time. A pass is made for the class means and for every iteration. All give
+            the same bits.
+        labels: [N] class indices of any values, or names of classes; likewise an array, the path of
+            a .npy file or a list of shards. None where batches are pairs (features, labels), which
+            takes one pass more.
         num_classes: K, the number of clusters; by default that of the distinct labels. Another one
             needs an `init` other than "class-means".
         init: "class-means", the means of the classes; "k-means++", K rows as scikit-learn would
@@ -262,7 +266,10 @@ def _check_tolerance(tol: Any) -> float:
 def _prepare(
     features: Any, labels: Any, embedding: str, device: torch.device | str | None
 ) -> tuple[Embeddings, Tensor, NDArray[np.int64]]:
-    """The embeddings, the class of every row counted from 0, and the classes' labels."""
+    """The embeddings, the class of every row counted from 0, and the classes' labels or names."""
+    names = None
+    if labels is not None and not _paths(labels):
+        (labels,), names = class_indices(labels)
     y = None if labels is None else open_labels(labels)
     source = open_source(features, y)
     if isinstance(source, Batches):
@@ -283,7 +290,17 @@ def _prepare(
         raise ValueError(
             f"features: expected at least one column, found rows of shape {source.row_shape}"
         )
-    return data, *_class_index(y.to(data.device))
+    index, classes = _class_index(y.to(data.device))
+    return data, index, classes if names is None else names[classes]
+
+
+def _paths(labels: Any) -> bool:
+    """Whether these are files of labels, and no names of classes."""
+    if isinstance(labels, (list, tuple)) and labels:
+        return all(map(_paths, labels))
+    return isinstance(labels, os.PathLike) or (
+        isinstance(labels, str) and labels.lower().endswith(".npy")
+    )
 
 
 def _device(wanted: torch.device | str | None, own: torch.device) -> torch.device:
@@ -308,6 +325,8 @@ def _device(wanted: torch.device | str | None, own: torch.device) -> torch.devic
 def _class_index(labels: Tensor) -> tuple[Tensor, NDArray[np.int64]]:
     """Labels of any values as 0..C-1, and the values, ascending."""
     low, high = int(labels.min()), int(labels.max())
+    if low <= IGNORED <= high and bool((labels == IGNORED).any()):
+        raise ValueError(f"labels: expected class indices, found {IGNORED}{IGNORED_HINT}")
     if high - low >= max(100_000, 4 * len(labels)):  # then looking them up would be no cheaper
         values, index = torch.unique(labels, return_inverse=True)
         return index, values.cpu().long().numpy()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from resque_ext._inputs import IGNORED, IGNORED_HINT
+
 
 def row_error(template: str, row: int) -> ValueError:
     """A ValueError about wrong values in a row, {row} in its message.
@@ -57,9 +59,10 @@ class Status:
     def raise_for_labels(self, name: str, num_classes: int, where: str = "") -> None:
         """ValueError with the first label out of range and its position."""
         if self.label_position is not None:
+            hint = IGNORED_HINT if self.label == IGNORED else ""
             raise row_error(
                 f"{name}: expected class indices 0..{num_classes - 1}, found {self.label} at "
-                f"position {{row}}{where}",
+                f"position {{row}}{where}{hint}",
                 self.label_position,
             )
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from resque_ext import _backend
-from resque_ext._inputs import as_tensor, check_float, describe, raises_at_once
+from resque_ext._inputs import as_float, describe, raises_at_once
 from resque_ext.ops import reference
 from resque_ext.ops._features import DTYPE_CODES, channel_view
 from resque_ext.ops._library import define
@@ -63,8 +63,7 @@ def lloyd_step(features: Any, centers: Any, *, check: bool | None = None) -> Llo
 def _check(features: Any, centers: Any) -> tuple[Tensor, Tensor]:
     tensors = []
     for name, value, shape in (("features", features, "[N, D]"), ("centers", centers, "[K, D]")):
-        x = as_tensor(value, name)
-        check_float(x, name)
+        x = as_float(value, name)
         if x.dim() != 2:
             raise ValueError(f"{name}: expected {shape}, found {describe(x)}")
         tensors.append(x)

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from resque_ext import _backend
 from resque_ext._inputs import (
-    as_tensor,
+    as_float,
     check_choice,
     check_count,
     check_features,
-    check_float,
     describe,
 )
 from resque_ext.ops import reference
@@ -220,9 +219,7 @@ def value_histogram(
 def _check_values(features: Any, channels: bool) -> Tensor:
     if channels:
         return check_features(features)
-    x = as_tensor(features, "features")
-    check_float(x, "features")
-    return x
+    return as_float(features, "features")
 
 
 def _check_bits(bits: int | None, dtype: torch.dtype) -> int:

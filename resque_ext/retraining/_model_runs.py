@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resque_ext.files import parse_json
 from resque_ext.retraining._recipe import check_one, chosen
 from resque_ext.retraining._scaling import (
     EMISSIONS,
@@ -242,8 +242,8 @@ def parse(text: str) -> dict[str, Any]:
         RecordError: not JSON, another format, other keys.
     """
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(text)
+    except ValueError as error:
         raise RecordError(f"model: expected JSON, found {error}") from None
     found = values.get("format") if isinstance(values, dict) else type(values).__name__
     if found != FORMAT:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from resque_ext._atomic import replaced
 from resque_ext._inputs import describe
+from resque_ext.files import parse_json
 
 FORMAT = "resque_ext.retrain/1"
 
@@ -56,8 +57,8 @@ def load(path: Path) -> dict[str, Any]:
                     f"{metadata.get('format')!r} in {path}"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return _unpack(json.loads(metadata["state"]), tensors)
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        return _unpack(parse_json(metadata["state"]), tensors)
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from resque_ext.files import parse_json
 from resque_ext.retraining.energy.measurement import Measurement
 
 FORMAT = "resque_ext.RetrainingCost/1"
@@ -258,7 +259,7 @@ class RetrainingCost:
             RecordError: not JSON, or not a record.
         """
         try:
-            values = json.loads(text)
+            values = parse_json(text)
         except ValueError as error:
             raise RecordError(f"record: expected JSON, found {error}") from None
         return cls.from_dict(values)

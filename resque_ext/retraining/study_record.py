@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from resque_ext._inputs import describe
+from resque_ext.files import parse_json
 from resque_ext.retraining.record import RecordError, RetrainingCost
 
 FORMAT = "resque_ext.StudyRun/1"
@@ -69,7 +70,7 @@ class StudyRun:
             RecordError: not JSON, or no such run; the message names the first field that is wrong.
         """
         try:
-            values = json.loads(text)
+            values = parse_json(text)
         except ValueError as error:
             raise RecordError(f"run: expected JSON, found {error}") from None
         found = values.get("format") if isinstance(values, Mapping) else type(values).__name__
@@ -119,7 +120,7 @@ def read_runs(path: str | os.PathLike[str]) -> Iterator[StudyRun]:
 def is_header(line: bytes) -> bool:
     """A line that says which study the runs after it belong to."""
     try:
-        values = json.loads(line)
+        values = parse_json(line)
     except ValueError:
         return False
     return isinstance(values, dict) and values.get("format") == HEADER_FORMAT

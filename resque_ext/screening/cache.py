@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from resque_ext._inputs import check_features, check_labels, check_pair, describe
+from resque_ext.files import parse_json
 from resque_ext.screening.pair import Fault
 from resque_ext.screening.sources.base import Source
 from resque_ext.screening.sources.npy import NpySource
@@ -151,7 +152,7 @@ class EmbeddingCache:
         """The entry, or None; one that is damaged or foreign is none, with a warning."""
         path = self.folder / key.digest
         try:
-            manifest = json.loads((path / "manifest.json").read_text())
+            manifest = parse_json((path / "manifest.json").read_text())
             self._check(path, manifest, key)
             entry = CachedEmbeddings(path, name or str(path), manifest)
             if list(manifest["shape"]) != [entry.rows, *entry.row_shape]:

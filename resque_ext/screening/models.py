@@ -14,6 +14,7 @@ from torch import nn
 
 from resque_ext._inputs import describe
 from resque_ext.collectors import make_collectors
+from resque_ext.files import parse_json
 from resque_ext.layers import choose_layers
 from resque_ext.observe import unwrap
 from resque_ext.passes import Passes
@@ -197,7 +198,7 @@ class OldSide:
         """
         try:
             tensors = safetensors.torch.load(data)
-            facts = json.loads(bytes(tensors.pop("facts").tolist()))
+            facts = parse_json(bytes(tensors.pop("facts").tolist()))
             self.passes = self._fresh()
             for name, collector in self.collectors.items():
                 own = f"{name}/"

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from resque_ext.files import parse_json
+
 FORMAT = "resque_ext.PairResult/1"
 
 # Why reading a pair ended: all of it was read; the interval parted from its neighbours' or was as
@@ -102,7 +104,7 @@ class PairResult:
         Raises:
             ValueError: not JSON, or no such pair.
         """
-        values = json.loads(text)
+        values = parse_json(text)
         found = values.get("format") if isinstance(values, Mapping) else type(values).__name__
         if found != FORMAT:
             raise ValueError(f"pair: expected format {FORMAT!r}, found {found!r}")

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
+from resque_ext.files import parse_json
 from resque_ext.screening.pair import PairResult
 
 try:
@@ -121,7 +122,7 @@ class Finished:
             StoreError: no pair.
         """
         try:
-            values = json.loads(way)
+            values = parse_json(way)
             looks = tuple(None if look is None else tuple(look) for look in values["looks"])
             return cls(PairResult.from_json(result), looks, values["rounds"])
         except (LookupError, TypeError, AttributeError, ValueError) as error:

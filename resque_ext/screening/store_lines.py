@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from resque_ext.files import parse_json
 from resque_ext.screening.store import (
     FORMAT,
     Finished,
@@ -148,7 +149,7 @@ def _lines(data: bytes, path: Path) -> Iterator[tuple[int, Any]]:
     """(number, value) of every whole line; a torn last one is left out."""
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
         try:
-            values = json.loads(line)
+            values = parse_json(line)
         except ValueError as error:
             raise StoreError(f"store: {path}:{number}: expected JSON, found {error}") from None
         if number > 1 and not (isinstance(values, dict) and _KINDS & values.keys()):

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from resque_ext.files import parse_json
 from resque_ext.screening.store import (
     FORMAT,
     Finished,
@@ -182,7 +183,7 @@ def _header(db: sqlite3.Connection, path: Path) -> Header:
         raise StoreError(f"store: {path}: expected format {FORMAT!r}, found {found}")
     rows = db.execute("SELECT key, value FROM meta").fetchall()
     try:
-        values = {key: json.loads(value) for key, value in rows}
+        values = {key: parse_json(value) for key, value in rows}
     except (TypeError, ValueError) as error:
         raise StoreError(f"store: {path}: expected a header in JSON, found {error}") from None
     return Header.from_dict(values, path)

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resque_ext._images import image_decoder
 from resque_ext._inputs import as_tensor, check_features, describe
-from resque_ext.loading import image_decoder, list_images, stack_images
+from resque_ext.loading import list_images, stack_images
 from resque_ext.screening.sources.base import Batch, Kind, Reading, check_kind, stamp
 from resque_ext.screening.sources.order import Spans, rows_of
 from resque_ext.screening.sources.rows import RowsSource, Take

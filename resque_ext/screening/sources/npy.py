@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from resque_ext.files import content
+from resque_ext.files import content, npy_header
 from resque_ext.screening.sources.base import Kind
 from resque_ext.screening.sources.raw import RawArray, RawSource
 
-# Labels may be of any of these, features of some.
 _DTYPES = {
     np.dtype(name): getattr(torch, name)
-    for name in ("float16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64")
+    for name in (
+        *("float16", "float32", "float64", "int8", "int16", "int32", "int64"),
+        *("uint8", "uint16", "uint32", "uint64"),
+    )
 }
 
 
@@ -25,9 +27,10 @@ class NpySource(RawSource):
     """Features and labels in two .npy files, whose rows are read when they are wanted.
 
     Args:
-        features: .npy [N, D], [N, C, H, W] or [N, T, D] of float16, float32 or float64; of kind
-            "inputs" also [N, ...] of uint8, images that become floats in [0, 1]. Or a folder that
-            has features.npy (inputs.npy) and labels.npy.
+        features: .npy [N, D], [N, C, H, W] or [N, T, D] of floats or integers, of any byte order;
+            of kind "inputs" [N, ...], of which uint8 are images that become floats in [0, 1]. Or a
+            folder that has features.npy (inputs.npy) and labels.npy. A file in Fortran order is
+            read through a mapping, more slowly.
         labels: .npy [N] of integers; None for a folder.
         name: how reports call it; default the path.
         kind: "embeddings" or "inputs".
@@ -79,32 +82,26 @@ def open_npy(path: Path) -> RawArray:
         raise ValueError(f"{path}: expected a single .npy array, found {found}")
     with path.open("rb") as file:
         try:
-            version = np.lib.format.read_magic(file)
-            read = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }[version]
-            shape, columns_first, dtype = read(file)
-        except (ValueError, KeyError, EOFError, OSError) as error:
-            first = " ".join(str(error).split())[:200]
-            raise ValueError(f"{path}: expected the header of a .npy file, found {first}") from None
+            shape, columns_first, dtype = npy_header(file)
+        except ValueError as error:
+            raise ValueError(f"{path}: expected the header of numbers, found {error}") from None
         offset = file.tell()
-    if dtype.hasobject:
-        raise ValueError(
-            f"{path}: expected numbers, found Python objects, which need pickle: save plain numbers"
-        )
-    if dtype not in _DTYPES:
+    native = dtype.newbyteorder("=")
+    if native not in _DTYPES:
         raise ValueError(
             f"{path}: expected one of {', '.join(map(str, _DTYPES))}, found numpy {dtype}"
         )
     if len(shape) == 0:
         raise ValueError(f"{path}: expected at least one axis, found a single number")
-    if columns_first and len(shape) > 1:
-        raise ValueError(
-            f"{path}: expected rows one behind the other (C order), found Fortran order: save "
-            "numpy.ascontiguousarray(features)"
-        )
-    array = RawArray(path, None, offset, tuple(shape), _DTYPES[dtype])
+    array = RawArray(
+        path,
+        None,
+        offset,
+        shape,
+        _DTYPES[native],
+        swapped=not dtype.isnative,
+        columns_first=columns_first and len(shape) > 1,
+    )
     check_size(array, path.stat().st_size)
     return array
 

@@ -6,6 +6,8 @@ read counts as the process's own memory for as long as it lasts.
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from resque_ext._inputs import FLOATS, check_labels
+from resque_ext._inputs import WIDE_UNSIGNED, as_float, check_labels
 from resque_ext.screening.sources.base import (
     Batch,
     Kind,
@@ -43,7 +46,9 @@ class RawArray:
         member: the array's name in it, if it has one.
         offset: of the first element, in bytes.
         shape: of the whole.
-        dtype: of an element, in the machine's byte order.
+        dtype: of an element.
+        swapped: the bytes of an element are in the other order than the machine's.
+        columns_first: the last axis changes slowest (Fortran order).
     """
 
     path: Path
@@ -51,10 +56,12 @@ class RawArray:
     offset: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+    swapped: bool = False
+    columns_first: bool = False
 
     @property
     def row_bytes(self) -> int:
-        return torch.Size(self.shape[1:]).numel() * self.dtype.itemsize
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     @property
     def where(self) -> str:
@@ -71,7 +78,27 @@ class RawArray:
         """
         rows = int((spans[:, 1] - spans[:, 0]).sum())
         out = buffers.lend((rows, *self.shape[1:]), self.dtype)
-        into = memoryview(out.view(-1).view(torch.uint8).numpy())
+        raw = out.view(-1).view(torch.uint8).numpy()
+        if self.columns_first:
+            self._gather(file, spans, raw)
+        else:
+            self._read_rows(file, spans, memoryview(raw))
+        if self.swapped:
+            raw.view(f"u{self.dtype.itemsize}").byteswap(inplace=True)
+        return out
+
+    def _gather(self, file: int, spans: Spans, raw: np.ndarray) -> None:
+        """Rows whose elements lie far apart, through a mapping that lasts for this reading."""
+        element = np.dtype(f"u{self.dtype.itemsize}")
+        with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as mapped:
+            if len(mapped) < self.offset + self.row_bytes * self.shape[0]:
+                raise OSError(f"expected {self.shape[0]} rows, found the end")
+            whole = np.ndarray(self.shape, element, mapped, self.offset, order="F")
+            rows = np.concatenate([whole[first:last] for first, last in spans.tolist()])
+            del whole  # else the mapping cannot end
+        raw.view(element)[:] = rows.reshape(-1)
+
+    def _read_rows(self, file: int, spans: Spans, into: memoryview) -> None:
         size, at = self.row_bytes, 0
         for first, last in spans.tolist():
             end = at + (last - first) * size
@@ -81,7 +108,6 @@ class RawArray:
                 if count == 0:
                     raise OSError(f"expected {end - at} bytes more at {place}, found the end")
                 at, place = at + count, place + count
-        return out
 
 
 class RawSource(RowsSource):
@@ -140,7 +166,10 @@ class RawSource(RowsSource):
                     reading.fault(self._features.path, self._features.member, f"{rows}: {error}")
                     return None
                 if self.kind == "inputs":
-                    x = self._transforms.inputs(x)
+                    # As `as_tensor` makes them of arrays: models take no other unsigned type.
+                    x = self._transforms.inputs(x.long() if x.dtype in WIDE_UNSIGNED else x)
+                else:
+                    x = as_float(x, "features")
                 return x, check_labels(y)
 
             yield take
@@ -149,18 +178,11 @@ class RawSource(RowsSource):
 def check_arrays(features: RawArray, labels: RawArray, kind: Kind) -> None:
     """Raises ValueError unless these are rows with a label each."""
     x, y = features, labels
-    good = FLOATS if kind == "embeddings" else (*FLOATS, torch.uint8)
-    if x.dtype not in good:
-        raise ValueError(
-            f"{x.where}: expected {', '.join(str(d).removeprefix('torch.') for d in good)}, found "
-            f"{x.describe()}"
-        )
     ranks = (2, 3, 4) if kind == "embeddings" else range(2, 9)
     if len(x.shape) not in ranks or 0 in x.shape[1:]:
         wanted = "[N, D], [N, C, H, W] or [N, T, D]" if kind == "embeddings" else "[N, ...]"
         raise ValueError(f"{x.where}: expected {wanted}, found {x.describe()}")
-    integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    if y.dtype not in integers or len(y.shape) != 1:
+    if y.dtype.is_floating_point or len(y.shape) != 1:
         hint = " (one-hot labels: save their argmax)" if len(y.shape) == 2 else ""
         raise ValueError(f"{y.where}: expected integer labels [N], found {y.describe()}{hint}")
     if x.shape[0] != y.shape[0] or x.shape[0] == 0:

@@ -29,6 +29,7 @@ _SUFFIXES = {
     ".tar": "tar",
 }
 _TEXT, _TEXTS, _COUNT = "a text", "a list of texts", "a number of rows"
+_PATHS = "a text or a list"
 _COMMON = {"path": _TEXT, "format": _TEXT, "name": _TEXT}
 _INPUTS = {"kind": _TEXT, "transforms": _TEXTS}
 _NAMES = {"features": _TEXT, "labels": _TEXT}
@@ -37,8 +38,8 @@ _KEYS: dict[str, dict[str, str]] = {
     "npy": _COMMON | _INPUTS | {"labels": _TEXT},
     "npz": _COMMON | _INPUTS | _NAMES,
     "safetensors": _COMMON | _INPUTS | _NAMES,
-    "parquet": _COMMON | _NAMES,
-    "tar": _COMMON | _INPUTS | {"path": "a text or a list", "label_key": _TEXT, "rows": _COUNT},
+    "parquet": _COMMON | _INPUTS | _NAMES | {"path": _PATHS, "classes": _TEXTS},
+    "tar": _COMMON | _INPUTS | {"path": _PATHS, "label_key": _TEXT, "rows": _COUNT},
     "folder": _COMMON | {"transforms": _TEXTS, "classes": _TEXTS},
     "dataset": _INPUTS | {"dataset": _TEXT, "format": _TEXT, "name": _TEXT, "columns": _TEXTS},
 }
@@ -58,8 +59,8 @@ def open_source(
     """The source that a specification names.
 
     Args:
-        spec: a path, or a mapping: `path` (a file, a folder, for tar shards also a list or a
-            pattern) or `dataset` ("module:callable", called without arguments, that returns a
+        spec: a path, or a mapping: `path` (a file, a folder, for tar shards and Parquet also a list
+            or a pattern) or `dataset` ("module:callable", called without arguments, that returns a
             dataset, an iterable of batches or a source); `format` ("npy", "npz", "safetensors",
             "parquet", "tar", "folder", "dataset"), by default what the name's ending says;
             `name`; `kind` ("inputs" or "embeddings"); `transforms`, a list of texts; and what the
@@ -92,7 +93,8 @@ def open_source(
     paths = [str(Path(folder) / p) for p in ([path] if isinstance(path, str) else path)]
     if form == "npy" and "labels" in options:
         options["labels"] = Path(folder) / options["labels"]
-    return _CLASSES[form](paths if form == "tar" else paths[0], **options)
+    several = form in ("tar", "parquet")
+    return _CLASSES[form](paths if several else paths[0], **options)
 
 
 def _format(spec: Mapping[str, Any], folder: Path) -> str:
@@ -109,13 +111,14 @@ def _format(spec: Mapping[str, Any], folder: Path) -> str:
         return given or "dataset"
     path = spec["path"]
     if isinstance(path, (list, tuple)):
-        return "tar"
+        return "parquet" if str(path[:1]).lower().endswith(".parquet']") else "tar"
     if not isinstance(path, str):
         raise ValueError(f"source: path: expected a text, found {path!r}")
     where = folder / path
     if where.is_dir():
-        arrays = (where / "features.npy").exists() or (where / "inputs.npy").exists()
-        return "npy" if arrays else "folder"
+        if (where / "features.npy").exists() or (where / "inputs.npy").exists():
+            return "npy"
+        return "parquet" if next(where.rglob("*.parquet"), None) is not None else "folder"
     form = _SUFFIXES.get(where.suffix.lower())
     if form is None:
         if not where.exists():

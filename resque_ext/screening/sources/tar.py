@@ -6,12 +6,11 @@ Nothing is ever extracted: members are found by their headers and read by their 
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,9 +19,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from resque_ext._images import image_decoder
 from resque_ext._inputs import as_tensor, check_features
-from resque_ext.files import content
-from resque_ext.loading import IMAGES, image_decoder
+from resque_ext.files import content, npy_header, parse_json
+from resque_ext.loading import IMAGES
 from resque_ext.screening.sources.base import (
     Batch,
     Kind,
@@ -38,16 +38,66 @@ from resque_ext.screening.sources.transforms import Transforms
 # Samples that a seeded order holds to choose from: places, not data, so they cost little.
 _HELD = 4096
 _MOST_SHARDS = 1_000_000
+_IMAGES = tuple(suffix[1:] for suffix in IMAGES)
+_DATA, _LABELS = (*_IMAGES, "npy"), ("cls", "json")
 
 
 @dataclass
 class _Sample:
-    """Where the members of a sample lie: by suffix, (offset, size)."""
+    """Where the members of a sample lie: by suffix, (offset, size).
+
+    WebDataset ends a key at its first dot, so "7.cls" and "7.mask.png" are of one sample; but keys
+    with dots are common too ("img.0007.png"). So a key ends at the last dot, and a neighbour whose
+    key goes on where this one ends is of the same sample, unless a number follows ("7" and "7.5").
+    """
 
     shard: int
     key: str
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
     fault: str | None = None
+
+    def add(self, key: str, suffix: str, place: tuple[int, int]) -> bool:
+        """Adds a member; False where it is of another sample."""
+        if key != self.key:
+            shorter, longer = sorted((key, self.key), key=len)
+            more = longer[len(shorter) + 1 :]
+            if not longer.startswith(f"{shorter}.") or more.replace(".", "").isdigit():
+                return False
+            if key == shorter:
+                if _whole(self.members, ""):
+                    return False
+                self.members = {f"{more}.{s}".lower(): p for s, p in self.members.items()}
+                self.key = key
+            else:
+                suffix = f"{more}.{suffix}"
+        suffix = suffix.lower()
+        if suffix in self.members:
+            self.fault = f"expected each member once, found two of .{suffix}"
+        self.members[suffix] = place
+        return True
+
+    def find(self, suffixes: Sequence[str]) -> list[str]:
+        """The members with one of these endings, those that have no more than that first."""
+        found = [s for s in self.members if s in suffixes]
+        return found or [s for s in self.members if s.rpartition(".")[2] in suffixes]
+
+    def check(self) -> None:
+        """Raises ValueError where it has a fault, or another whole sample inside."""
+        stems = {s.rpartition(".")[0] for s in self.members} - {""}
+        inside = [stem for stem in stems if _whole(self.members, f"{stem}.")]
+        if inside and _whole(self.members, ""):
+            raise ValueError(
+                f"expected samples whose names do not continue each other, found another one, "
+                f"{self.key}.{inside[0]}"
+            )
+        if self.fault is not None:
+            raise ValueError(self.fault)
+
+
+def _whole(members: Mapping[str, Any], stem: str) -> bool:
+    """Whether there are data and a label by that name."""
+    data = any(f"{stem}{suffix}" in members for suffix in _DATA)
+    return data and any(f"{stem}{suffix}" in members for suffix in _LABELS)
 
 
 @dataclass(frozen=True)
@@ -61,6 +111,8 @@ class _Damage:
 
 class TarSource(SourceBase):
     """Samples of tar shards: `key.png` or another image, or `key.npy`; and `key.cls` or `key.json`.
+
+    Keys may have dots. A member such as `key.mask.png` is of the sample `key` beside it.
 
     A tar file has no list of its members, so all its headers are gone through in turn, by every
     rank. A seeded order shuffles the shards and takes the next sample at random from among some
@@ -104,13 +156,13 @@ class TarSource(SourceBase):
                 raise FileNotFoundError(f"{path}: expected a tar shard, found none")
             if not path.is_file():
                 raise ValueError(f"{path}: expected a tar shard, found no regular file")
-        try:
-            tarfile.open(self._paths[0], "r:").close()
-        except (tarfile.TarError, OSError) as error:
+        with self._paths[0].open("rb") as file:
+            first = next(_headers(file), None)
+        if isinstance(first, str):
             raise ValueError(
                 f"{self._paths[0]}: expected an uncompressed tar archive, found "
-                f"{content(self._paths[0])} ({error})"
-            ) from None
+                f"{content(self._paths[0])} ({first})"
+            )
         self._label_key, self._transforms = label_key, Transforms(transforms)
         self._decode = image_decoder() if kind == "inputs" else None
 
@@ -184,15 +236,14 @@ class TarSource(SourceBase):
                 if refusal is not None or info.isdir():
                     continue
                 folder, slash, base = info.name.rpartition("/")
-                stem, _, suffix = base.partition(".")
-                key, suffix = folder + slash + stem, suffix.lower()
-                if sample is None or sample.key != key:
+                stem, dot, suffix = base.rpartition(".")
+                key = folder + slash + (stem if dot else base)
+                place, suffix = (info.offset_data, info.size), suffix if dot else ""
+                if sample is None or not sample.add(key, suffix, place):
                     if sample is not None:
                         yield sample
                     sample = _Sample(shard, key)
-                if suffix in sample.members:
-                    sample.fault = f"expected each member once, found two of .{suffix}"
-                sample.members[suffix] = info.offset_data, info.size
+                    sample.add(key, suffix, place)
         if sample is not None:
             yield sample
 
@@ -218,16 +269,14 @@ class TarSource(SourceBase):
 
     def _item(self, sample: _Sample, file: int, reading: Reading) -> tuple[Tensor, int] | None:
         try:
-            if sample.fault is not None:
-                raise ValueError(sample.fault)
+            sample.check()
             return self._data(sample, file), self._label(sample, file)
         except (OSError, ValueError, TypeError) as error:
             reading.fault(self._paths[sample.shard], sample.key, error)
             return None
 
     def _data(self, sample: _Sample, file: int) -> Tensor:
-        images = [s for s in sample.members if f".{s}" in IMAGES]
-        wanted = images if self._decode is not None else [s for s in sample.members if s == "npy"]
+        wanted = sample.find(_IMAGES if self._decode is not None else ("npy",))
         if len(wanted) != 1:
             what = "one image" if self._decode is not None else "a .npy member"
             raise ValueError(f"expected {what}, found {_listed(sample)}")
@@ -237,16 +286,18 @@ class TarSource(SourceBase):
         return check_features(as_tensor(_array(data), "features").unsqueeze(0))[0]
 
     def _label(self, sample: _Sample, file: int) -> int:
-        if "cls" in sample.members:
-            text = _read(file, *sample.members["cls"]).decode("ascii", "replace").strip()
+        labels = sample.find(("cls",)) or sample.find(("json",))
+        if len(labels) != 1:
+            raise ValueError(f"expected a label (.cls or .json), found {_listed(sample)}")
+        content = _read(file, *sample.members[labels[0]])
+        if labels[0].endswith("cls"):
+            text = content.decode("ascii", "replace").strip()
             if not re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
                 raise ValueError(f".cls: expected an integer, found {text[:80]!r}")
             return int(text)
-        if "json" not in sample.members:
-            raise ValueError(f"expected a label (.cls or .json), found {_listed(sample)}")
         try:
-            found = json.loads(_read(file, *sample.members["json"]))
-        except (ValueError, RecursionError) as error:
+            found = parse_json(content)
+        except ValueError as error:
             raise ValueError(f".json: expected JSON, found {error}") from None
         label = found.get(self._label_key) if isinstance(found, dict) else None
         if isinstance(label, bool) or not isinstance(label, int) or abs(label) >= 2**63:
@@ -254,10 +305,22 @@ class TarSource(SourceBase):
         return label
 
 
+class _Bounded:
+    """A file of which no more can be asked for than there is: headers may claim any size."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._size = file, os.fstat(file.fileno()).st_size
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        there = max(self._size - self._file.tell(), 0)
+        return self._file.read(there if size < 0 else min(size, there))
+
+
 def _headers(file: Any) -> Iterator[tarfile.TarInfo | str]:
     """The headers of an archive; last, where it is not whole, what is wrong with it."""
     try:
-        archive = tarfile.TarFile(fileobj=file)
+        archive = tarfile.TarFile(fileobj=_Bounded(file))
         while (info := archive.next()) is not None:
             archive.members = []  # else it keeps all that it has ever seen
             yield info
@@ -265,8 +328,6 @@ def _headers(file: Any) -> Iterator[tarfile.TarInfo | str]:
         file.seek(archive.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             yield f"expected the end of the archive at byte {archive.offset}, found a broken one"
-    except MemoryError:
-        raise
     # In damaged bytes tarfile comes upon exceptions of nearly every type.
     except Exception as error:
         yield f"expected a whole uncompressed tar archive, found it damaged: {error}"
@@ -296,21 +357,14 @@ def _read(file: int, offset: int, size: int) -> bytes:
 def _array(data: io.BytesIO) -> np.ndarray:
     """The array of a .npy member, which has exactly the bytes that its header says."""
     try:
-        version = np.lib.format.read_magic(data)
-        header = np.lib.format.read_array_header_1_0
-        if version != (1, 0):
-            header = np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(data)
+        shape, _, dtype = npy_header(data)
         # NumPy makes room for all that a header says before it looks for it.
         wanted, found = math.prod(shape) * dtype.itemsize, len(data.getbuffer()) - data.tell()
-        if wanted != found and not dtype.hasobject:
+        if wanted != found:
             raise ValueError(f"expected {wanted} bytes of shape {shape}, found {found}")
         data.seek(0)
         return np.lib.format.read_array(data, allow_pickle=False)
-    except MemoryError:
-        raise
-    # In damaged bytes NumPy comes upon exceptions of nearly every type.
-    except Exception as error:
+    except ValueError as error:
         raise ValueError(f".npy: expected a numeric array, found it damaged: {error}") from None
 
 
