@@ -1,32 +1,37 @@
 """resque_ext: what reusing a trained model will cost, before any retraining."""
 
+from __future__ import annotations
+
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-from resque_ext import ops, shifts
-from resque_ext._backend import BackendError, backend, build_info
-from resque_ext.indices import (
-    Arm,
-    ArmResult,
-    LinearResidual,
-    LinearResidualResult,
-    PreIndexResult,
-    RepresentationDistance,
-    RepresentationDistanceResult,
-    ResqueDist,
-    ResqueDistResult,
-    ResqueTaskResult,
-    adjusted_rand_index,
-    arm,
-    linear_residual,
-    preindex,
-    representation_distance,
-    resque_dist,
-    resque_task,
-)
-from resque_ext.scoring import score
+if TYPE_CHECKING:
+    from resque_ext import distributed, ops, retraining, screening, shifts
+    from resque_ext._backend import backend, build_info
+    from resque_ext._errors import BackendError
+    from resque_ext.indices import (
+        Arm,
+        ArmResult,
+        LinearResidual,
+        LinearResidualResult,
+        PreIndexResult,
+        RepresentationDistance,
+        RepresentationDistanceResult,
+        ResqueDist,
+        ResqueDistResult,
+        ResqueTaskResult,
+        adjusted_rand_index,
+        arm,
+        linear_residual,
+        preindex,
+        representation_distance,
+        resque_dist,
+        resque_task,
+    )
+    from resque_ext.scoring import score
+    from resque_ext.screening.screen import screen
 
 __all__ = [
     "Arm",
@@ -45,19 +50,42 @@ __all__ = [
     "arm",
     "backend",
     "build_info",
+    "distributed",
     "linear_residual",
     "ops",
     "preindex",
     "representation_distance",
     "resque_dist",
     "resque_task",
+    "retraining",
     "score",
     "screen",
+    "screening",
     "shifts",
 ]
 
+# Loaded when they are asked for, so that the command line shows its help without importing torch.
+_MODULES = ("distributed", "ops", "retraining", "screening", "shifts")
+_HOMES = {
+    "BackendError": "_errors",
+    "backend": "_backend",
+    "build_info": "_backend",
+    "score": "scoring",
+    "screen": "screening.screen",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "screen":  # which brings much that nothing else needs
-        return importlib.import_module("resque_ext.screening.screen").screen
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _MODULES:
+        found: Any = importlib.import_module(f"{__name__}.{name}")
+    else:
+        home = importlib.import_module(f"{__name__}.{_HOMES.get(name, 'indices')}")
+        found = getattr(home, name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

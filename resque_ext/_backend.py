@@ -17,12 +17,10 @@ from typing import Any
 
 import torch
 
+from resque_ext._errors import BackendError
+
 BACKENDS = ("native", "torch")
 _REINSTALL = "install it from its checkout with: pip install --force-reinstall --no-deps ."
-
-
-class BackendError(RuntimeError):
-    """The compiled kernels cannot do what was asked: says what is missing and how to get it."""
 
 
 def _checkout_digest(package: Path) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -45,12 +46,20 @@ def evaluating(model: nn.Module, versions: bool = False) -> Iterator[None]:
         with (
             torch.inference_mode(not versions),
             torch.no_grad(),
-            torch.compiler.set_stance("force_eager"),
+            _eager(),
         ):
             yield
     finally:
         for module, mode in training.items():
             module.training = mode
+
+
+def _eager() -> contextlib.AbstractContextManager[Any]:
+    """Compiled code set aside. What was never loaded has compiled nothing, and to ask would load
+    it: three seconds."""
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 @contextlib.contextmanager

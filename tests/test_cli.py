@@ -44,7 +44,7 @@ def test_interrupt_exits_with_130():
     # As `python -m resque_ext`, but it says when torch is imported, which takes its time.
     code = (
         "import signal, sys\n"
-        "from resque_ext import cli\n"
+        "from resque_ext import bench, cli\n"
         # What is started in the background of a shell ignores SIGINT.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "print('ready', flush=True)\n"

@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from resque_ext import BackendError
+from resque_ext._errors import BackendError
 from resque_ext.cli import (
     bench,
     demo,

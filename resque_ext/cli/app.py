@@ -10,7 +10,8 @@ from resque_ext import __version__
 
 app = typer.Typer(
     help="What reusing a trained model on new data will cost, before any retraining.",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # a bracket in a help text is a bracket
     pretty_exceptions_enable=False,  # a traceback of a bug is Python's own, without locals
 )
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
-from resque_ext import bench
 from resque_ext.cli.app import app
 from resque_ext.cli.output import (
     Json,
+    escape,
     make_console,
     make_table,
     print_json,
@@ -19,13 +18,15 @@ from resque_ext.cli.output import (
 )
 
 
-@app.command("bench")
+@app.command("bench", short_help="Time the kernels against plain PyTorch.")
 def _bench(
     as_json: Json = False,
     seconds: Annotated[float, typer.Option(help="Time for everything together.")] = 40.0,
     rows: Annotated[int | None, typer.Option(help="Rows; by default by free memory.")] = None,
 ) -> None:
     """Time the kernels against plain PyTorch, on random data that is checked first."""
+    from resque_ext import bench
+
     with progress_bar() as progress:
         result = bench.run(seconds, rows, progress)
     if as_json:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from resque_ext import demo
 from resque_ext.cli.app import app
 from resque_ext.cli.output import (
     Json,
+    escape,
     make_console,
     make_table,
     print_json,
@@ -20,13 +18,18 @@ from resque_ext.cli.output import (
     show_with_error,
 )
 
+if TYPE_CHECKING:
+    from rich.console import Console
 
-@app.command("demo")
+
+@app.command("demo", short_help="Score, predict and retrain on real digits, in a minute.")
 def _demo(
     as_json: Json = False,
     seed: Annotated[int, typer.Option(help="Of the split, training and shifts.")] = 0,
 ) -> None:
     """Train a small classifier of real digits, score shifts of its images, retrain for each."""
+    from resque_ext import demo
+
     with progress_bar() as progress:
         result = demo.run(seed, progress)
     if as_json:

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from resque_ext import resque_dist
 from resque_ext.cli.app import app
 from resque_ext.cli.output import (
     Json,
@@ -18,7 +17,6 @@ from resque_ext.cli.output import (
     print_json,
     show_angle,
 )
-from resque_ext.files import load_arrays
 
 
 class Policy(str, Enum):
@@ -28,7 +26,7 @@ class Policy(str, Enum):
     skip = "skip"
 
 
-@app.command("dist")
+@app.command("dist", short_help="RESQUE_dist of two files of features.")
 def _dist(
     old: Annotated[Path, typer.Argument(help="Old side: .npz or .safetensors.")],
     new: Annotated[Path, typer.Argument(help="New side, likewise.")],
@@ -44,6 +42,9 @@ def _dist(
     as_json: Json = False,
 ) -> None:
     """RESQUE_dist of two files, each with the arrays `features` [N, D] and `labels` [N]."""
+    from resque_ext import resque_dist
+    from resque_ext.files import load_arrays
+
     (x, y), (x_new, y_new) = load_arrays(old), load_arrays(new)
     result = resque_dist(
         x,

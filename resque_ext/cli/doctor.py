@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from resque_ext import doctor
 from resque_ext.cli.app import app
 from resque_ext.cli.output import (
     Json,
+    escape,
     make_console,
     make_table,
     print_json,
 )
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 
 @app.command("doctor")
 def _doctor(as_json: Json = False) -> None:
     """What works on this machine, what is missing, and how to get it."""
+    from resque_ext import doctor
+
     result = doctor.examine()
     if as_json:
         print_json(result)

@@ -7,14 +7,12 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from resque_ext.cli.app import app
-from resque_ext.cli.output import make_table
+from resque_ext.cli.output import escape, make_table
 
 
-@app.command("energy")
+@app.command("energy", short_help="Run a command and meter its energy.")
 def _energy(
     command: Annotated[list[str], typer.Argument(help="A program and its arguments, after --.")],
     country: Annotated[
@@ -41,6 +39,8 @@ def _energy(
 
 
 def _print(result: dict[str, Any]) -> None:
+    from rich.console import Console
+
     table = make_table(escape(f"Energy of {result['command'][0]}"), "", "value", "source")
     table.add_row("time", f"{result['seconds']:.2f} s", "")
     for key, unit in (

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from resque_ext.cli.app import app
-from resque_ext.cli.output import Json, make_console, make_table, print_json
-from resque_ext.retraining.cost_model import EXTRAPOLATE, CostModel
+from resque_ext.cli.output import Json, escape, make_console, make_table, print_json
+
+if TYPE_CHECKING:
+    from resque_ext.retraining.cost_model import CostModel
 
 # typer evaluates annotations from their text, so what is put together stands here.
-EXTRAPOLATE_HELP = f"Outside the range of the runs: {', '.join(EXTRAPOLATE)}."
+EXTRAPOLATE_HELP = "Outside the range of the runs: error, clamp, flag."
 
 
 @app.command("predict")
@@ -26,7 +27,7 @@ def _predict(
     coverage: Annotated[
         float | None, typer.Option(help="Of the intervals; by default the model's.")
     ] = None,
-    extrapolate: Annotated[str, typer.Option(help=EXTRAPOLATE_HELP)] = EXTRAPOLATE[0],
+    extrapolate: Annotated[str, typer.Option(help=EXTRAPOLATE_HELP)] = "error",
     samples: Annotated[
         int | None, typer.Option(help="Training samples of an epoch, if not as in the runs.")
     ] = None,
@@ -46,6 +47,8 @@ def _predict(
     as_json: Json = False,
 ) -> None:
     """Predict the costs of a new shift, with intervals."""
+    from resque_ext.retraining.cost_model import CostModel
+
     loaded = CostModel.load(model)
     found = loaded.predict(
         _read(values, loaded.predictors),

@@ -6,17 +6,19 @@ import sys
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from resque_ext.cli.app import app
-from resque_ext.screening.pair import PairResult
+
+if TYPE_CHECKING:
+    from resque_ext.screening.pair import PairResult
 
 OUTPUT_HELP = "File to write; its suffix says what: .html (a page), .csv or .json."
 
 
-@app.command("report")
+@app.command("report", short_help="Show a screening as a page, CSV or JSON.")
 def _report(
     store: Annotated[Path, typer.Argument(help="Of a screening: SQLite, or .jsonl.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help=OUTPUT_HELP)] = None,

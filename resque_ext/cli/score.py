@@ -3,37 +3,59 @@
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from typer.core import TyperCommand
 
-from resque_ext import score, shifts
 from resque_ext.cli.app import app
 from resque_ext.cli.output import (
     Json,
+    escape,
     make_console,
     make_table,
     print_json,
     show_angle,
 )
-from resque_ext.loading import (
-    TRANSFORMS,
-    Normalize,
-    load_model,
-    make_transform,
-    open_batches,
-    shifted_before,
+
+# typer evaluates annotations from their text, so what is put together stands here. Names of the
+# package are written out: to import them takes seconds (the tests compare them).
+INDEX_HELP = (
+    "resque_dist, resque_task, preindex, arm, linear_residual; may be repeated. Default: "
+    "resque_dist."
 )
-from resque_ext.scoring import INDICES, Scores
-
-# typer evaluates annotations from their text, so what is put together stands here.
-INDEX_HELP = f"{', '.join(INDICES)}; may be repeated. Default: resque_dist."
-TRANSFORM_HELP = f'In turn: {", ".join(TRANSFORMS)}, as NAME={{"size": 224}}; repeatable.'
+TRANSFORM_HELP = (
+    'In turn: resize, center_crop, grayscale, normalize, as NAME={"size": 224}; repeatable.'
+)
 
 
-@app.command("score")
+ADAPT_HELP = (
+    "Without a value: re-estimate batch-norm on NEW first. match: also match to OLD what other "
+    "normalization layers read."
+)
+
+
+class Adaptation(str, Enum):
+    """What is done to the normalization of the model on the new side."""
+
+    reestimate = "reestimate"
+    match = "match"
+
+
+class _Score(TyperCommand):
+    """Takes --adapt-normalization alone for `reestimate`; `match` may follow it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        option, values = "--adapt-normalization", [each.value for each in Adaptation]
+        for i, word in enumerate(args):
+            if word == option and args[i + 1 : i + 2] not in [[value] for value in values]:
+                args[i] = f"{option}={values[0]}"
+        return super().parse_args(ctx, args)
+
+
+@app.command("score", cls=_Score, short_help="Indices of a model on old and new data.")
 def _score(
     model: Annotated[str, typer.Argument(help="module:callable that returns the model.")],
     old: Annotated[
@@ -56,9 +78,7 @@ def _score(
     paired: Annotated[
         bool, typer.Option("--paired", help="NEW holds OLD's samples in order, shifted.")
     ] = False,
-    adapt_normalization: Annotated[
-        bool, typer.Option("--adapt-normalization", help="Re-estimate batch-norm on NEW first.")
-    ] = False,
+    adapt_normalization: Annotated[Adaptation | None, typer.Option(help=ADAPT_HELP)] = None,
     layer: Annotated[str | None, typer.Option(help="The embedding's layer.")] = None,
     layers: Annotated[
         list[str] | None, typer.Option(help="Layers that preindex and arm read; repeatable.")
@@ -73,6 +93,16 @@ def _score(
     as_json: Json = False,
 ) -> None:
     """Indices of a model on old and new data: labelled arrays or folders of images."""
+    from resque_ext import score
+    from resque_ext.loading import (
+        Normalize,
+        load_model,
+        make_transform,
+        open_batches,
+        shifted_before,
+    )
+    from resque_ext.scoring import Scores
+
     names = tuple(index or ("resque_dist",))
     transforms = [make_transform(text) for text in transform or ()]
     if any(isinstance(t, Normalize) for t in transforms[:-1]):
@@ -97,7 +127,7 @@ def _score(
         layers or "auto",
         paired,
         shifting,
-        adapt_normalization,
+        "match" if adapt_normalization is Adaptation.match else bool(adapt_normalization),
         device=device,
         progress=sys.stderr.isatty(),
     )
@@ -117,6 +147,8 @@ def _score(
 
 
 def _shift(text: str, seed: int) -> Any:
+    from resque_ext import shifts
+
     kind, _, level = text.partition("=")
     try:
         number = float(level)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from resque_ext.cli.app import app
 from resque_ext.cli.output import (
     Json,
+    escape,
     make_console,
     make_table,
     print_json,
@@ -29,7 +29,7 @@ WORKERS_HELP = "Of ray: pairs that are read at once. Default: screen.workers."
 STORE_HELP = "Keeps every finished pair: SQLite, or JSON lines for .jsonl. Default: screen.store."
 
 
-@app.command("screen")
+@app.command("screen", short_help="Rank every model on every candidate dataset.")
 def _screen(
     config: Annotated[Path, typer.Argument(help=CONFIG_HELP)],
     resume: Annotated[

@@ -9,13 +9,12 @@ import typer
 
 from resque_ext.cli.app import app
 from resque_ext.cli.output import Json, make_console, make_table, print_json, show_angle
-from resque_ext.indices.resque_task import INITS, resque_task_of_file
 
 # typer evaluates annotations from their text, so what is put together stands here.
-INIT_HELP = f"Where the clusters start: {' or '.join(INITS)}."
+INIT_HELP = "Where the clusters start: class-means or k-means++."
 
 
-@app.command("task")
+@app.command("task", short_help="RESQUE_task of a file of embeddings.")
 def _task(
     embeddings: Annotated[
         Path,
@@ -39,6 +38,8 @@ def _task(
     as_json: Json = False,
 ) -> None:
     """RESQUE_task of embeddings: how badly a new task's classes fall into their clusters."""
+    from resque_ext.indices.resque_task import resque_task_of_file
+
     result = resque_task_of_file(
         embeddings,
         labels,
