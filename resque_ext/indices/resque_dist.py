@@ -553,12 +553,12 @@ def _warnings(
         )
     if p_value is not None and value > 0 and p_value > SIGNIFICANT:
         return (
-            "value: no shift is shown, as random exchanges within pairs show as much in "
+            "value: no shift detected, as random exchanges within pairs show as much in "
             f"{p_value:.0%} of cases; read more rows to detect a small shift",
         )
     if p_value is None and value <= floor + CLEAR * error:
         return (
-            f"value: no shift is shown, as it is not {CLEAR} standard errors above the noise "
+            f"value: no shift detected, as it is not {CLEAR} standard errors above the noise "
             "floor; read more rows to detect a small shift, or see ResqueDist.debiased()",
         )
     return ()

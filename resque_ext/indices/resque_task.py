@@ -248,7 +248,7 @@ def resque_task(
         errors = _baselines.Baselines()
         if baselines:
             errors = _baselines.baselines(data, index, len(classes))
-    warnings = _warnings(counts, by_chance, dimension, held_out)
+    warnings = task_warnings(counts, by_chance, dimension, held_out)
     return ResqueTaskResult(
         value=1 - ari,
         ari=ari,
@@ -468,7 +468,7 @@ def _held_out(
     )
 
 
-def _warnings(
+def task_warnings(
     table: NDArray[np.int64], chance: Chance | None, dimension: float | None, held_out: bool
 ) -> tuple[str, ...]:
     """Why a value is not to be relied on, and what to do; nothing where it is."""
