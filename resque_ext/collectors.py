@@ -23,6 +23,7 @@ from resque_ext.indices import (
     ResqueTaskResult,
     resque_task,
 )
+from resque_ext.indices._chance import PERMUTATIONS
 from resque_ext.indices._sources import EMBEDDINGS
 from resque_ext.indices.preindex import PreIndexOptions, combine
 from resque_ext.indices.representation_distance import paired_layers
@@ -148,6 +149,8 @@ class ResqueTaskCollector:
         seed: int = 0,
         embedding: str = "pooled",
         baselines: bool = True,
+        start: str = "same-rows",
+        chance: int = PERMUTATIONS,
     ) -> None:
         check_choice(embedding, EMBEDDINGS, "embedding")
         self._flatten = embedding == "flattened"
@@ -159,6 +162,8 @@ class ResqueTaskCollector:
             "tol": tol,
             "seed": seed,
             "baselines": baselines,
+            "start": start,
+            "chance": chance,
         }
 
     def add_embedding(self, x: Tensor, labels: Tensor, side: Side, outputs: int | None) -> None:
@@ -283,6 +288,8 @@ class PreIndexCollector:
         ranges: str = "own",
         all_bins: Sequence[int] = (16, 32, 64),
         embedding: str = "flattened",
+        chance: int = PERMUTATIONS,
+        start: str = "same-rows",
     ) -> None:
         if not paired:
             raise ValueError(
@@ -290,7 +297,9 @@ class PreIndexCollector:
                 "with itself, found False"
             )
         check_choice(embedding, EMBEDDINGS, "embedding")
-        self.options = PreIndexOptions(distance, bins, ari, s, s_bar, ranges, tuple(all_bins))
+        self.options = PreIndexOptions(
+            distance, bins, ari, s, s_bar, ranges, tuple(all_bins), chance, start
+        )
         self.acc = RepresentationDistance(self.options.all_bins, shared=self.options.shared)
         self.kept = {side: KeptEmbeddings(embedding == "flattened") for side in SIDES}
 

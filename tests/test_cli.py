@@ -232,7 +232,7 @@ def test_dist_of_too_few_rows_has_nulls(run, tmp_path):
     status, out, _ = run("dist", path, path)
     assert status == 0
     assert "unknown" in out
-    assert "too few rows" in out
+    assert "fewer than three rows" in out
 
 
 def bad(case):

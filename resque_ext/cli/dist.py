@@ -15,6 +15,7 @@ from resque_ext.cli.output import (
     make_console,
     make_table,
     print_json,
+    print_warnings,
     show_angle,
 )
 
@@ -65,6 +66,9 @@ def _dist(
     table.add_row("index", show_angle(result.value))
     table.add_row("standard error", show_angle(result.std_error))
     table.add_row("noise floor", show_angle(result.noise_floor))
+    if result.p_value is not None:
+        table.add_row("p-value (sign test)", f"{result.p_value:.3f}")
+    table.add_row("reliable", "yes" if result.reliable else "no")
     for side, counts in result.counts.items():
         skipped = result.nonfinite_rows[side]
         left_out = f" ({skipped} non-finite left out)" if skipped else ""
@@ -79,7 +83,4 @@ def _dist(
             counts = (str(result.counts[side][c]) for side in ("old", "new"))
             table.add_row(str(c), "left out" if math.isnan(angle) else show_angle(angle), *counts)
         console.print(table)
-    if result.noise_floor is None:
-        console.print("A class has too few rows for a standard error and a noise floor.")
-    elif result.value <= result.noise_floor:
-        console.print("Not above the noise floor: no shift detected at these sample sizes.")
+    print_warnings(console, "RESQUE_dist", result)

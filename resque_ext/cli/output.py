@@ -59,6 +59,12 @@ def progress_bar() -> Iterator[Callable[[str, float], None]]:
         yield lambda what, share: bar.update(task, description=escape(what), completed=share)
 
 
+def print_warnings(console: Console, name: str, result: Any) -> None:
+    """What to know before a result is believed, a line a warning."""
+    for line in result.warnings:
+        console.print(f"[bold]warning[/]: {name}: {escape(line)}")
+
+
 def print_json(result: dict[str, Any]) -> None:
     print(json.dumps(strict(result), allow_nan=False))
 

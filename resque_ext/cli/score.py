@@ -17,6 +17,7 @@ from resque_ext.cli.output import (
     make_console,
     make_table,
     print_json,
+    print_warnings,
     show_angle,
 )
 
@@ -136,11 +137,15 @@ def _score(
         _print_as_json(model, results)
         return
     console = make_console()
-    table = make_table(f"{escape(model)}: old against new", "index", "value", "± se", "noise floor")
+    heads = ("index", "value", "± se", "noise floor", "reliable")
+    table = make_table(f"{escape(model)}: old against new", *heads)
     for name, result in results.items():
         error, floor = (getattr(result, key, None) for key in ("std_error", "noise_floor"))
-        table.add_row(name, show_angle(result.value), show_angle(error), show_angle(floor))
+        known = (show_angle(x) for x in (result.value, error, floor))
+        table.add_row(name, *known, "yes" if result.reliable else "no")
     console.print(table)
+    for name, result in results.items():
+        print_warnings(console, name, result)
     _print_facts(console, results)
     if per_layer:
         _print_layers(console, results)

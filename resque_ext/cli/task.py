@@ -8,10 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from resque_ext.cli.app import app
-from resque_ext.cli.output import Json, make_console, make_table, print_json, show_angle
+from resque_ext.cli.output import (
+    Json,
+    make_console,
+    make_table,
+    print_json,
+    print_warnings,
+    show_angle,
+)
 
 # typer evaluates annotations from their text, so what is put together stands here.
 INIT_HELP = "Where the clusters start: class-means or k-means++."
+START_HELP = "Whose class means: same-rows, or held-out, which does not leak the labels."
 
 
 @app.command("task", short_help="RESQUE_task of a file of embeddings.")
@@ -31,7 +39,17 @@ def _task(
     ] = None,
     init: Annotated[str, typer.Option(help=INIT_HELP)] = "class-means",
     max_iter: Annotated[int, typer.Option(help="Iterations at most.")] = 300,
-    seed: Annotated[int, typer.Option(help="Of k-means++ and of the bootstrap.")] = 0,
+    start: Annotated[str, typer.Option(help=START_HELP)] = "same-rows",
+    chance: Annotated[
+        int,
+        typer.Option(
+            help="Permutations of the labels: 19 give a p-value, 0 none; each takes as "
+            "long as the index."
+        ),
+    ] = 3,  # that of resque_task, whose module loads torch
+    seed: Annotated[
+        int, typer.Option(help="Of k-means++, of the permutations and of the bootstrap.")
+    ] = 0,
     baselines: Annotated[
         bool, typer.Option(help="Errors of two simple classifiers beside it.")
     ] = True,
@@ -48,6 +66,8 @@ def _task(
         max_iter=max_iter,
         seed=seed,
         baselines=baselines,
+        start=start,
+        chance=chance,
     )
     if as_json:
         print_json({"index": "resque_task", "embeddings": str(embeddings)} | result.to_dict())
@@ -57,6 +77,8 @@ def _task(
     table.add_row("index", show_angle(result.value))
     table.add_row("standard error", show_angle(result.std_error))
     table.add_row("95 % interval", _interval(result.confidence_interval))
+    table.add_row("permuted labels", _chance(result.chance))
+    table.add_row("reliable", "yes" if result.reliable else "no")
     table.add_row("iterations", f"{result.n_iter}{'' if result.converged else ' (not at rest)'}")
     table.add_row("rows", str(result.table.sum()))
     table.add_row("classes, clusters", " x ".join(map(str, result.table.shape)))
@@ -64,6 +86,7 @@ def _task(
         table.add_row("nearest-class-mean error", _share(result.nearest_class_mean_error))
         table.add_row("linear-probe error", _share(result.linear_probe_error))
     console.print(table)
+    print_warnings(console, "RESQUE_task", result)
     console.print(
         "0: the clusters are the classes; about 1: they agree no more than by chance. The interval "
         "is of other samples with the clusters as they are. Errors are of rows left out in turn."
@@ -72,6 +95,14 @@ def _task(
 
 def _interval(interval: tuple[float, float] | None) -> str:
     return "unknown" if interval is None else " to ".join(map(show_angle, interval))
+
+
+def _chance(chance: Any) -> str:
+    if chance is None:
+        return "not asked for"
+    spread = "" if chance.std is None else f" ± {chance.std:.4f}"
+    tested = "" if chance.p_value is None else f", p = {chance.p_value:.3f}"
+    return f"{show_angle(chance.mean)}{spread}{tested}"
 
 
 def _share(error: Any) -> str:

@@ -56,6 +56,8 @@ class ArmResult:
         bound: the exact value is within this of `value`: 0 for 16-bit values, or exact=True.
         noise_floor: what no shift at all would show at these sample sizes, or None where a layer
             has none. A value near its floor is not evidence of a shift.
+        reliable: whether `value` is above its noise floor; False where the floor is not known.
+            `warnings` says why not, and what to do.
         std_error: None: it would take the distributions of a dozen blocks of samples, not of two.
         nonfinite_values: NaN and infinite values that were left out, by side.
         per, scale: as asked.
@@ -71,6 +73,8 @@ class ArmResult:
     per: str
     scale: str | None
     std_error: None = None
+    reliable: bool = True
+    warnings: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     old_accuracy: float | None = None
     new_accuracy: float | None = None
@@ -90,6 +94,8 @@ class ArmResult:
             "bound": self.bound if np.isfinite(self.bound) else None,
             "std_error": None,
             "noise_floor": self.noise_floor,
+            "reliable": self.reliable,
+            "warnings": list(self.warnings),
             "per": self.per,
             "scale": self.scale,
             "nonfinite_values": dict(self.nonfinite_values),

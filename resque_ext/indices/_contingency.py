@@ -106,43 +106,57 @@ class Bootstrap:
 
 
 def bootstrap(counts: NDArray[np.int64], seed: int, replicates: int = 1000) -> Bootstrap | None:
-    """Samples drawn anew, with replacement, from the cells of a table; None for fewer than two.
+    """Samples drawn anew, with replacement, from a table; None for fewer than two.
 
     A sample keeps its cell, so this is the uncertainty from which samples there happened to be,
     with both labellings as they stand, and no more.
 
-    The replicates scatter about the index of the table's own distribution, that of infinitely many
-    samples from it, which chance agreement in thinly filled cells makes larger than the index of
-    the table. Plain percentiles would miss the index altogether there (100 x 100 cells, 3,000
-    samples); so the interval is that of the differences, put around the index.
+    Drawn from is the table with one sample more, which is spread over all cells as chance would:
+    by the row's share times the column's. Cells that happened to stay empty are so possible, and a
+    table without a single disagreement is not certain to be one of a distribution without any.
+
+    The replicates scatter about the index of that distribution, that of infinitely many samples
+    from it, which chance agreement in thinly filled cells makes larger than the index of the table.
+    Plain percentiles would miss the index altogether there (100 x 100 cells, 3,000 samples); so the
+    interval is that of the differences, put around the index.
     """
     filled = np.flatnonzero(counts)
-    rows, columns = np.unravel_index(filled, counts.shape)
     cells = counts.reshape(-1)[filled]
     n = int(cells.sum())
     if n < 2:
         return None
     rng = np.random.default_rng(seed)
+    margins = [counts.sum(axis) / n for axis in (1, 0)]
+    # How many of each replicate's samples are drawn by chance, and which cells those fall into.
+    others = rng.binomial(n, 1 / (n + 1), replicates)
+    drawn = [rng.choice(len(share), others.sum(), p=share) for share in margins]
+    extra = drawn[0] * counts.shape[1] + drawn[1]
+    replicate = np.repeat(np.arange(replicates), others)
+    cells_of_all = np.union1d(filled, extra)
+    own_place, extra_place = (np.searchsorted(cells_of_all, x) for x in (filled, extra))
+    rows, columns = np.unravel_index(cells_of_all, counts.shape)
     by_column = np.argsort(columns, kind="stable")
     row_starts = _starts(rows)
     column_starts = _starts(columns[by_column])
 
-    def index(samples: NDArray[np.float64], pairs: float, unit: float) -> NDArray[np.float64]:
-        """ARI from cells [R, cells]; `unit` is what a sample counts against itself."""
+    def indices(first: int, last: int) -> NDArray[np.float64]:
+        """The ARI of replicates first..last - 1."""
+        samples = np.zeros((last - first, len(cells_of_all)))
+        samples[:, own_place] = _draw(rng, cells, n - others[first:last])
+        here = (first <= replicate) & (replicate < last)
+        np.add.at(samples, (replicate[here] - first, extra_place[here]), 1)
         in_rows = np.add.reduceat(samples, row_starts, axis=1)
         in_columns = np.add.reduceat(samples[:, by_column], column_starts, axis=1)
-        both, a, b = ((x * (x - unit)).sum(1) for x in (samples, in_rows, in_columns))
-        expected, most = a * b / pairs, (a + b) / 2
-        with np.errstate(invalid="ignore"):  # one cluster on either side, or none but singletons
-            return np.where(most == expected, 1.0, (both - expected) / (most - expected))
+        both, a, b = ((x * (x - 1)).sum(1) for x in (samples, in_rows, in_columns))
+        return _ratio(both, a, b, n * (n - 1.0))
 
-    own = index((cells / n)[None], 1.0, 0.0)[0]
-    part = max(1, 2**20 // len(cells))  # replicates at a time, 8 MB
-    drawn = [
-        index(_draw(rng, cells, n, min(part, replicates - i)), n * (n - 1.0), 1.0)
-        for i in range(0, replicates, part)
-    ]
-    difference = np.concatenate(drawn) - own
+    part = max(1, 2**20 // len(cells_of_all))  # replicates at a time, 8 MB
+    found = [indices(i, min(i + part, replicates)) for i in range(0, replicates, part)]
+    # That of infinitely many samples, by the sums of squares of the smoothed shares.
+    shares, (a, b) = cells / n, (np.square(share).sum() for share in margins)
+    product = margins[0][rows[own_place]] * margins[1][columns[own_place]]
+    both = (n * n * np.square(shares).sum() + 2 * n * shares @ product + a * b) / (n + 1) ** 2
+    difference = np.concatenate(found) - _ratio(both, a, b, 1.0)
     low, high = _from_counts(counts) + np.quantile(difference, [0.025, 0.975])
     return Bootstrap(
         std_error=float(difference.std(ddof=1)),
@@ -151,14 +165,22 @@ def bootstrap(counts: NDArray[np.int64], seed: int, replicates: int = 1000) -> B
     )
 
 
+def _ratio(both: Any, a: Any, b: Any, pairs: float) -> Any:
+    """The ARI of pairs together in cells, rows and columns, of so many pairs in all."""
+    expected, most = a * b / pairs, (a + b) / 2
+    with np.errstate(invalid="ignore"):  # one cluster on either side, or none but singletons
+        return np.where(most == expected, 1.0, (both - expected) / (most - expected))
+
+
 def _draw(
-    rng: np.random.Generator, cells: NDArray[np.int64], n: int, size: int
+    rng: np.random.Generator, cells: NDArray[np.int64], sizes: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Multinomial counts [size, cells]: a cell costs about as much as ten samples do."""
+    """Multinomial counts [len(sizes), cells]: a cell costs about as much as ten samples do."""
+    n = int(cells.sum())
     if 10 * len(cells) < n:
-        return rng.multinomial(n, cells / n, size).astype(np.float64)
+        return rng.multinomial(sizes, cells / n).astype(np.float64)
     of_sample = np.repeat(np.arange(len(cells)), cells)
-    draws = (of_sample[rng.integers(n, size=n)] for _ in range(size))
+    draws = (of_sample[rng.integers(n, size=size)] for size in sizes)
     return np.stack([np.bincount(d, minlength=len(cells)) for d in draws]).astype(np.float64)
 
 

@@ -24,7 +24,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from resque_ext.indices._angles import Array, chunks, jackknife
+from resque_ext.indices._angles import Array, chunks
 
 Counts = NDArray[np.int64]
 _PLAUSIBLE = 2.0  # standard deviations that a class's true delta may be away from its estimate
@@ -93,10 +93,27 @@ def _deltas(u: Array, v: Array, n: Counts, m: Counts, paired: bool) -> tuple[Arr
         delta = _delta(a.all(), p.all(), q.all())
         if paired:
             without = _delta(a.without_both(), p.without_both(), q.without_both())
-            return delta[:, 0], jackknife(delta, without, n)
+            return delta[:, 0], _jackknife(delta, without, n)
         no_old = _delta(a.without_first(), p.without_both(), q.all())
         no_new = _delta(a.without_second(), p.all(), q.without_both())
-        return delta[:, 0], jackknife(delta, no_old, n) + jackknife(delta, no_new, m)
+        return delta[:, 0], _jackknife(delta, no_old, n) + _jackknife(delta, no_new, m)
+
+
+def _jackknife(whole: Array, without: Array, counts: NDArray[np.int64]) -> Array:
+    """Variances [C] of `whole` [C, 1], from its values without each block.
+
+    Blocks may differ in size by a row; the weights are those of Busing, Meijer and van der Leeden,
+    "Delete-m Jackknife for Unequal m" (1999).
+    """
+    there = counts > 0
+    rows = counts.sum(axis=1, keepdims=True)
+    h = rows / np.where(there, counts, 1)
+    g = there.sum(axis=1, keepdims=True)
+    pseudo = np.where(there, h * whole - (h - 1) * without, 0)
+    weight = np.where(there, counts / rows, 0)
+    centre = g * whole - ((1 - weight) * np.where(there, without, 0)).sum(axis=1, keepdims=True)
+    squares = np.where(there, np.square(pseudo - centre) / np.where(there, h - 1, 1), 0)
+    return squares.sum(axis=1) / g[:, 0]
 
 
 def _delta(a: Array, p: Array, q: Array) -> Array:

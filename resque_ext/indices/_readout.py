@@ -12,17 +12,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from resque_ext._inputs import describe
-from resque_ext.indices._baselines import FOLDS, RIDGE, WIDEST
+from resque_ext.indices._baselines import WIDEST
+from resque_ext.indices._folds import FOLDS
+from resque_ext.indices._ridge import chosen_penalties, fold_paths
 from resque_ext.ops import spatial_mean
 from resque_ext.ops._status import Status
 from resque_ext.ops.class_moments import grouped_moments
 from resque_ext.ops.class_order import class_order
-
-Array = NDArray[np.float64]
 
 _ROWS = 2048  # rows widened to float64 at a time
 # Solving by other numbers of threads changes the last digits, which a share of 1 can do without.
@@ -164,39 +163,10 @@ class ReadoutSums:
             )
         n, s = n[there], self.sums.cpu().numpy()[there]
         products = self.products.cpu().numpy()
-        left, total = np.zeros(FOLDS), np.zeros(FOLDS)
-        for f in range(FOLDS):
-            if n[:, f].sum():
-                others = products.sum(0) - products[f]
-                weights, intercept, shares = _ridge(others, s.sum(1) - s[:, f], n.sum(1) - n[:, f])
-                left[f] = _squares(weights, intercept, n[:, f], s[:, f], products[f])
-                total[f] = _squares(np.zeros_like(weights), shares, n[:, f], s[:, f], products[f])
+        errors = np.stack([path.errors for path in fold_paths(n, s, products)])
+        left = errors[np.arange(folds), chosen_penalties(errors)]
+        total = errors[:, -1]
         value = left.sum() / total.sum()
         spread = np.square(left - value * total).sum() * folds / (folds - 1)
         error = np.sqrt(spread) / total.sum()
         return Unexplained(round(float(value), _DECIMALS), round(float(error), _DECIMALS))
-
-
-def _ridge(products: Array, sums: Array, rows: Array) -> tuple[Array, Array, Array]:
-    """Weights [D, C] and intercepts [C] of ridge regression to one-hot classes, and their shares.
-
-    The penalty is RIDGE times the mean variance of the features, on their mean square.
-    """
-    n, shares = rows.sum(), rows / rows.sum()
-    mean = sums.sum(0) / n
-    centred = products - n * np.outer(mean, mean)
-    penalty = RIDGE * centred.diagonal().mean()
-    if not penalty > 0:  # nothing varies
-        return np.zeros((len(mean), len(rows))), shares, shares
-    centred.flat[:: len(mean) + 1] += penalty
-    weights = np.linalg.solve(centred, (sums - rows[:, None] * mean).T)
-    return weights, shares - mean @ weights, shares
-
-
-def _squares(weights: Array, intercept: Array, rows: Array, sums: Array, products: Array) -> float:
-    """The sum over a fold's rows x, of class c, of |one-hot(c) - x weights - intercept|^2."""
-    n = rows.sum()
-    along = (sums * weights.T).sum() + rows @ intercept
-    size = ((products @ weights) * weights).sum()
-    size += 2 * intercept @ (sums.sum(0) @ weights) + n * intercept @ intercept
-    return float(n - 2 * along + size)

@@ -362,12 +362,24 @@ class Arm:
                 )
                 for layer in old
             }
+        value = float(np.mean([float(d) for d in layers.values()]))
         floors = [layer.noise_floor for layer in layers.values()]
+        floor = None if None in floors else float(np.mean(floors))  # type: ignore[arg-type]
+        warnings: tuple[str, ...] = ()
+        if floor is None:
+            warnings = ("noise_floor: unknown, as a layer has too few values; read more rows",)
+        elif value <= floor:
+            warnings = (
+                "value: no shift detected, as it is not above the noise floor; read more rows to "
+                "detect a small shift",
+            )
         return ArmResult(
-            value=float(np.mean([float(d) for d in layers.values()])),
+            value=value,
             layers=layers,
             bound=float(np.mean([d.bound for d in layers.values()])),
-            noise_floor=None if None in floors else float(np.mean(floors)),  # type: ignore[arg-type]
+            noise_floor=floor,
+            reliable=not warnings,
+            warnings=warnings,
             nonfinite_values={
                 side: sum(int(s.skipped) for s in self._states[side].values()) for side in SIDES
             },

@@ -19,6 +19,8 @@ from resque_ext._inputs import (
     class_indices,
     describe,
 )
+from resque_ext.indices._baselines import few_rows
+from resque_ext.indices._folds import FOLDS
 from resque_ext.indices._readout import ReadoutSums
 from resque_ext.indices._state import tensors_of
 from resque_ext.indices.resque_dist import SIDES, ResqueDist, ResqueDistResult, _count_classes
@@ -36,10 +38,13 @@ class LinearResidualResult:
         value: `unexplained` + 0.25 `distance`: about 0 where the classes of the new side are read
             off without any error and no class has moved; about 1 or above where nothing is left.
         unexplained: the share of the new side's classes, as one-hot vectors, that a linear readout
-            leaves unexplained in rows that it was made without: 0 to about 1.
+            leaves unexplained in rows that it was made without: 0 to 1, which random labels reach,
+            and beyond that by no more than chance.
         distance: RESQUE_dist of the same data, the model as it is: 0 to 1.
         std_error: of `value`, from the readout's five folds and the distance's own, as if these two
             were independent; None where the distance has none.
+        reliable: whether there are enough rows for `value` to mean something; `warnings` says why
+            not, and what to do.
         adapted: `unexplained` is of the new side after its normalization was adapted.
         resque_dist: the whole result of RESQUE_dist.
         layer: what was read, where a model was run.
@@ -53,6 +58,8 @@ class LinearResidualResult:
     std_error: float | None
     adapted: bool
     resque_dist: ResqueDistResult
+    reliable: bool = True
+    warnings: tuple[str, ...] = ()
     layer: str | None = None
     old_accuracy: float | None = None
     new_accuracy: float | None = None
@@ -70,6 +77,8 @@ class LinearResidualResult:
         return {
             "value": self.value,
             "std_error": self.std_error,
+            "reliable": self.reliable,
+            "warnings": list(self.warnings),
             "unexplained": self.unexplained,
             "distance": self.distance,
             "adapted": self.adapted,
@@ -87,12 +96,17 @@ class LinearResidual:
         U = sum |t - r(x)|^2 / sum |t - q|^2
 
     over the new side's embeddings x with their one-hot classes t, in five folds: r is ridge
-    regression of the classes on the embeddings of the other four folds (penalty 1e-3 of the
-    features' mean variance, on their mean square, with an intercept), q the shares of the classes
-    there. Rows of a class go to the folds in turn. What a linear layer can undo so counts a little,
+    regression of the classes on the embeddings of the other four folds, with an intercept, q the
+    shares of the classes there. Rows of a class go to the folds in turn. The penalty of each fold
+    is the one that leaves the least squared error on the other folds, of 1e-3 to 1e3 times the
+    features' mean variance, in steps of half a decade, and infinity, which leaves q: so few rows
+    make U larger, up to 1, and not more than that. What a linear layer can undo so counts a little,
     by RESQUE_dist; what it cannot counts in full.
 
-    Kept are sums of products, 8 * 5 * D^2 bytes: 10 MB for D = 512; D is at most 4,096.
+    Kept are sums of products, 8 * 5 * D^2 bytes: 10 MB for D = 512; D is at most 4,096. compute()
+    decomposes five D x D matrices: about 0.4 s for D = 512 on one core, 4 s for 1,280, two minutes
+    for 4,096. The state has no penalty in it: one that was saved by an earlier version loads, and
+    its value is that of the penalties chosen now.
 
     Args:
         num_classes: C, at least 1 (and two of them with rows on the new side).
@@ -300,6 +314,14 @@ class LinearResidual:
         error = distance.std_error
         if error is not None:
             error = float(np.hypot(left.std_error, DISTANCE_WEIGHT * error))
+        rows = self._sums.counts.sum(1)
+        warnings = few_rows("unexplained", int(rows.sum()), len(self._sums.origin))
+        fewest = int(rows[rows > 0].min())
+        if fewest < FOLDS:
+            warnings += (
+                f"unexplained: a class has {fewest} rows on the new side, so it is missing "
+                f"from a fold; use at least {FOLDS} rows a class",
+            )
         return LinearResidualResult(
             value=left.value + DISTANCE_WEIGHT * distance.value,
             unexplained=left.value,
@@ -307,6 +329,8 @@ class LinearResidual:
             std_error=error,
             adapted=self.adapted,
             resque_dist=distance,
+            reliable=not warnings,
+            warnings=warnings,
         )
 
 

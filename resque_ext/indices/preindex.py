@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from resque_ext._inputs import check_choice
+from resque_ext._inputs import check_choice, check_count
+from resque_ext.indices import _chance
+from resque_ext.indices._chance import Chance
+from resque_ext.indices._sources import open_labels
 from resque_ext.indices.representation_distance import (
     RepresentationDistanceResult,
     representation_distance,
 )
-from resque_ext.indices.resque_task import ResqueTaskResult, class_means, resque_task
+from resque_ext.indices.resque_task import (
+    STARTS,
+    ResqueTaskResult,
+    class_means,
+    resque_task,
+    task_warnings,
+)
 from resque_ext.ops.row_distances import DISTANCES, SHARED_DISTANCES
 
 ARIS = ("new", "old", "new_from_old_centers")
@@ -30,6 +41,10 @@ class PreIndexResult:
         distances: the representation distance of every layer, number of bins and name.
         inv_ari: 1 - ARI of the embeddings: "new", from its own class means; "old"; and
             "new_from_old_centers", the new side from the old side's class means.
+        chance: what permuted labels give in the place of the chosen 1 - ARI: see :class:`Chance`;
+            None where it was not asked for, and for a single class.
+        reliable: whether both parts of `value` say something; `warnings` says why not, and what to
+            do.
         distance, bins, ranges, ari, s, s_bar: as asked.
         std_error: at most what `value` has: the errors of p and of 1 - ARI added up, because both
             come from the same samples and how they go together is not known; None where one is.
@@ -48,6 +63,9 @@ class PreIndexResult:
     s: float
     s_bar: float
     std_error: float | None
+    chance: Chance | None = None
+    reliable: bool = True
+    warnings: tuple[str, ...] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     layer: str | None = None
     old_accuracy: float | None = None
@@ -73,7 +91,10 @@ class PreIndexResult:
         return {
             "value": self.value,
             "std_error": self.std_error,
+            "reliable": self.reliable,
+            "warnings": list(self.warnings),
             "inv_ari": dict(self.inv_ari),
+            "chance": self.chance and self.chance.to_dict(),
             "distance": self.distance,
             "bins": self.bins,
             "ranges": self.ranges,
@@ -101,6 +122,10 @@ class PreIndexOptions:
         s, s_bar: the "noise-variance scaling" and its mean. No public text or code defines them:
             with the defaults, 0, the index is p + (1 - ARI).
         all_bins: every number of bins that is in the result; `bins` is one of them.
+        chance: permutations of the labels behind the result's `chance`: 3 give the level, 19 a
+            p-value, 0 none. Each takes as long as one of the three clusterings.
+        start: whose class means the clusters of `ari` start from: "same-rows", as published, or
+            "held-out", which does not leak: see :func:`resque_task`. With ari="new" or "old".
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -113,8 +138,17 @@ class PreIndexOptions:
     s_bar: float = 0.0
     ranges: str = "own"
     all_bins: Sequence[int] = (16, 32, 64)
+    chance: int = _chance.PERMUTATIONS
+    start: str = "same-rows"
 
     def __post_init__(self) -> None:
+        check_count(self.chance, "chance", least=0)
+        check_choice(self.start, STARTS, "start")
+        if self.start == "held-out" and self.ari == "new_from_old_centers":
+            raise ValueError(
+                "start: expected 'same-rows' with ari='new_from_old_centers', found 'held-out' "
+                "(use ari='new')"
+            )
         check_choice(self.ranges, RANGES, "ranges")
         names = DISTANCES if self.ranges == "own" else SHARED_DISTANCES
         check_choice(self.distance, names, "distance")
@@ -149,6 +183,8 @@ def preindex(
     all_bins: Sequence[int] = (16, 32, 64),
     embedding: str = "flattened",
     nonfinite: str = "error",
+    chance: int = _chance.PERMUTATIONS,
+    start: str = "same-rows",
 ) -> PreIndexResult:
     """PreIndex of activations at hand, the same samples before and after a shift.
 
@@ -159,7 +195,8 @@ def preindex(
             [N, T, D] (all T * D values), as :class:`RepresentationDistance` takes them.
         old_embedding, new_embedding: [N, D], [N, C, H, W] or [N, T, D], clustered by k-means.
         labels: [N] class indices, int32 or int64, any values.
-        distance, bins, ari, s, s_bar, ranges, all_bins: see :class:`PreIndexOptions`.
+        distance, bins, ari, s, s_bar, ranges, all_bins, chance, start: see
+            :class:`PreIndexOptions`.
         embedding: "flattened", as published, or "pooled".
         nonfinite: "error", or "skip" for pairs of layers; embeddings have to be finite.
 
@@ -168,7 +205,7 @@ def preindex(
 
     Source: PreIndex as published; the terms behind `s` and `s_bar` are open there.
     """
-    options = PreIndexOptions(distance, bins, ari, s, s_bar, ranges, tuple(all_bins))
+    options = PreIndexOptions(distance, bins, ari, s, s_bar, ranges, tuple(all_bins), chance, start)
     distances = representation_distance(
         old_layers, new_layers, bins=options.all_bins, shared=options.shared, nonfinite=nonfinite
     )
@@ -184,7 +221,7 @@ def combine(
     embedding: str,
 ) -> PreIndexResult:
     """PreIndex of distances that are known, and embeddings as :func:`resque_task` takes them."""
-    tasks = _cluster(old_embedding, new_embedding, labels, embedding)
+    tasks = _cluster(options, old_embedding, new_embedding, labels, embedding)
     table = distances.shared if options.shared else distances
     assert table is not None  # the options asked for it
     p = table.p[options.bins][options.distance]
@@ -194,6 +231,7 @@ def combine(
         raise ValueError(f"s: expected 1 + s * x other than 0 for x = {x}, found s = {options.s}")
     errors = (table.std_error[options.bins][options.distance], tasks[options.ari].std_error)
     error = None
+    task = tasks[options.ari]
     if None not in errors:
         error = sum(errors) / scale**2  # type: ignore[arg-type]
     return PreIndexResult(
@@ -207,10 +245,15 @@ def combine(
         s=float(options.s),
         s_bar=float(options.s_bar),
         std_error=error,
+        chance=task.chance,
+        reliable=task.reliable and distances.reliable,
+        warnings=distances.warnings + tuple(f"1 - ARI: {line}" for line in task.warnings),
     )
 
 
-def _cluster(old: Any, new: Any, labels: Any, embedding: str) -> dict[str, ResqueTaskResult]:
+def _cluster(
+    options: PreIndexOptions, old: Any, new: Any, labels: Any, embedding: str
+) -> dict[str, ResqueTaskResult]:
     """The three clusterings; what is wrong with an embedding is said of it by its own name."""
 
     def named(name: str, function: Any, features: Any, **more: Any) -> Any:
@@ -221,15 +264,37 @@ def _cluster(old: Any, new: Any, labels: Any, embedding: str) -> dict[str, Resqu
             names = ", ".join({"features": name}.get(n, n) for n in first.split(", "))
             raise type(error)(f"{names}:{rest}") from None
 
-    found = {
-        "old": named("old_embedding", resque_task, old),
-        "new": named("new_embedding", resque_task, new),
-    }
+    plain: dict[str, Any] = {"chance": 0}
+    asked = {"start": options.start, "chance": options.chance}
+    found = {}
+    for side, features in (("old", old), ("new", new)):
+        given = asked if side == options.ari else plain
+        found[side] = named(f"{side}_embedding", resque_task, features, **given)
     centers = named("old_embedding", class_means, old)
     if centers.shape[1] != found["new"].centers.shape[1]:
         raise ValueError(
             "old_embedding, new_embedding: expected one width, found "
             f"{centers.shape[1]} and {found['new'].centers.shape[1]}"
         )
-    found["new_from_old_centers"] = named("new_embedding", resque_task, new, init=centers)
+    task = named("new_embedding", resque_task, new, init=centers, **plain)
+    if options.ari == "new_from_old_centers" and len(centers) > 1:
+        # Its centres are made of the labels too, so they are made anew of the permuted ones.
+        y = open_labels(labels)
+
+        def value_of(order: Tensor) -> float:
+            other = y[order.to(y.device)]
+            init = class_means(old, other, embedding=embedding)
+            return resque_task(new, other, init=init, embedding=embedding, **plain).value
+
+        by_chance = _chance.permuted(task.value, len(y), options.chance, 0, value_of)
+        dimension = found["old"].dimension
+        warnings = task_warnings(task.table, by_chance, dimension, held_out=False)
+        task = dataclasses.replace(
+            task,
+            chance=by_chance,
+            dimension=dimension,
+            reliable=not warnings,
+            warnings=warnings,
+        )
+    found["new_from_old_centers"] = task
     return found

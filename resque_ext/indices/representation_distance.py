@@ -69,12 +69,15 @@ class RepresentationDistanceResult(DistanceTable):
         nonfinite_pairs: pairs of each layer that were left out.
         float64_edges: histograms of each layer, by number of bins, whose edges the precision of the
             data could not tell apart, or whose range it could not hold.
+        reliable: whether there are samples enough for a standard error; `warnings` says so.
     """
 
     shared: DistanceTable | None
     samples: Mapping[str, int]
     nonfinite_pairs: Mapping[str, int]
     float64_edges: Mapping[str, Mapping[int, int]]
+    reliable: bool = True
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and None, for JSON; numbers of bins as text."""
@@ -87,6 +90,8 @@ class RepresentationDistanceResult(DistanceTable):
             "samples": dict(self.samples),
             "nonfinite_pairs": dict(self.nonfinite_pairs),
             "float64_edges": edges,
+            "reliable": self.reliable,
+            "warnings": list(self.warnings),
         }
 
 
@@ -364,6 +369,9 @@ class RepresentationDistance:
             shared = self._table(names, rest, counts, SHARED_DISTANCES)
         edges = [state.float64_edges.tolist() for state in states]
         used = counts.sum(1).tolist()
+        warnings: tuple[str, ...] = ()
+        if None in own.std_error[self.bins[0]].values():
+            warnings = ("std_error: unknown, as a layer has fewer than two pairs; read more rows",)
         return RepresentationDistanceResult(
             own.p,
             own.layers,
@@ -372,6 +380,8 @@ class RepresentationDistance:
             dict(zip(names, used, strict=True)),
             {n: s.seen - u for n, s, u in zip(names, states, used, strict=True)},
             {n: dict(zip(self.bins, e, strict=True)) for n, e in zip(names, edges, strict=True)},
+            not warnings,
+            warnings,
         )
 
     def _table(

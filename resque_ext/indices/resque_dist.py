@@ -29,6 +29,8 @@ from resque_ext.ops.class_order import class_order
 
 Side = Literal["old", "new"]
 SIDES: tuple[Side, Side] = ("old", "new")
+SIGNIFICANT = 0.05  # of a sign test's p-value
+CLEAR = 2  # standard errors above the noise floor, which 3 to 6% of samples without a shift are
 _PENDING = 1024  # unread CUDA statuses kept at most; then one wait reads them all
 
 
@@ -39,11 +41,19 @@ class ResqueDistResult:
     Attributes:
         value: mean over classes of the angle between the old and the new class sum.
         per_class: [C] float64 angles, NaN for a class that was left out.
-        std_error: standard error of `value` by a jackknife over blocks of samples, or None where a
-            class has fewer than two samples on a side, or where paired rows were left out on one
-            side only.
-        noise_floor: what no shift at all would show at these sample sizes, or None likewise. A
-            value near its floor is not evidence of a shift.
+        std_error: standard error of `value` from the scatter of blocks of samples: within 15% of
+            the true deviation from no shift to a clear one for 8 blocks or more, up to a fifth too
+            large for paired sides and up to a third where a few directions hold most of the
+            variance. None where a class has fewer than three samples on a side, or where paired
+            rows were left out on one side only.
+        noise_floor: what no shift at all would show at these sample sizes; for paired sides, what a
+            random exchange of old and new within pairs would show, 0 where every pair is equal.
+            None where a class has fewer than two samples, or likewise. A value above its floor is
+            no evidence of a shift yet: half of all samples without a shift are.
+        p_value: of paired sides, by a sign test: the share of 200 random exchanges within pairs
+            that show no less than `value`; at most 0.05 is evidence of a shift. Else None.
+        reliable: whether `value` stands clear of what no shift would show; False where that is not
+            known. `warnings` says why not, and what to do.
         counts: rows of each class behind the sums, by side: [C] int64.
         missing: classes that were left out because they have no angle.
         nonfinite_rows: rows left out for NaN or infinite features, by side.
@@ -57,6 +67,9 @@ class ResqueDistResult:
     noise_floor: float | None
     counts: Mapping[str, NDArray[np.int64]]
     missing: tuple[int, ...] = ()
+    p_value: float | None = None
+    reliable: bool = True
+    warnings: tuple[str, ...] = ()
     nonfinite_rows: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(SIDES, 0))
     layer: str | None = None
     old_accuracy: float | None = None
@@ -71,6 +84,9 @@ class ResqueDistResult:
             "value": self.value,
             "std_error": self.std_error,
             "noise_floor": self.noise_floor,
+            "p_value": self.p_value,
+            "reliable": self.reliable,
+            "warnings": list(self.warnings),
             "per_class": [None if np.isnan(a) else float(a) for a in self.per_class],
             "counts": {side: self.counts[side].tolist() for side in SIDES},
             "missing": list(self.missing),
@@ -131,7 +147,7 @@ class ResqueDist:
     Args:
         num_classes: C, at least 1.
         paired: row i of the old side is row i of the new one before the shift, and both sides come
-            in the same order; makes the standard error that of paired samples.
+            in the same order; makes standard error and noise floor those of paired samples.
         missing: "error": a class without rows on a side, or with a zero or non-finite sum, makes
             compute() raise. "skip": it is left out and listed in the result.
         nonfinite: "error": NaN or infinity in the features raises. "skip": such rows are left out
@@ -420,18 +436,27 @@ class ResqueDist:
         self._check_pairing()
         keep = ~missing
         old, new = (sums[s] if keep.all() else sums[s][keep] for s in SIDES)
-        error = None
-        if not self.paired or np.array_equal(counts["old"], counts["new"]):
-            error = _angles.std_error(
-                old, new, counts["old"][keep], counts["new"][keep], self.paired
-            )
+        value = float(per_class[keep].mean())
+        error = floor = p_value = None
+        kept = {s: counts[s][keep] for s in SIDES}
+        matched = not self.paired or np.array_equal(counts["old"], counts["new"])
+        if matched:
+            error = _angles.std_error(old, new, kept["old"], kept["new"], self.paired)
+        if not self.paired:
+            floor = _angles.noise_floor(old, kept["old"], rows["new"][keep])
+        elif matched and (found := _angles.exchange(old, new, kept["old"])):
+            floor, p_value = found
+        warnings = _warnings(value, error, floor, p_value, matched)
         return ResqueDistResult(
-            value=float(per_class[keep].mean()),
+            value=value,
             per_class=per_class,
             std_error=error,
-            noise_floor=_angles.noise_floor(old, counts["old"][keep], rows["new"][keep]),
+            noise_floor=floor,
             counts=rows,
             missing=tuple(np.flatnonzero(missing).tolist()),
+            p_value=p_value,
+            reliable=not warnings,
+            warnings=warnings,
             nonfinite_rows={s: int(self._sides[s].nonfinite_rows) for s in SIDES},
         )
 
@@ -507,6 +532,37 @@ class ResqueDist:
             + (f"; and {more} more classes" if more else "")
             + " (missing='skip' leaves such classes out)"
         )
+
+
+def _warnings(
+    value: float,
+    error: float | None,
+    floor: float | None,
+    p_value: float | None,
+    matched: bool,
+) -> tuple[str, ...]:
+    """Why a value is not to be relied on, and what to do; nothing where it is."""
+    if not matched:
+        return (
+            "std_error, noise_floor: unknown, because rows of pairs were left out on one side "
+            "only; leave out both rows of such pairs",
+        )
+    if error is None or floor is None:
+        return (
+            "std_error: unknown, because a class has fewer than three rows on a side, or blocks "
+            "without an angle; read more rows",
+        )
+    if p_value is not None and value > 0 and p_value > SIGNIFICANT:
+        return (
+            "value: no shift detected, as random exchanges within pairs show as much in "
+            f"{p_value:.0%} of cases; read more rows to detect a small shift",
+        )
+    if p_value is None and value <= floor + CLEAR * error:
+        return (
+            f"value: no shift detected, as it is not {CLEAR} standard errors above the noise "
+            "floor; read more rows to detect a small shift, or see ResqueDist.debiased()",
+        )
+    return ()
 
 
 def resque_dist(

@@ -27,7 +27,9 @@ from resque_ext._inputs import (
     describe,
 )
 from resque_ext.files import load_arrays
-from resque_ext.indices import _baselines, _contingency, _kmeans
+from resque_ext.indices import _baselines, _chance, _contingency, _kmeans
+from resque_ext.indices._chance import Chance
+from resque_ext.indices._folds import FOLDS, fold_of_rows, fold_sums
 from resque_ext.indices._sources import (
     EMBEDDINGS,
     Batches,
@@ -39,6 +41,11 @@ from resque_ext.ops.lloyd_step import raise_for_centers
 from resque_ext.ops.pair_counts import pair_counts
 
 INITS = ("class-means", "k-means++")
+STARTS = ("same-rows", "held-out")
+# Of clusters x effective dimensions / rows. Beyond the first, rows are drawn to the class means
+# that they are part of; beyond the second, class means of other rows lead nowhere.
+_LEAKS, _LOST = 0.5, 60.0
+_LEAST_CHANCE = 0.9  # of permuted labels, where nothing leaks
 
 
 @dataclass(frozen=True)
@@ -48,18 +55,26 @@ class ResqueTaskResult:
     Attributes:
         value: 1 - ARI: 0 where the clusters are the classes, about 1 where they agree no more than
             by chance, at most 1.5.
+        chance: what permuted labels give, to hold `value` against: see :class:`Chance`; None where
+            it was not asked for, and for a single class.
+        reliable: whether `value` says something of the classes; False where any labels would look
+            good. `warnings` says why not, and what to do.
         ari: the adjusted Rand index of labels and clusters.
         cluster_labels: [N] int64, the cluster of every row.
-        centers: [K, D] float64.
-        n_iter: iterations of Lloyd's algorithm, as scikit-learn counts them.
-        converged: whether it came to rest before `max_iter`.
-        inertia: the sum of the squared distances of the rows to their centres.
+        centers: [K, D] float64; with start="held-out" those of each fold, [folds, K, D].
+        n_iter: iterations of Lloyd's algorithm, as scikit-learn counts them; of several folds the
+            most.
+        converged: whether it came to rest before `max_iter`, in every fold.
+        inertia: the sum of the squared distances of the rows to their centres; of several folds the
+            mean.
         classes: [C] int64, the distinct labels in ascending order.
         table: [C, K] int64, rows of each class in each cluster.
         seed: of the resampling behind `std_error` (and of k-means++).
         nearest_class_mean_error, linear_probe_error: of two classifiers of the same embeddings,
             made without the rows that they are judged by; None where they were not asked for, and
             for one row (the probe's also for more than 4,096 columns).
+        dimension: effective dimension (tr S)^2 / tr S^2 of the covariance S within classes, from a
+            sample of 512 rows; None where no class means were made.
         layer: what was read, where a model was run.
     """
 
@@ -72,6 +87,10 @@ class ResqueTaskResult:
     inertia: float
     classes: NDArray[np.int64]
     table: NDArray[np.int64]
+    chance: Chance | None = None
+    reliable: bool = True
+    warnings: tuple[str, ...] = ()
+    dimension: float | None = None
     seed: int = 0
     nearest_class_mean_error: float | None = None
     linear_probe_error: float | None = None
@@ -86,11 +105,13 @@ class ResqueTaskResult:
 
     @property
     def std_error(self) -> float | None:
-        """Standard error of `value` by 1,000 bootstrap samples of the table, None for one row.
+        """Standard error of `value` by 1,000 bootstrap samples, None for one row.
 
-        Made when first asked for. It tells how the value would scatter with other samples of the
-        same data and the clusters as they are: how other samples would move the clusters, or how
-        another start would, is not in it.
+        Made when first asked for. Drawn from is the table with one sample more, spread over all
+        cells as chance would, so a table without a single disagreement is not taken for certain. It
+        tells how the value would scatter with other samples of the same data and the clusters as
+        they are: how other samples would move the clusters, or how another start would, is not in
+        it.
         """
         return self._bootstrap and self._bootstrap.std_error
 
@@ -107,10 +128,14 @@ class ResqueTaskResult:
             "value": self.value,
             "std_error": self.std_error,
             "confidence_interval": interval and list(interval),
+            "chance": self.chance and self.chance.to_dict(),
+            "reliable": self.reliable,
+            "warnings": list(self.warnings),
             "ari": self.ari,
             "n_iter": self.n_iter,
             "converged": self.converged,
             "inertia": self.inertia,
+            "dimension": self.dimension,
             "classes": self.classes.tolist(),
             "table": self.table.tolist(),
             "nearest_class_mean_error": self.nearest_class_mean_error,
@@ -131,6 +156,8 @@ def resque_task(
     embedding: str = "pooled",
     device: torch.device | str | None = None,
     baselines: bool = False,
+    start: str = "same-rows",
+    chance: int = _chance.PERMUTATIONS,
 ) -> ResqueTaskResult:
     """RESQUE_task: 1 - ARI between the classes of a task and the clusters of its embeddings.
 
@@ -143,8 +170,8 @@ def resque_task(
             frame or list of rows in memory; or data larger than that, read in passes: a
             numpy.memmap, the path of a .npy file, a list of shards (any of these, one after
             another), a function that returns an iterable of batches, or an iterable that begins
-            anew every time. A pass is made for the class means and for every iteration. All give
-            the same bits.
+            anew every time. A pass is made for the class means, for a sample of rows and for every
+            iteration. All give the same bits.
         labels: [N] class indices of any values, or names of classes; likewise an array, the path of
             a .npy file or a list of shards. None where batches are pairs (features, labels), which
             takes one pass more.
@@ -155,12 +182,22 @@ def resque_task(
         max_iter: iterations at most, at least 1.
         tol: where the squared shift of all centres is at most this times the mean variance of the
             features, the centres have come to rest.
-        seed: of k-means++ and of the bootstrap behind the result's `std_error`.
+        seed: of k-means++, of the permutations and of the bootstrap behind `std_error`.
         embedding: what is clustered of [N, C, H, W] or [N, T, D]: "pooled", the mean over positions
             or tokens, or "flattened", all values of a row.
         device: where to compute, by default where the features are. Features in host memory go to a
             CUDA device segment by segment, once a pass, copied while it works: put them there
             yourself if they fit.
+        start: whose class means the clusters start from. "same-rows", as published: those of all
+            rows, which leak the labels where clusters x dimensions is not far below the number of
+            rows (the result says so). "held-out": every row is clustered from the class means of
+            rows that it is not among: in five folds all rows are clustered from the means of the
+            other four, and the fold's own rows enter one table. That does not leak, and takes 5.5
+            times as long. Every class needs two rows.
+        chance: permutations of the labels behind the result's `chance`: 3 give the level, 19 a
+            p-value, 0 none. Each takes as long as the value itself (1.1 times; so the default
+            takes 4.3 times as long as 0), but next to none where the start needs no labels. The
+            same seed gives the same permutations.
         baselines: also the errors of a nearest-class-mean classifier and of a linear probe by five
             folds, in three passes more: see :func:`resque_ext.indices._baselines.baselines`.
 
@@ -170,8 +207,11 @@ def resque_task(
             rows, fewer rows than clusters, features that are not finite.
         FileNotFoundError: no such file.
 
-    Source: RESQUE_task as published (class-mean start, pooled embedding, ARI), in float64.
+    Source: RESQUE_task as published (class-mean start, pooled embedding, ARI), in float64; the
+    chance level and the held-out start are ours.
     """
+    check_choice(start, STARTS, "start")
+    permutations = check_count(chance, "chance", least=0)
     check_choice(embedding, EMBEDDINGS, "embedding")
     max_iter, seed = check_count(max_iter, "max_iter"), check_count(seed, "seed", least=0)
     tol = _check_tolerance(tol)
@@ -179,17 +219,46 @@ def resque_task(
         num_classes = check_count(num_classes, "num_classes")
     with torch.no_grad():
         data, index, classes = _prepare(features, labels, embedding, device)
-        start = _start(data, index, len(classes), num_classes, init, seed)
-        found = _kmeans.kmeans(data, start, max_iter, tol)
-        table = pair_counts(index, found.labels, len(classes), len(start), check=False)
-        errors = _baselines.Baselines(None, None)
+        held_out = start == "held-out"
+        fixed = _start(data, index, classes, num_classes, init, seed, held_out)
+        means = _kmeans.class_means(data, index, len(classes)) if fixed is None else fixed
+
+        def clustering(index: Tensor, centers: Tensor | None = None) -> _kmeans.Clustering:
+            if held_out:
+                return _held_out(data, index, len(classes), max_iter, tol)
+            if centers is None:
+                centers = _kmeans.class_means(data, index, len(classes))
+            return _kmeans.kmeans(data, centers, max_iter, tol)
+
+        found = clustering(index, means)
+        clusters = len(means)
+
+        def table(index: Tensor, labels: Tensor) -> NDArray[np.int64]:
+            return pair_counts(index, labels, len(classes), clusters, check=False).cpu().numpy()
+
+        def value_of(order: Tensor) -> float:
+            other = index[order.to(index.device)]
+            labels = clustering(other).labels if fixed is None else found.labels
+            return 1 - _contingency.adjusted_rand_index(table(other, labels))
+
+        counts = table(index, found.labels)
+        ari = _contingency.adjusted_rand_index(counts)
+        dimension = by_chance = None
+        if len(classes) > 1:
+            by_chance = _chance.permuted(1 - ari, data.rows, permutations, seed, value_of)
+            if fixed is None:
+                dimension = _chance.effective_dimension(data, index, means)
+        errors = _baselines.Baselines()
         if baselines:
             errors = _baselines.baselines(data, index, len(classes))
-    counts = table.cpu().numpy()
-    ari = _contingency.adjusted_rand_index(counts)
+    warnings = task_warnings(counts, by_chance, dimension, held_out)
     return ResqueTaskResult(
         value=1 - ari,
         ari=ari,
+        chance=by_chance,
+        reliable=not warnings,
+        warnings=warnings + errors.warnings,
+        dimension=dimension,
         cluster_labels=found.labels.cpu().numpy(),
         centers=found.centers.cpu().numpy(),
         n_iter=found.n_iter,
@@ -213,7 +282,8 @@ def one_minus_ari(
 ) -> float:
     """The value of :func:`resque_task` from `centers` [K, D], or from the class means."""
     init = "class-means" if centers is None else centers
-    return resque_task(features, labels, init=init, embedding=embedding, device=device).value
+    found = resque_task(features, labels, init=init, embedding=embedding, device=device, chance=0)
+    return found.value
 
 
 def class_means(
@@ -337,9 +407,20 @@ def _class_index(labels: Tensor) -> tuple[Tensor, NDArray[np.int64]]:
 
 
 def _start(
-    data: Embeddings, index: Tensor, classes: int, clusters: int | None, init: Any, seed: int
-) -> Tensor:
-    """The centres to start from, [K, D] float64."""
+    data: Embeddings,
+    index: Tensor,
+    values: NDArray[np.int64],
+    clusters: int | None,
+    init: Any,
+    seed: int,
+    held_out: bool,
+) -> Tensor | None:
+    """The centres to start from, [K, D] float64; None for the class means."""
+    classes = len(values)
+    if held_out and not (isinstance(init, str) and init == "class-means"):
+        raise ValueError(
+            "start: expected 'same-rows' where init is not 'class-means', found 'held-out'"
+        )
     if isinstance(init, str):
         check_choice(init, INITS, "init")
         if clusters is None:
@@ -350,8 +431,15 @@ def _start(
                 f"init='class-means', found {clusters}"
             )
         _check_rows(data.rows, clusters)
+        if held_out:
+            single = (torch.bincount(index) == 1).nonzero()[:, 0].tolist()
+            if single:
+                raise ValueError(
+                    "labels: expected at least two rows of every class with start='held-out', "
+                    f"found one of class {values[single[0]]}"
+                )
         if init == "class-means":
-            return _kmeans.class_means(data, index, classes)
+            return None
         return _kmeans.plus_plus(data, clusters, seed)
     centers = as_tensor(init, "init")
     if centers.dtype not in FLOATS:
@@ -368,6 +456,66 @@ def _start(
     raise_for_centers(centers, "init")
     _check_rows(data.rows, len(centers))
     return centers.to(data.device, torch.float64)
+
+
+def _held_out(
+    data: Embeddings, index: Tensor, classes: int, max_iter: int, tol: float
+) -> _kmeans.Clustering:
+    """Every row's cluster from the class means of folds that it is not in.
+
+    All rows are clustered each time, from the class means of the other folds, and those of the fold
+    keep the labels. Cluster k begins at class k in every fold, so that the folds' labels agree.
+    """
+    fold = fold_of_rows(index)
+    sums, counts = fold_sums(data, index, fold, classes)
+    labels = torch.empty_like(index)
+    found = []
+    for f in range(FOLDS):
+        own = fold == f
+        if not counts[:, f].any():
+            continue
+        others = (sums.sum(1) - sums[:, f]) / (counts.sum(1) - counts[:, f])[:, None]
+        found.append(_kmeans.kmeans(data, others, max_iter, tol))
+        labels[own] = found[-1].labels[own]
+    return _kmeans.Clustering(
+        labels=labels,
+        centers=torch.stack([each.centers for each in found]),
+        inertia=sum(each.inertia for each in found) / len(found),
+        n_iter=max(each.n_iter for each in found),
+        converged=all(each.converged for each in found),
+    )
+
+
+def task_warnings(
+    table: NDArray[np.int64], chance: Chance | None, dimension: float | None, held_out: bool
+) -> tuple[str, ...]:
+    """Why a value is not to be relied on, and what to do; nothing where it is."""
+    rows, (classes, clusters) = int(table.sum()), table.shape
+    if classes < 2:
+        return ("value: says nothing, as there is a single class; use labels of at least two",)
+    level = f" (permuted labels give {chance.mean:.2f} on average)" if chance else ""
+    few = f"{rows} rows are few for {clusters} clusters"
+    if dimension is not None:
+        few += f" in {dimension:.0f} effective dimensions"
+    load = 0.0 if dimension is None else clusters * dimension / rows
+    by_chance = chance is not None and chance.mean < _LEAST_CHANCE
+    if held_out:
+        fewest = int(table.sum(1).min())
+        if fewest < FOLDS:
+            return (
+                f"value: uncertain, as a class has {fewest} rows, fewer than there are folds; use "
+                f"at least {FOLDS} rows a class",
+            )
+        if load > _LOST:
+            return (f"value: may be much too large, as {few}; use more rows",)
+    elif dimension is not None and (load > _LEAKS or by_chance):
+        return (
+            f"value: too small, as class means of the same rows leak the labels where {few}"
+            f"{level}; use start='held-out', or more rows",
+        )
+    if by_chance:
+        return (f"value: too small by chance, as {few}{level}; use more rows",)
+    return ()
 
 
 def _check_rows(rows: int, clusters: int) -> None:

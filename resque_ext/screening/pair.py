@@ -25,6 +25,7 @@ class IndexValue:
         std_error, noise_floor: as the index defines them; None where it has none.
         low, high: interval that stays valid however often it was looked at; None where there is
             none.
+        reliable, warnings: as the index defines them.
     """
 
     value: float
@@ -32,6 +33,8 @@ class IndexValue:
     noise_floor: float | None = None
     low: float | None = None
     high: float | None = None
+    reliable: bool = True
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,10 @@ class PairResult:
         if wrong:
             raise ValueError(f"pair: expected the keys {list(_FIELDS)}, differs in {sorted(wrong)}")
         parsed: dict[str, Any] = {name: values[name] for name in _FIELDS}
-        parsed["indices"] = {n: IndexValue(**v) for n, v in parsed["indices"].items()}
+        parsed["indices"] = {
+            n: IndexValue(**v | {"warnings": tuple(v.get("warnings", ()))})
+            for n, v in parsed["indices"].items()
+        }
         parsed["predicted"] = {n: PredictedCost(**v) for n, v in parsed["predicted"].items()}
         parsed["faults"] = tuple(Fault(**f) for f in parsed["faults"])
         return cls(**parsed)

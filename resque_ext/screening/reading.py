@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -165,8 +166,8 @@ class PairReading:
         last = self.looks[-1] if self.looks else None
         if last is not None:
             plain = values["resque_dist"]
-            values["resque_dist"] = IndexValue(
-                last.value, plain.std_error, plain.noise_floor, last.low, last.high
+            values["resque_dist"] = dataclasses.replace(
+                plain, value=last.value, low=last.low, high=last.high
             )
         self.seconds += time.perf_counter() - began
         return PairResult(
@@ -283,6 +284,8 @@ def index_values(found: Mapping[str, Any]) -> dict[str, IndexValue]:
             float(result.value),
             _finite(getattr(result, "std_error", None)),
             _finite(getattr(result, "noise_floor", None)),
+            reliable=result.reliable,
+            warnings=result.warnings,
         )
         for name, result in found.items()
     }

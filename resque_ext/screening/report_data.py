@@ -23,6 +23,7 @@ FORMAT = "resque_ext.report/1"
 
 Ranks = dict[str, list[tuple[int, int] | None]]
 
+_PLAIN_PARTS = ("unit", "extrapolated", "reliable", "warnings")
 _PLAIN = ("old_samples", "new_samples", "available", "stopped", "error", "faults")
 
 
@@ -149,7 +150,7 @@ def _columns(pairs: Sequence[PairResult]) -> Iterator[tuple[list[str], str, list
     for group, name in _criteria(pairs):
         found = [getattr(pair, group).get(name) for pair in pairs]
         for part in (f.name for f in fields(kinds[group])):
-            plain = "plain" if part in ("unit", "extrapolated") else "float"
+            plain = "plain" if part in _PLAIN_PARTS else "float"
             yield [group, name, part], plain, [f and getattr(f, part) for f in found]
     for name in _PLAIN:
         values = [getattr(pair, name) for pair in pairs]
@@ -198,4 +199,6 @@ def to_csv(pairs: Sequence[PairResult]) -> str:
 
 
 def _cell(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return "; ".join(value)
     return str(value).lower() if isinstance(value, bool) else value

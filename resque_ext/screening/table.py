@@ -181,7 +181,8 @@ def _show(found: Any) -> str:
     if found is None:
         return "-"
     error = found.std_error
-    return f"{found.value:.4f}" + ("" if error is None else f" ± {error:.4f}")
+    shown = f"{found.value:.4f}" + ("" if error is None else f" ± {error:.4f}")
+    return shown if found.reliable else f"{shown} ?"
 
 
 def _show_cost(found: Any) -> str:

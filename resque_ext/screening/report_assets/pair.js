@@ -64,8 +64,9 @@ class PairDialog {
       show(found.std_error),
       showInterval(found.low, found.high),
       show(found.noise_floor) + (atFloor(pair, `indices.${name}`) ? " (value is below)" : ""),
+      found.reliable ? "" : found.warnings.join("; "),
     ]);
-    const heads = ["Index", "Rank", "Value", "± s.e.", "Interval", "Noise floor"];
+    const heads = ["Index", "Rank", "Value", "± s.e.", "Interval", "Noise floor", "Not reliable"];
     return smallTable("Indices", heads, rows, "short");
   }
 
