@@ -8,6 +8,7 @@ before anything is timed; nothing here passes or fails by a time.
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
@@ -23,8 +24,9 @@ import torch
 import resque_ext
 from resque_ext.bench import seconds_of
 
-# For `conftest` itself: with --import-mode=importlib pytest leaves sys.path alone.
+# For `conftest` itself and `sizes`: with --import-mode=importlib pytest leaves sys.path alone.
 sys.path.insert(0, str(Path(__file__).parent))
+from sizes import rows
 
 # What a benchmark files its share of the bound under, and what that bound is.
 BOUNDS = {
@@ -35,16 +37,94 @@ BOUNDS = {
 DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 
 
+# Bytes that a GPU writes between two timed calls so that no input is left in its L2 (60 MB on an
+# H200), and the most clock cycles for which its queue is kept busy before them (about 0.1 s).
+FLUSH_BYTES = rows(2**28)
+MOST_SLEEP = 200_000_000
+
+
 def seconds(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Median of single calls, by device events on CUDA; warmed up first."""
+    """Median of single calls; on CUDA those of a busy queue. Warmed up first."""
     for _ in range(3):
         call()
+    if device.type == "cuda":
+        return queued_seconds(call, device, repeats)
     return statistics.median(seconds_of(call, device) for _ in range(repeats))
+
+
+def cold_seconds(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Median of single CUDA calls, each on an idle device with a flushed L2.
+
+    It includes the host's time before the first kernel, as a user sees it who waits for every call.
+    """
+    flush = torch.empty(FLUSH_BYTES // 4, dtype=torch.float32, device=device)
+
+    def once() -> float:
+        flush.zero_()
+        torch.cuda.synchronize(device)
+        return seconds_of(call, device)
+
+    return statistics.median(once() for _ in range(repeats))
+
+
+def queued_seconds(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
+    """Median device time of CUDA calls that wait in a queue, each with a flushed L2.
+
+    A sleeping kernel keeps the device busy while the host submits the calls, so that what is
+    measured between two events is the device's work and not the host's. Of a call that
+    synchronizes, the host's time stays part of it.
+    """
+    begin = time.perf_counter()
+    call()
+    submitting = time.perf_counter() - begin
+    torch.cuda.synchronize(device)
+    # 2.5e9 is above any clock rate. Twice the time, because flushing is submitted too.
+    cycles = min(int(2.5e9 * 2 * repeats * submitting) + 1_000_000, MOST_SLEEP)
+    flush = torch.empty(FLUSH_BYTES // 4, dtype=torch.float32, device=device)
+    pairs = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        for _ in range(repeats)
+    ]
+    torch.cuda._sleep(cycles)
+    for before, after in pairs:
+        flush.zero_()
+        before.record()
+        call()
+        after.record()
+    torch.cuda.synchronize(device)
+    return statistics.median(before.elapsed_time(after) for before, after in pairs) / 1e3
 
 
 def pytest_addoption(parser: Any) -> None:
     parser.addoption("--source-rows", type=int, default=200_000, help="rows of 512 on disk")
     parser.addoption("--source-folder", default=None, help="where they are written")
+    parser.addoption("--only-cuda", action="store_true", help="leave out what runs on the CPU")
+    parser.addoption(
+        "--results", default=None, help="append each benchmark's figures to this file, a line each"
+    )
+
+
+def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
+    if not config.getoption("only_cuda"):
+        return
+    chosen = [item for item in items if "cuda" in item.name]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
+
+
+@pytest.fixture(autouse=True)
+def _append_result(request: pytest.FixtureRequest) -> Any:
+    """Writes a benchmark's figures as soon as it has ended, so that a time limit costs no other."""
+    yield
+    path = request.config.getoption("results")
+    benchmark = request.node.funcargs.get("benchmark")
+    if path is None or not getattr(benchmark, "extra_info", None):
+        return
+    line = {"name": request.node.name.removeprefix("test_"), **benchmark.extra_info}
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +134,7 @@ def copy_bound() -> Callable[[torch.device], float]:
 
     def bound(device: torch.device) -> float:
         if str(device) not in found:
-            size = 2**30 if device.type == "cuda" else 2**28
+            size = rows(2**30) if device.type == "cuda" else 2**28
             source = torch.randn(size // 4, device=device)
             target = torch.empty_like(source)
             found[str(device)] = 2 * size / seconds(lambda: target.copy_(source), device, 15)
@@ -82,6 +162,7 @@ def measure(benchmark: Any, copy_bound: Callable[[torch.device], float]) -> Call
         if device.type == "cuda":
             taken = seconds(call, device, 25)
             benchmark.extra_info["share_of_copy"] = bytes_read / taken / copy_bound(device)
+            benchmark.extra_info["cold_milliseconds"] = cold_seconds(call, device, 7) * 1e3
             benchmark.pedantic(lambda: (call(), torch.cuda.synchronize()), rounds=3)
         else:
             assert against is not None

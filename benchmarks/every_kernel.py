@@ -3,13 +3,17 @@
 For compute-sanitizer, which makes everything a hundred times slower.
 """
 
+import time
+
 import torch
+from sizes import SMALL
 
 import resque_ext
 from resque_ext.ops.class_moments import grouped_moments
 from resque_ext.ops.class_order import class_order
 from resque_ext.ops.pair_counts import _pair_counts_status
 
+BEGIN = time.perf_counter()
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SHAPES = ((3_000, 5), (3_000, 64), (600, 40, 3, 3), (300, 16, 4, 4), (200, 7, 24))
 
@@ -20,6 +24,11 @@ CLUSTERS = (
     *((3_000, 5, 3), (3_000, 64, 16), (600, 512, 10), (300, 700, 8), (300, 129, 9)),
     *((2_200_000, 2, 3), (3_000, 64, 40), (600, 256, 300), (700, 1_100, 600), (40, 2_048, 10)),
 )
+# Every tile of row_distances, and more values a row than fit a tile.
+ROWS = ((40_000, 24), (5_000, 300), (300, 2_048), (3, 70_000))
+if SMALL:
+    DTYPES, SHAPES, ROWS = DTYPES[::2], SHAPES[::2], ROWS[2:3]
+    CLUSTERS = tuple(each for each in CLUSTERS if each[0] <= 1_000)
 
 
 def main() -> None:
@@ -34,19 +43,30 @@ def main() -> None:
                     check(x, torch.randint(classes, shape[:1], device="cuda"), classes)
                 count(x)
                 measure(x, x.roll(1, 0))
-    for shape in ((40_000, 24), (5_000, 300), (300, 2_048), (3, 70_000)):  # every tile; segments
+        progress(f"class_moments, value_histogram, row_distances of {dtype}")
+    for shape in ROWS:
         for dtype in DTYPES:
             measure(*(torch.randn(shape, device="cuda").to(dtype) for _ in range(2)))
+        progress(f"row_distances of {shape}")
     for classes in (1, 255, 256, 65_536):
         labels = torch.randint(-1, classes + 1, (5_000,), device="cuda", dtype=torch.int32)
         compare(class_order(labels, classes, 4), labels, classes)
+    progress("class_order")
     for classes in (1, 96, 300):  # tables in shared memory, and in the result
         for dtypes in ((torch.int64, torch.int32), (torch.int32, torch.int64)):
             check_pairs(classes, dtypes)
+    progress("pair_counts")
     for dtype in DTYPES:
         for n, width, k in CLUSTERS:
             check_clusters(torch.randn(n, width, device="cuda").to(dtype), k)
+        progress(f"lloyd_step of {dtype}")
     print("every kernel ran and agreed with plain PyTorch")
+
+
+def progress(what: str) -> None:
+    """A line at once: a sanitizer takes minutes, and a time limit may come before the end."""
+    torch.cuda.synchronize()
+    print(f"{time.perf_counter() - BEGIN:6.1f} s: {what} agree with plain PyTorch", flush=True)
 
 
 def check(x: torch.Tensor, labels: torch.Tensor, classes: int) -> None:

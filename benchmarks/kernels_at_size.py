@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from sizes import rows
 
 from resque_ext import ops
 
@@ -25,21 +26,21 @@ def main() -> None:
 
 
 def calls() -> Any:
-    x = normal(1_048_576, 512)
+    x = normal(rows(1_048_576), 512)
     for k in (10, 100, 20_000):
         y = torch.randint(k, (len(x),), device="cuda")
         yield f"class_moments, {k} classes", bind(ops.class_moments, x, y, k, check=False)
     for k in (10, 100):
         yield f"lloyd_step, {k} centres", bind(ops.lloyd_step, x, normal(k, 512), check=False)
     yield "value_histogram", bind(ops.value_histogram, x, check=False)
-    a, b = (torch.randint(100, (4_194_304,), device="cuda") for _ in "ab")
+    a, b = (torch.randint(100, (rows(4_194_304),), device="cuda") for _ in "ab")
     yield "pair_counts", bind(ops.pair_counts, a, b, 100, 100, check=False)
-    x = normal(262_144, 2_048)
+    x = normal(max(rows(262_144), 1_000), 2_048)
     yield "lloyd_step, 1,000 centres", bind(ops.lloyd_step, x, normal(1_000, 2_048), check=False)
-    for rows, columns in ((131_072, 2_048), (524_288, 128)):
-        old, new = normal(rows, columns), normal(rows, columns)
+    for n, columns in ((rows(131_072), 2_048), (rows(524_288), 128)):
+        old, new = normal(n, columns), normal(n, columns)
         yield f"row_distances of {columns}", bind(ops.row_distances, old, new, check=False)
-    maps = torch.randn(8_192, 512, 16, 16, device="cuda", dtype=torch.bfloat16)
+    maps = torch.randn(rows(8_192), 512, 16, 16, device="cuda", dtype=torch.bfloat16)
     yield "spatial_mean", bind(ops.spatial_mean, maps)
     yield "spatial_mean, last", bind(ops.spatial_mean, maps.to(memory_format=torch.channels_last))
 

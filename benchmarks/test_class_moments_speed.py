@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import DEVICES
+from sizes import rows
 from torch import Tensor
 
 import resque_ext
@@ -15,15 +16,15 @@ from resque_ext.ops.class_order import class_order
 
 CPU_CASES = [(200_000, 512, k) for k in (10, 100, 1_000, 20_000)]
 CUDA_CASES = [
-    (1_048_576, 512, 10),
-    (1_048_576, 512, 100),
-    (262_144, 2_048, 1_000),
-    (1_048_576, 512, 20_000),
+    (rows(1_048_576), 512, 10),
+    (rows(1_048_576), 512, 100),
+    (rows(262_144), 2_048, 1_000),
+    (rows(1_048_576), 512, 20_000),
 ]
 CASES = [("cpu", *c, torch.float32) for c in CPU_CASES]
 if "cuda" in DEVICES:
     CASES += [("cuda", *c, torch.float32) for c in CUDA_CASES]
-    CASES += [("cuda", 1_048_576, 512, k, torch.bfloat16) for k in (10, 100, 1_000)]
+    CASES += [("cuda", rows(1_048_576), 512, k, torch.bfloat16) for k in (10, 100, 1_000)]
 
 
 def one_hot_matmul(x: Tensor, y: Tensor, k: int) -> Tensor:
@@ -100,7 +101,7 @@ def test_class_moments(
 def test_spatial_mean_and_moments(
     measure: Callable[..., float], device: str, form: str, channels_last: bool
 ) -> None:
-    n = 8_192 if device == "cuda" else 1_024
+    n = rows(8_192) if device == "cuda" else 1_024
     x = torch.randn(n, 512, 16, 16, device=device, dtype=torch.bfloat16)
     if channels_last:
         x = x.to(memory_format=torch.channels_last)
@@ -121,7 +122,7 @@ def test_spatial_mean_and_moments(
 @pytest.mark.parametrize("k", [10, 1_000, 20_000])
 @pytest.mark.parametrize("device", DEVICES)
 def test_class_order(measure: Callable[..., float], device: str, k: int) -> None:
-    y = torch.randint(k, (1_048_576,), device=device)
+    y = torch.randint(k, (rows(1_048_576),), device=device)
     order, offsets, _ = class_order(y, k)
     assert torch.equal(order.long(), torch.argsort(y, stable=True))
     assert torch.equal(offsets.diff(), torch.bincount(y, minlength=k))

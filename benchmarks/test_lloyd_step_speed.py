@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICES, device_name, seconds_once
+from sizes import rows
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
@@ -22,9 +23,9 @@ CPU_CASES = [(200_000, 256, 10), (200_000, 256, 100), (50_000, 256, 1_000)]
 CASES = [("cpu", *case) for case in CPU_CASES]
 if "cuda" in DEVICES:
     CASES += [
-        ("cuda", 1_048_576, 512, 10),
-        ("cuda", 1_048_576, 512, 100),
-        ("cuda", 262_144, 2_048, 1_000),
+        ("cuda", rows(1_048_576), 512, 10),
+        ("cuda", rows(1_048_576), 512, 100),
+        ("cuda", max(rows(262_144), 1_000), 2_048, 1_000),
     ]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICES, device_name
+from sizes import rows
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
@@ -20,7 +21,7 @@ from torch import Tensor
 import resque_ext
 from resque_ext.ops import pair_counts
 
-LABELS = 4_194_304
+LABELS = rows(4_194_304)
 
 
 def bincount(a: Tensor, b: Tensor, k: int) -> Tensor:
@@ -120,8 +121,8 @@ def test_resque_task(benchmark: Any, k: int) -> None:
 @pytest.mark.skipif("cuda" not in DEVICES, reason="copies to a GPU")
 def test_stream_to_cuda(benchmark: Any) -> None:
     """Features in host memory, segment by segment, against one copy of them a pass."""
-    device = torch.device("cuda")
-    x, y = torch.randn(1_000_000, 512), torch.arange(1_000_000) % 10
+    device, n = torch.device("cuda"), rows(1_000_000)
+    x, y = torch.randn(n, 512), torch.arange(n) % 10
     passes = 4  # the class means, two iterations, and the last assignment
     pinned = x[:65_536].pin_memory()
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import DEVICES, device_name
+from sizes import SMALL
 from torch import Tensor, nn
 
 from resque_ext.retraining import retrain
@@ -71,7 +72,7 @@ def bare(model: nn.Module, train: list[Any], test: list[Any]) -> list[float]:
 @pytest.mark.parametrize("device", DEVICES)
 def test_retraining_overhead(benchmark: Any, device: str) -> None:
     place = torch.device(device)
-    width, steps, batch = (16, 4, 64) if device == "cpu" else (64, 100, 256)
+    width, steps, batch = (16, 4, 64) if device == "cpu" or SMALL else (64, 100, 256)
     model = small_resnet(width).to(place)
     train, test = (
         [

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICES, device_name, seconds, seconds_once
+from sizes import rows
 from torch import Tensor
 
 from resque_ext.ops import row_distances
 
 BINS = (16, 32, 64)
 CPU_SHAPE = (20_000, 512)
-CUDA_SHAPES = [(131_072, 2_048), (262_144, 512), (524_288, 128)]
+CUDA_SHAPES = [(rows(131_072), 2_048), (rows(262_144), 512), (rows(524_288), 128)]
 CHUNKS = {"cpu": (250, 500, 1_000, 2_000, 4_000), "cuda": (16_384, 65_536)}
 LOOP_ROWS = 40  # of the published kind of loop, some milliseconds each
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -236,7 +237,7 @@ def test_row_distances_of_every_dtype(
     measure: Callable[..., float], device: str, layout: str, dtype: torch.dtype
 ) -> None:
     """Rows of 512 values, and images whose means over 64 positions are those."""
-    n = {"cpu": 1_000, "cuda": 65_536}[device]
+    n = {"cpu": 1_000, "cuda": rows(65_536)}[device]
     shape = (n * 8, 512) if layout == "rows" else (n // 4, 512, 8, 8)
     sides = pairs(device, *shape, dtype=dtype)
     if layout == "NHWC":

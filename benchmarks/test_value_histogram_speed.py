@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DEVICES, device_name
+from sizes import rows
 from torch import Tensor
 
 from resque_ext.bench import seconds_of
@@ -20,7 +21,7 @@ DATA: dict[str, Callable[[Tensor], Tensor]] = {
     "half_zero": lambda x: x.relu_(),
     "constant": lambda x: x.fill_(float(x[0])),
 }
-SIZES = {"cpu": 2**26, "cuda": 2**29}
+SIZES = {"cpu": 2**26, "cuda": rows(2**29)}
 FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "bits15": lambda x: value_histogram(x, bits=15, check=False).counts,
     "bits16": lambda x: value_histogram(x, check=False).counts,

@@ -1,0 +1,70 @@
+"""A GPU that is none, for a rehearsal of benchmarks/gpu.sh: every "cuda" tensor is one of the CPU.
+
+With this folder on PYTHONPATH, `torch.cuda` says that there is a device, factories and
+`.to("cuda")` give CPU tensors, and events read the host's clock. Figures mean nothing; the control
+flow is real.
+"""
+
+import os
+import time
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+SECONDS = float(os.environ.get("FAKE_GPU_SECONDS", "0"))  # that every event takes longer
+
+
+def _cpu(value):
+    if isinstance(value, torch.device) and value.type == "cuda":
+        return torch.device("cpu")
+    if isinstance(value, str) and value.partition(":")[0] == "cuda":
+        return "cpu"
+    return value
+
+
+class _OnTheCpu(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.device:  # a device may be called cuda; only tensors have to be here
+            return function(*args, **(kwargs or {}))
+        kwargs = {name: _cpu(value) for name, value in (kwargs or {}).items()}
+        return function(*map(_cpu, args), **kwargs)
+
+
+class _Event:
+    def __init__(self, enable_timing=False):
+        self.at = 0.0
+
+    def record(self, stream=None):
+        time.sleep(SECONDS)
+        self.at = time.perf_counter()
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, other):
+        return (other.at - self.at) * 1e3
+
+
+def _nothing(*args, **kwargs):
+    return None
+
+
+_Generator = torch.Generator
+
+
+class _GeneratorOnTheCpu(_Generator):
+    def __new__(cls, device="cpu"):
+        return _Generator(_cpu(device))
+
+
+torch.Generator = _GeneratorOnTheCpu
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 1
+torch.cuda.current_device = lambda: 0
+torch.cuda.get_device_name = lambda device=None: "no GPU: a rehearsal"
+torch.cuda.get_device_capability = lambda device=None: (9, 0)
+torch.cuda.Event = _Event
+for _name in ("synchronize", "_sleep", "empty_cache", "set_sync_debug_mode"):
+    setattr(torch.cuda, _name, _nothing)
+torch.Tensor.cuda = lambda self, *args, **kwargs: self
+_OnTheCpu().__enter__()
