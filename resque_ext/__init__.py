@@ -32,6 +32,7 @@ __all__ = [
     "Arm",
     "ArmResult",
     "BackendError",
+    "Forecast",
     "LinearResidual",
     "LinearResidualResult",
     "PreIndexResult",
@@ -45,6 +46,7 @@ __all__ = [
     "arm",
     "backend",
     "build_info",
+    "forecast",
     "linear_residual",
     "ops",
     "preindex",
@@ -57,7 +59,15 @@ __all__ = [
 ]
 
 
+# They bring much that nothing else needs.
+_LAZY = {
+    "Forecast": "resque_ext.forecasting",
+    "forecast": "resque_ext.forecasting",
+    "screen": "resque_ext.screening.screen",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "screen":  # which brings much that nothing else needs
-        return importlib.import_module("resque_ext.screening.screen").screen
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -92,6 +92,8 @@ class Run:
         self._looked = self._saved = time.perf_counter()
         self._warned = False  # that a budget of energy cannot be kept
         self._bar: Any = None
+        self.watch_loss = False  # whether checks also take the mean cross-entropy of the test data
+        self.test_loss: float | None = None  # at the last check
 
     # The loop
 
@@ -106,12 +108,16 @@ class Run:
         with self._progress_bar():
             for _ in self.steps():
                 pass
+        self.finish()
+        self._save()
+
+    def finish(self) -> None:
+        """What the record says of the end, once a stop rule holds."""
         self.costs.close()
         if self.history.samples_in_epoch:
             self.history.note_epoch(self.track.changes())
         elif self.history.change is None:
             self.history.change = self.track.changes()
-        self._save()
 
     def steps(self) -> Iterator[int]:
         """The same step by step: the number of steps so far, at first and after every one.
@@ -240,19 +246,22 @@ class Run:
 
     # The test data
 
-    def read_test(self, costs: Costs, with_loss: bool = False) -> tuple[float, float | None]:
-        """The test accuracy and, where asked for, the mean cross-entropy; leaves no trace in the
-        training. `costs` counts it as an evaluation."""
+    def read_test(
+        self, costs: Costs, with_loss: bool = False, model: nn.Module | None = None
+    ) -> tuple[float, float | None]:
+        """The test accuracy and, where asked for, the mean cross-entropy, by default of the model
+        as it is now. Leaves no trace in the training; `costs` counts it as an evaluation."""
+        model = self.model if model is None else model
         costs.switch(EVALUATION)
         self.test_transform.restart()
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         wrong = torch.zeros((), dtype=torch.bool, device=self.device)
-        with self.randomness.kept(self.settings.seed), evaluating(self.model):
+        with self.randomness.kept(self.settings.seed), evaluating(model):
             for inputs, labels, _ in self.test:
                 with self.settings.precision():
                     inputs = self.settings.laid_out(self.test_transform(inputs))
-                    logits = _logits(forward(self.model, inputs), len(labels))
+                    logits = _logits(forward(model, inputs), len(labels))
                 fault = label_fault(labels, logits.shape[1], self.test.name)
                 labels = labels.to(self.device, torch.int64, non_blocking=True)
                 correct += (logits.argmax(1) == labels).sum()
@@ -269,7 +278,7 @@ class Run:
 
     def _evaluate(self) -> None:
         """Reads the test accuracy and stops where it says so."""
-        accuracy, _ = self.read_test(self.costs)
+        accuracy, self.test_loss = self.read_test(self.costs, self.watch_loss)
         history, settings = self.history, self.settings
         history.add_check(accuracy)
         if self._bar is not None:
