@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from resque_ext import distributed, ops, retraining, screening, shifts
     from resque_ext._backend import backend, build_info
     from resque_ext._errors import BackendError
+    from resque_ext.forecasting import Forecast, forecast
     from resque_ext.indices import (
         Arm,
         ArmResult,
@@ -37,6 +38,7 @@ __all__ = [
     "Arm",
     "ArmResult",
     "BackendError",
+    "Forecast",
     "LinearResidual",
     "LinearResidualResult",
     "PreIndexResult",
@@ -51,6 +53,7 @@ __all__ = [
     "backend",
     "build_info",
     "distributed",
+    "forecast",
     "linear_residual",
     "ops",
     "preindex",
@@ -68,8 +71,10 @@ __all__ = [
 _MODULES = ("distributed", "ops", "retraining", "screening", "shifts")
 _HOMES = {
     "BackendError": "_errors",
+    "Forecast": "forecasting",
     "backend": "_backend",
     "build_info": "_backend",
+    "forecast": "forecasting",
     "score": "scoring",
     "screen": "screening.screen",
 }

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from resque_ext._inputs import describe
 from resque_ext.observe import evaluating, forward
 from resque_ext.retraining import checkpoint, run_state
+from resque_ext.retraining.checkpoint import Checkpoint
 from resque_ext.retraining.costs import EVALUATION, TRAINING, Costs
 from resque_ext.retraining.data import Batches, label_fault
 from resque_ext.retraining.energy.sources import warn
@@ -53,6 +54,7 @@ class Run:
         settings, costs, randomness: see there.
         about: {"device": ..., "versions": ...} for the record.
         path: of the checkpoint, or None.
+        start: where another run was stopped, from which this one goes on; a file at `path` wins.
     """
 
     def __init__(
@@ -65,10 +67,12 @@ class Run:
         randomness: Randomness,
         about: dict[str, Any],
         path: Path | None,
+        start: Checkpoint | None = None,
     ) -> None:
         self.model, self.train, self.test = model, train, test
         self.settings, self.costs, self.randomness = settings, costs, randomness
         self.about, self.path, self.device = about, path, costs.device
+        self.start = start
         self.check_batches = settings.check_batches(train.count)
         shift = settings.transform
         self.train_transforms = [Transform(shift), Transform(settings.augment)]
@@ -88,6 +92,8 @@ class Run:
         self._looked = self._saved = time.perf_counter()
         self._warned = False  # that a budget of energy cannot be kept
         self._bar: Any = None
+        self.watch_loss = False  # whether checks also take the mean cross-entropy of the test data
+        self.test_loss: float | None = None  # at the last check
 
     # The loop
 
@@ -95,22 +101,43 @@ class Run:
         """Evaluates and trains until a stop rule holds."""
         if self.path is not None and self.path.exists():
             run_state.take_on(self, self.path, checkpoint.load(self.path))
+        elif self.start is not None:
+            run_state.take_on(self, "the forecast's", self.start.state())
         if self.history.stopped is not None:
             return
-        training_mode(self.model)
         with self._progress_bar():
-            if not self.history.checks:
-                self._evaluate()
-            while self.history.stopped is None:
-                self._epoch()
+            for _ in self.steps():
+                pass
+        self.finish()
+        self._save()
+
+    def finish(self) -> None:
+        """What the record says of the end, once a stop rule holds."""
         self.costs.close()
         if self.history.samples_in_epoch:
             self.history.note_epoch(self.track.changes())
         elif self.history.change is None:
             self.history.change = self.track.changes()
-        self._save()
 
-    def _epoch(self) -> None:
+    def steps(self) -> Iterator[int]:
+        """The same step by step: the number of steps so far, at first and after every one.
+
+        Between two of them the run may be read (`state`, `read_test`) or left.
+        """
+        training_mode(self.model)
+        if not self.history.checks:
+            self._evaluate()
+        yield self.history.steps
+        while self.history.stopped is None:
+            yield from self._epoch()
+
+    def state(self) -> Checkpoint:
+        """Where the run is; one that starts there goes on as this one would."""
+        self.costs.switch(None)
+        self._read_log()
+        return Checkpoint(run_state.of(self))
+
+    def _epoch(self) -> Iterator[int]:
         history = self.history
         for transform in self.train_transforms:
             transform.restart()
@@ -125,11 +152,11 @@ class Run:
                 self._evaluate()
                 if history.stopped is None and (done or late):
                     history.stopped = late or "epochs"
-                if history.stopped is not None:
-                    return
-            if self._save_is_due():
-                self._read_log()
+            if history.stopped is None and self._save_is_due():
                 self._save()
+            yield history.steps
+            if history.stopped is not None:
+                return
             self.costs.switch(TRAINING)
 
     def _training_batches(self) -> Iterator[tuple[Any, Any, int]]:
@@ -219,25 +246,39 @@ class Run:
 
     # The test data
 
-    def _evaluate(self) -> None:
-        """Reads the test accuracy, without a trace in the training, and stops where it says so."""
-        self.costs.switch(EVALUATION)
+    def read_test(
+        self, costs: Costs, with_loss: bool = False, model: nn.Module | None = None
+    ) -> tuple[float, float | None]:
+        """The test accuracy and, where asked for, the mean cross-entropy, by default of the model
+        as it is now. Leaves no trace in the training; `costs` counts it as an evaluation."""
+        model = self.model if model is None else model
+        costs.switch(EVALUATION)
         self.test_transform.restart()
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
         wrong = torch.zeros((), dtype=torch.bool, device=self.device)
-        with self.randomness.kept(self.settings.seed), evaluating(self.model):
+        with self.randomness.kept(self.settings.seed), evaluating(model):
             for inputs, labels, _ in self.test:
                 with self.settings.precision():
                     inputs = self.settings.laid_out(self.test_transform(inputs))
-                    logits = _logits(forward(self.model, inputs), len(labels))
+                    logits = _logits(forward(model, inputs), len(labels))
                 fault = label_fault(labels, logits.shape[1], self.test.name)
-                correct += (logits.argmax(1) == labels.to(self.device, non_blocking=True)).sum()
+                labels = labels.to(self.device, torch.int64, non_blocking=True)
+                correct += (logits.argmax(1) == labels).sum()
                 if fault is not None:
                     wrong |= fault
+                if with_loss:
+                    loss += _summed_loss(logits, labels)
         accuracy = int(correct) / self.test.samples
-        self.costs.switch(None)
+        mean_loss = float(loss) / self.test.samples if with_loss else None
+        costs.switch(None)
         if bool(wrong):
             raise ValueError(_out_of_range(self.test.name))
+        return accuracy, mean_loss
+
+    def _evaluate(self) -> None:
+        """Reads the test accuracy and stops where it says so."""
+        accuracy, self.test_loss = self.read_test(self.costs, self.watch_loss)
         history, settings = self.history, self.settings
         history.add_check(accuracy)
         if self._bar is not None:
@@ -334,6 +375,7 @@ class Run:
     def _save(self) -> None:
         if self.path is not None:
             self.costs.switch(None)
+            self._read_log()
             checkpoint.save(self.path, run_state.of(self))
             self._saved = time.perf_counter()
 
@@ -354,6 +396,12 @@ def _logits(output: Any, rows: int) -> Tensor:
             f"model: expected one output a label ({rows}), found an output of {describe(logits)}"
         )
     return logits
+
+
+def _summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy [] over the rows, float64. Labels out of range are an error told later."""
+    within = labels.clamp(0, logits.shape[1] - 1)
+    return nn.functional.cross_entropy(logits.double(), within, reduction="sum")
 
 
 def _out_of_range(name: str) -> str:

@@ -7,6 +7,7 @@ a reader finds the old state or the new one, whenever the writer was killed.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,34 @@ class CheckpointError(ValueError):
     """A file that is no checkpoint, or that of another run."""
 
 
-def save(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes dicts, lists, tuples, numbers, strings, None and tensors, nested at will.
+class Checkpoint:
+    """The state of a run in memory, on the CPU: a copy, which later steps do not change.
+
+    Args:
+        state: dicts, lists, tuples, numbers, strings, None and tensors, nested at will.
 
     Raises:
         TypeError: anything else; the message says where it is.
     """
-    tensors: dict[str, Tensor] = {}
-    text = json.dumps(_pack(state, "state", tensors))
-    with replaced(path) as beside:
-        save_file(tensors, beside, metadata={"format": FORMAT, "state": text})
+
+    def __init__(self, state: Mapping[str, Any]) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        self._text = json.dumps(_pack(state, "state", self._tensors))
+
+    def state(self) -> dict[str, Any]:
+        """The state, its tensors copied."""
+        tensors = {name: tensor.clone() for name, tensor in self._tensors.items()}
+        return _unpack(json.loads(self._text), tensors)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the file that `retrain(checkpoint=path)` goes on from, in one step."""
+        with replaced(Path(path)) as beside:
+            save_file(self._tensors, beside, metadata={"format": FORMAT, "state": self._text})
+
+
+def save(path: Path, state: Mapping[str, Any]) -> None:
+    """Writes a state as :class:`Checkpoint` has it."""
+    Checkpoint(state).save(path)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -67,7 +86,7 @@ def load(path: Path) -> dict[str, Any]:
         ) from None
 
 
-def check_complete(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def check_complete(path: Path | str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Raises CheckpointError where a part is missing."""
     for name in expected:
         if name not in found:
@@ -76,7 +95,7 @@ def check_complete(path: Path, expected: Mapping[str, Any], found: Mapping[str, 
             )
 
 
-def check_same(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def check_same(path: Path | str, expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Raises CheckpointError, naming what differs, where the file is another run's."""
     for name in expected:
         if expected[name] != found.get(name):
@@ -86,7 +105,7 @@ def check_same(path: Path, expected: Mapping[str, Any], found: Mapping[str, Any]
             )
 
 
-def check_shapes(path: Path, mine: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+def check_shapes(path: Path | str, mine: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     """Raises CheckpointError where a tensor is missing, or of another shape or dtype."""
     for name, tensor in mine.items():
         found = saved.get(name)
@@ -97,7 +116,7 @@ def check_shapes(path: Path, mine: Mapping[str, Tensor], saved: Mapping[str, Ten
             )
 
 
-def check_equal(path: Path, mine: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+def check_equal(path: Path | str, mine: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     """Raises CheckpointError where a tensor is missing or differs in a single bit."""
     check_shapes(path, mine, saved)
     for name, tensor in mine.items():

@@ -33,6 +33,10 @@ class Costs:
         self._since = 0.0
         # Names of windows that nobody else's have, as the meter may be the caller's.
         self._names = {window: f"retrain {window} {id(self)}" for window in WINDOWS}
+        self._phases: dict[str, tuple[str | None, ...]] = {
+            TRAINING: (TRAINING,),
+            "total": (TRAINING, EVALUATION),
+        }
         self._open: set[str] = set()
 
     def switch(self, phase: str | None) -> None:
@@ -54,13 +58,19 @@ class Costs:
 
     def energy(self) -> dict[str, Measurement]:
         """Of training, and of training and evaluation, earlier parts included."""
-        return {window: self._measured(window) for window in WINDOWS}
+        return {window: self.measured(window) for window in WINDOWS}
 
     def joules(self) -> tuple[float | None, str | None]:
         """Of training and evaluation: measured, or estimated where nothing is; or why not known."""
-        total = self._measured("total")
+        total = self.measured("total")
         figure = total.measured if total.measured.value is not None else total.estimated
         return figure.value, figure.reason
+
+    def add_window(self, name: str, *phases: str) -> None:
+        """Also meters these phases from now on, apart from the others: see `measured`."""
+        self.switch(None)
+        self._names[name] = f"retrain {name} {id(self)}"
+        self._phases[name] = phases
 
     def close(self) -> None:
         """Ends the phase and the windows; `energy` stays as it is."""
@@ -76,12 +86,11 @@ class Costs:
         if self.meter is None:
             return
         # Ends first and beginnings last, so that what the meter itself does is in no window.
-        running = {None: (), TRAINING: WINDOWS, EVALUATION: ("total",)}
-        for window in running[old]:
-            if window not in running[new]:
+        for window, phases in self._phases.items():
+            if old in phases and new not in phases:
                 self.meter.pause(self._names[window])
-        for window in running[new]:
-            if window in running[old]:
+        for window, phases in self._phases.items():
+            if new not in phases or old in phases:
                 continue
             if window in self._open:
                 self.meter.resume(self._names[window])
@@ -89,7 +98,8 @@ class Costs:
                 self._open.add(window)
                 self.meter.begin(self._names[window])
 
-    def _measured(self, window: str) -> Measurement:
+    def measured(self, window: str) -> Measurement:
+        """The energy of one window so far, earlier parts included."""
         parts = []
         before = self.before.get(window)
         if before is not None and (before.windows or before.seconds):

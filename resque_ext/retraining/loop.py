@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
+import inspect
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from resque_ext import doctor
 from resque_ext._inputs import DEVICES, describe
 from resque_ext.observe import unwrap
 from resque_ext.retraining._run import Run
+from resque_ext.retraining.checkpoint import Checkpoint
 from resque_ext.retraining.costs import Costs
 from resque_ext.retraining.data import Batches
 from resque_ext.retraining.energy.meter import EnergyMeter
@@ -54,6 +57,7 @@ def retrain(
     checkpoint_seconds: float = 60.0,
     return_model: bool = False,
     progress: bool = False,
+    start: Any = None,
 ) -> RetrainingCost | tuple[RetrainingCost, nn.Module]:
     """Trains a copy of `model` on new data until the test accuracy reaches the target.
 
@@ -98,17 +102,21 @@ def retrain(
         checkpoint_seconds: least time between two saves; the end is always saved.
         return_model: return ``(record, trained copy)``; the copy is in eval mode.
         progress: show a progress bar on stderr.
+        start: a :class:`resque_ext.Forecast`, or its `checkpoint`: the run goes on after the steps
+            of the forecast's probe and ends like one that began without it. It needs the same
+            model, data and arguments. If `checkpoint` is a file already, that is later and wins.
 
     Returns:
         What it cost; `reached` says whether the target was reached.
 
     Raises:
         RetrainingError: the loss or the gradient is not finite; has `step` and `record`.
+        CheckpointError: `checkpoint` or `start` is that of another run.
         ValueError, TypeError: an argument or a batch is wrong.
         Any other exception of the model, the loader or the like, and KeyboardInterrupt, pass
         unchanged, with what was measured so far as their attribute `record`.
     """
-    inner, place = _check_model(model), _place(model, device)
+    inner, place = check_model(model), choose_device(model, device)
     settings = Settings(
         target_accuracy=target_accuracy,
         max_epochs=max_epochs,
@@ -131,23 +139,9 @@ def retrain(
         checkpoint_seconds=checkpoint_seconds,
         progress=progress,
     )
-    if batch_adapter is not None and not callable(batch_adapter):
-        raise TypeError(
-            f"batch_adapter: expected a function of a batch, found {describe(batch_adapter)}"
-        )
-    train = Batches(train_batches, "train_batches", place, batch_adapter, indices=loss is None)
-    test = Batches(test_batches, "test_batches", place, batch_adapter, indices=True)
-    path = _check_path(checkpoint)
-    randomness = Randomness(place, (train_batches, test_batches))
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(settings.environment())
-        stack.enter_context(randomness.kept(seed))
-        for batches in (train, test):
-            batches.measure(randomness)
-        costs = Costs(place, _meter(meter, settings, stack))
-        about = {"device": _about(place), "versions": dict(_versions())}
-        trained = _trainable_copy(inner, place, settings.channels_last)
-        run = Run(trained, train, test, settings, costs, randomness, about, path)
+    with opened(
+        inner, train_batches, test_batches, settings, batch_adapter, meter, checkpoint, start
+    ) as run:
         try:
             run.go()
         except BaseException as error:
@@ -156,10 +150,60 @@ def retrain(
                 error.record = record  # type: ignore[attr-defined]
             raise
         record = run.record()
-    return (record, trained.eval()) if return_model else record
+        return (record, run.model.eval()) if return_model else record
 
 
-def _check_model(model: Any) -> nn.Module:
+@contextlib.contextmanager
+def opened(
+    model: nn.Module,
+    train_batches: Any,
+    test_batches: Any,
+    settings: Settings,
+    batch_adapter: Any = None,
+    meter: Any = None,
+    checkpoint: Any = None,
+    start: Any = None,
+    names: tuple[str, str] = ("train_batches", "test_batches"),
+) -> Iterator[Run]:
+    """A run that has not begun, with the process's generators seeded for it and put back after it.
+
+    Args:
+        names: of the arguments with batches, for messages. The others are those of `retrain`.
+    """
+    place = settings.device
+    if batch_adapter is not None and not callable(batch_adapter):
+        raise TypeError(
+            f"batch_adapter: expected a function of a batch, found {describe(batch_adapter)}"
+        )
+    train = Batches(train_batches, names[0], place, batch_adapter, indices=settings.loss is None)
+    test = Batches(test_batches, names[1], place, batch_adapter, indices=True)
+    path, begin = _check_path(checkpoint), _check_start(start)
+    randomness = Randomness(place, (train_batches, test_batches))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(settings.environment())
+        stack.enter_context(randomness.kept(settings.seed))
+        for batches in (train, test):
+            batches.measure(randomness)
+        costs = Costs(place, make_meter(meter, settings, stack))
+        about = {"device": _about(place), "versions": dict(_versions())}
+        trained = trainable_copy(model, place, settings.channels_last)
+        yield Run(trained, train, test, settings, costs, randomness, about, path, begin)
+
+
+def make_settings(device: torch.device, given: Mapping[str, Any], **own: Any) -> Settings:
+    """Settings of the arguments `given` and `own`, the others as `retrain` has them by default.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+    defaults = inspect.signature(retrain).parameters
+    known = [f.name for f in dataclasses.fields(Settings) if f.name in defaults]
+    options = {name: defaults[name].default for name in known} | dict(given) | own
+    options["optimizer"] = options["optimizer"] or published_optimizer
+    return Settings(**{**options, "device": device})
+
+
+def check_model(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, found {describe(model)}")
     inner = unwrap(model)
@@ -170,7 +214,7 @@ def _check_model(model: Any) -> nn.Module:
     return inner
 
 
-def _place(model: nn.Module, device: torch.device | str | None) -> torch.device:
+def choose_device(model: nn.Module, device: torch.device | str | None) -> torch.device:
     if device is None:
         place = next(model.parameters()).device
     else:
@@ -195,7 +239,7 @@ def _current_cuda() -> int:
     return torch.cuda.current_device() if torch.cuda.is_available() else 0
 
 
-def _trainable_copy(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
+def trainable_copy(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:
     fresh = copy.deepcopy(model).to(device)
     if channels_last:
         fresh = fresh.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -203,7 +247,7 @@ def _trainable_copy(model: nn.Module, device: torch.device, channels_last: bool)
     return fresh
 
 
-def _meter(meter: Any, settings: Settings, stack: contextlib.ExitStack) -> EnergyMeter | None:
+def make_meter(meter: Any, settings: Settings, stack: contextlib.ExitStack) -> EnergyMeter | None:
     """The caller's meter, or one of our own for the time of the run."""
     if meter is None:
         if settings.max_joules is not None:
@@ -215,6 +259,14 @@ def _meter(meter: Any, settings: Settings, stack: contextlib.ExitStack) -> Energ
         raise TypeError(f"meter: expected an EnergyMeter, 'auto' or None, found {meter!r}")
     gpus = (settings.device,) if settings.device.type == "cuda" else ()
     return stack.enter_context(EnergyMeter(gpus))
+
+
+def _check_start(start: Any) -> Checkpoint | None:
+    """A checkpoint, or that of an object which has one."""
+    found = getattr(start, "checkpoint", start)
+    if start is not None and not isinstance(found, Checkpoint):
+        raise TypeError(f"start: expected a forecast with a checkpoint, found {describe(start)}")
+    return found
 
 
 def _check_path(checkpoint: Any) -> Path | None:

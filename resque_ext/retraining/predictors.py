@@ -13,7 +13,7 @@ from torch import nn
 
 from resque_ext.collectors import make_collectors
 from resque_ext.retraining.data import Batches
-from resque_ext.retraining.loop import _trainable_copy as trainable_copy
+from resque_ext.retraining.loop import trainable_copy
 from resque_ext.retraining.random_state import Randomness
 from resque_ext.retraining.settings import Settings, Transform
 from resque_ext.retraining.study_record import REESTIMATED

@@ -35,8 +35,9 @@ def of(run: Run) -> dict[str, Any]:
     }
 
 
-def take_on(run: Run, path: Path, state: Mapping[str, Any]) -> None:
-    """Puts a run that has not begun where the one of `state` was; `path` is for messages.
+def take_on(run: Run, path: Path | str, state: Mapping[str, Any]) -> None:
+    """Puts a run that has not begun where the one of `state` was; `path` is for messages: a file,
+    or whose state it is.
 
     Raises:
         CheckpointError: it is that of another run. Nothing is changed then.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from resque_ext.retraining.energy.meter import EnergyMeter
 from resque_ext.retraining.loop import retrain
 from resque_ext.retraining.predictors import Predictors, prepared
 from resque_ext.retraining.random_state import Randomness
-from resque_ext.retraining.settings import Settings, function_name, published_optimizer
+from resque_ext.retraining.settings import Settings, function_name
 from resque_ext.retraining.study_file import StudyFile, check_path
 from resque_ext.retraining.study_grid import Case, Levels, make_grid
 from resque_ext.retraining.study_record import StudyRun
@@ -141,7 +140,7 @@ def study(
         Any exception of the model, the data or the shift passes unchanged, as does
         KeyboardInterrupt, with the runs so far as their attribute `study`.
     """
-    inner, place = loop._check_model(model), loop._place(model, device)
+    inner, place = loop.check_model(model), loop.choose_device(model, device)
     names = check_names(indices)
     settings = _settings(target_accuracy, place, seed, retraining)
     grid = make_grid(shifts, units, int(seed))
@@ -204,7 +203,7 @@ def study(
         options = {n: getattr(settings, n) for n in OPTIONS} | {
             "batch_adapter": batch_adapter,
             "device": place,
-            "meter": loop._meter(meter, settings, stack),
+            "meter": loop.make_meter(meter, settings, stack),
             "progress": bool(progress),
         }
         runner = _Runner(inner, name, sides, predictors, settings, options, file)
@@ -299,17 +298,7 @@ def _settings(
         raise TypeError(
             f"retraining: expected options among {', '.join(OPTIONS)}, found {unknown[0]!r}"
         )
-    defaults = inspect.signature(retrain).parameters
-    options = {name: given.get(name, defaults[name].default) for name in OPTIONS}
-    options["optimizer"] = options["optimizer"] or published_optimizer
-    return Settings(
-        target_accuracy=target_accuracy,
-        transform=None,
-        device=place,
-        seed=seed,
-        progress=False,
-        **options,
-    )
+    return loop.make_settings(place, given, target_accuracy=target_accuracy, seed=seed)
 
 
 def _check_sides(base_data: Any) -> dict[str, Any]:

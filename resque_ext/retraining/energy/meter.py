@@ -184,6 +184,14 @@ class EnergyMeter:
             self.carbon_intensity,
         )
 
+    def shortest_window(self) -> float:
+        """Seconds that a window should last for what is measured in it not to be called short.
+
+        0 where nothing is measured; estimates need no time.
+        """
+        measured = (s for s in self._sources if s.kind not in ("estimate", "none"))
+        return FEW_UPDATES * max((source.update_seconds for source in measured), default=0.0)
+
     @contextlib.contextmanager
     def window(self, name: str) -> Iterator[Metered]:
         """A block as a window; what it gives has the `measurement` when the block is left."""

@@ -1,0 +1,121 @@
+"""What forward passes alone say: accuracy after adapting normalization, a linear probe's error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from resque_ext import normalization
+from resque_ext.retraining.data import Batches
+from resque_ext.retraining.loop import trainable_copy
+from resque_ext.retraining.random_state import Randomness
+from resque_ext.retraining.settings import Settings, Transform
+from resque_ext.scoring import score
+
+WAYS = ("auto", True, "match", False)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The error of a linear classifier of the embeddings, 0 to 1; None, and why."""
+
+    error: float | None
+    reason: str | None = None
+
+
+class Part:
+    """Every n-th batch ``(inputs, labels)`` of a side, alike in every pass.
+
+    Args:
+        batches: measured.
+        transform: of inputs, or None.
+        settings: their memory format.
+        randomness: for loaders that shuffle.
+        samples: about how many to read at most, in whole batches spread over the pass.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        transform: Callable[[Any], Any] | None,
+        settings: Settings,
+        randomness: Randomness,
+        samples: int,
+    ) -> None:
+        self.batches, self.settings, self.randomness = batches, settings, randomness
+        self.transform = Transform(transform)
+        self.every = max(1, batches.samples // samples)
+
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+        self.transform.restart()
+        with self.randomness.kept(self.settings.seed):
+            for i, (inputs, labels, _) in enumerate(self.batches):
+                if i % self.every == 0:
+                    yield self.settings.laid_out(self.transform(inputs)), labels
+
+    def inputs(self) -> Iterator[Any]:
+        """The inputs alone."""
+        return (inputs for inputs, _ in self)
+
+
+def choose_way(model: nn.Module, way: Any, has_old: bool) -> bool | str:
+    """How to adapt a model's normalization: True (running statistics), "match", or False.
+
+    Raises:
+        ValueError: a way that the model or the data do not allow.
+    """
+    if way not in WAYS:
+        raise ValueError(
+            f"adapt_normalization: expected 'auto', True, 'match' or False, found {way!r}"
+        )
+    statistics = bool(normalization.reestimable(model))
+    matchable = bool(normalization.matchable(model))
+    if way == "auto":
+        return "match" if matchable and has_old else statistics
+    if way is True and not statistics:
+        raise ValueError(
+            "adapt_normalization: expected a model with running statistics (batch-norm, instance "
+            f"norm), found none in {type(model).__name__}"
+        )
+    if way == "match" and not (has_old and matchable):
+        found = "no normalization layers" if has_old else "no old data"
+        raise ValueError(
+            f"adapt_normalization: expected old data and normalization to match, found {found}"
+        )
+    return way
+
+
+def adapted(
+    model: nn.Module, way: bool | str, new: Part, old: Part | None, settings: Settings
+) -> nn.Module:
+    """A copy of the model with its normalization taken to the new side (see `normalization`)."""
+    copy = trainable_copy(model, settings.device, settings.channels_last)
+    with settings.precision():
+        olds = old.inputs if way == "match" and old is not None else None
+        return normalization.adapted(copy, new.inputs, olds)
+
+
+def linear_error(model: nn.Module, new: Part, layer: str | None, settings: Settings) -> Linear:
+    """Of a linear probe on the new side, each fifth of it judged by the other four."""
+    try:
+        with settings.precision():
+            task = score(
+                model,
+                None,
+                new,
+                ("resque_task",),
+                layer=layer,
+                device=settings.device,
+                progress=False,
+                options={"resque_task": {"max_iter": 1}},  # its clusters are not wanted
+            )
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        # An embedding that cannot be read is no fault of the retraining: it does without.
+        lines = str(error.args[0] if error.args else error).splitlines()
+        return Linear(None, f"no linear probe: {lines[0] if lines else type(error).__name__}")
+    if task.linear_probe_error is None:
+        return Linear(None, "no linear probe: too few samples, or an embedding too wide")
+    return Linear(task.linear_probe_error)

@@ -1,0 +1,180 @@
+"""Forecast: what a retraining will cost, from its first steps or without any."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from resque_ext.forecasting.curve import Point
+from resque_ext.retraining import Prediction
+from resque_ext.retraining.checkpoint import Checkpoint
+
+FORMAT = "resque_ext.Forecast/1"
+STAGES = ("free", "adapt", "indices", "probe", "reached")
+MAY_NEVER, UNSTABLE = "may never reach the target", "unstable"
+UNITS = {
+    "epochs": "epochs",
+    "steps": "steps",
+    "seconds": "s",
+    "joules": "J",
+    "kwh": "kWh",
+    "kg_co2": "kg CO2e",
+    "joules_estimated": "J",
+    "kwh_estimated": "kWh",
+    "kg_co2_estimated": "kg CO2e",
+}
+
+
+@dataclass(frozen=True)
+class ProbeCost:
+    """What the forecast itself cost.
+
+    Attributes:
+        steps: of the retraining, which `retrain(start=)` does not take again.
+        extra_steps: that only a coarse energy counter needed; they are thrown away.
+        evaluations: of the test data.
+        seconds: all of it: forward passes, steps, evaluations.
+        joules, joules_estimated: measured, and with guesses for what was not measured. None for
+            `reason`.
+        share: steps as a part of the steps that are forecast; None where those are not known or 0.
+    """
+
+    steps: int
+    extra_steps: int
+    evaluations: int
+    seconds: float
+    joules: float | None
+    joules_estimated: float | None
+    share: float | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What retraining a model until a target accuracy will cost.
+
+    Costs are :class:`resque_ext.retraining.Prediction`, with `value`, `low`, `high`, `unit` and
+    `basis`. They are predictions, but where `stage` is "free", "adapt" or "reached". An unknown is
+    None, and its `reason` says why; a `high` of None is unbounded.
+
+    Attributes:
+        stage: how far the forecast had to go. "free": the held-out accuracy meets the target.
+            "adapt": it does so with the normalization taken to the new data. "indices": forward
+            passes alone. "probe": steps were taken. "reached": the target was met by them.
+        verdict: None; "may never reach the target"; "unstable": the held-out loss rose. With a
+            verdict intervals are open.
+        never_probability: that the target is not reached in twenty epochs or so, a prediction of
+            its own; None without a probe.
+        costs: by name (`UNITS`): of the whole retraining, evaluations included.
+        target_accuracy, accuracy: asked for, and of the test data before any training.
+        adapted_accuracy: of the test data with adapted normalization; None where there is none.
+        linear_probe_error: of a linear classifier of the (adapted) embeddings of the training data.
+        points: held-out loss and error on the way.
+        formula: that the number of steps is from; None where it is known.
+        coverage: that intervals are for.
+        probe: what the forecast itself cost.
+        steps_per_epoch: of the retraining.
+        interrupted: Ctrl-C ended the probe early.
+        notes: why something is not known, or not as it should be.
+        checkpoint: where the probe ended, for `retrain(..., start=forecast)`; held in memory.
+        adapted_model: at stage "adapt" the model that meets the target, in eval mode.
+    """
+
+    stage: str
+    verdict: str | None
+    never_probability: float | None
+    costs: Mapping[str, Prediction]
+    target_accuracy: float
+    accuracy: float
+    adapted_accuracy: float | None
+    linear_probe_error: float | None
+    points: tuple[Point, ...]
+    formula: str | None
+    coverage: float
+    probe: ProbeCost
+    steps_per_epoch: int
+    interrupted: bool = False
+    notes: tuple[str, ...] = ()
+    checkpoint: Checkpoint | None = field(default=None, repr=False, compare=False)
+    adapted_model: nn.Module | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def epochs(self) -> Prediction:
+        """Passes over the training data."""
+        return self.costs["epochs"]
+
+    @property
+    def steps(self) -> Prediction:
+        """Optimizer steps."""
+        return self.costs["steps"]
+
+    @property
+    def seconds(self) -> Prediction:
+        """Wall time of training and evaluations on this device."""
+        return self.costs["seconds"]
+
+    @property
+    def joules(self) -> Prediction:
+        """Measured energy of training and evaluations."""
+        return self.costs["joules"]
+
+    @property
+    def kwh(self) -> Prediction:
+        """`joules` in kWh."""
+        return self.costs["kwh"]
+
+    @property
+    def kg_co2(self) -> Prediction:
+        """Emissions of `joules`."""
+        return self.costs["kg_co2"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, without the checkpoint and the model."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name in ("checkpoint", "adapted_model"):
+            del values[name]
+        return (
+            {"format": FORMAT}
+            | values
+            | {
+                "costs": {name: cost.to_dict() for name, cost in self.costs.items()},
+                "points": [dataclasses.asdict(point) for point in self.points],
+                "probe": dataclasses.asdict(self.probe),
+                "notes": list(self.notes),
+            }
+        )
+
+    def to_json(self) -> str:
+        """One line of strict JSON."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    def __str__(self) -> str:
+        """Some lines for people."""
+        lines = [
+            f"{self.target_accuracy:.1%} of the test data, from {self.accuracy:.1%}: "
+            f"stage {self.stage!r}" + (f", {self.verdict}" if self.verdict else "")
+        ]
+        for name, cost in self.costs.items():
+            if cost.value is None and name.endswith("_estimated"):
+                continue
+            lines.append(f"  {name:<16} {shown(cost)}")
+        if self.never_probability is not None:
+            lines.append(f"  probability of missing the target: {self.never_probability:.0%}")
+        lines.append(f"  the forecast took {self.probe.steps} steps, {self.probe.seconds:.3g} s")
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+
+def shown(cost: Prediction) -> str:
+    """One cost in words: value, interval, unit."""
+    if cost.value is None:
+        return f"unknown: {cost.reason}"
+    if cost.low == cost.high == cost.value:
+        return f"{cost.value:.3g} {cost.unit}"
+    low = "" if cost.low is None else f"{cost.low:.3g}"
+    interval = f"{low} or more" if cost.high is None else f"{low} to {cost.high:.3g}"
+    return f"{cost.value:.3g} ({interval}) {cost.unit}"
