@@ -1,6 +1,5 @@
 """Several real processes over gloo: the same counts and values, and no rank left waiting."""
 
-import signal
 import sys
 
 import pytest
@@ -61,11 +60,11 @@ def test_a_rank_that_hangs_is_found(tmp_path):
     folder = tmp_path / "s"
     processes = start("stopped", folder, 2)
     try:
-        processes[0].wait(90)
+        processes[0].join(90)
     finally:
         for process in processes:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.kill()
+            process.join()
     found = read(folder / "0.json")
     assert found["error"].startswith("RankError: a rank was lost: ")
     assert found["seconds"] < 60
