@@ -51,8 +51,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Shares whole folders among the processors; a single file is done before workers start."""
     option = config.option
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
+    if "PYTEST_XDIST_WORKER" in os.environ or not config.pluginmanager.hasplugin("xdist"):
+        return  # a worker has none of its own
     whole = all(Path(argument).is_dir() for argument in config.args)
     if option.numprocesses is None and whole and not option.collectonly:
         option.numprocesses, option.maxprocesses = "logical", MOST_WORKERS
