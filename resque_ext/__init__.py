@@ -12,6 +12,7 @@ from resque_ext.indices import (
     ArmResult,
     LinearResidual,
     LinearResidualResult,
+    PairDistanceResult,
     PreIndexResult,
     RepresentationDistance,
     RepresentationDistanceResult,
@@ -26,6 +27,7 @@ from resque_ext.indices import (
     resque_dist,
     resque_task,
 )
+from resque_ext.model.pooling import pooled
 from resque_ext.scoring import score
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "BackendError",
     "LinearResidual",
     "LinearResidualResult",
+    "PairDistanceResult",
     "PreIndexResult",
     "RepresentationDistance",
     "RepresentationDistanceResult",
@@ -47,6 +50,7 @@ __all__ = [
     "build_info",
     "linear_residual",
     "ops",
+    "pooled",
     "preindex",
     "representation_distance",
     "resque_dist",
