@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         ArmResult,
         LinearResidual,
         LinearResidualResult,
+        PairDistanceResult,
         PreIndexResult,
         RepresentationDistance,
         RepresentationDistanceResult,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         resque_dist,
         resque_task,
     )
+    from resque_ext.model.pooling import pooled
     from resque_ext.scoring import score
     from resque_ext.screening.screen import screen
 
@@ -41,6 +43,7 @@ __all__ = [
     "Forecast",
     "LinearResidual",
     "LinearResidualResult",
+    "PairDistanceResult",
     "PreIndexResult",
     "RepresentationDistance",
     "RepresentationDistanceResult",
@@ -56,6 +59,7 @@ __all__ = [
     "forecast",
     "linear_residual",
     "ops",
+    "pooled",
     "preindex",
     "representation_distance",
     "resque_dist",
@@ -75,6 +79,7 @@ _HOMES = {
     "backend": "_backend",
     "build_info": "_backend",
     "forecast": "forecasting",
+    "pooled": "model.pooling",
     "score": "scoring",
     "screen": "screening.screen",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -327,30 +327,6 @@ def raises_at_once(check: Any, device: torch.device) -> bool:
     if not isinstance(check, bool):
         raise TypeError(f"check: expected True, False or None, found {check!r}")
     return check
-
-
-def unpack_batch(
-    batch: Any, name: str, adapter: Callable[[Any], tuple[Any, Any]] | None
-) -> tuple[Any, Any]:
-    """Inputs and labels of a batch, which `adapter` makes a pair of where there is one.
-
-    Raises:
-        TypeError: no pair; the message has what is in the batch.
-    """
-    if adapter is not None:
-        batch = adapter(batch)
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        found = describe(batch)
-        if isinstance(batch, (tuple, list)):
-            found = f"{type(batch).__name__} of ({'; '.join(map(describe, batch))})"
-        elif isinstance(batch, dict):
-            found = f"dict of ({'; '.join(f'{k}: {describe(v)}' for k, v in batch.items())})"
-        raise TypeError(
-            f"{name}: expected batches (inputs, labels), found {found}; batch_adapter= turns any "
-            "batch into such a pair"
-        )
-    inputs, labels = batch
-    return inputs, labels
 
 
 def check_count(value: Any, name: str, least: int = 1) -> int:

@@ -18,6 +18,7 @@ from resque_ext.indices import (
     ArmResult,
     LinearResidual,
     LinearResidualResult,
+    PairDistanceResult,
     PreIndexResult,
     RepresentationDistance,
     ResqueTaskResult,
@@ -28,6 +29,7 @@ from resque_ext.indices._sources import EMBEDDINGS
 from resque_ext.indices.preindex import PreIndexOptions, combine
 from resque_ext.indices.representation_distance import paired_layers
 from resque_ext.indices.resque_dist import SIDES, ResqueDist, ResqueDistResult, Side
+from resque_ext.model.pooling import Features
 from resque_ext.ops import spatial_mean
 from resque_ext.ops._status import row_error
 
@@ -44,6 +46,9 @@ class Facts:
         layers: the layers that were read.
         skipped: layers that were not, each with the reason.
         old_accuracy, new_accuracy: of the model, where it is a classifier.
+        pooling: what was done to the positions of the embedding.
+        layer_pooling: what was done to those of the layers.
+        labels: where labels are from.
     """
 
     layer: str | None = None
@@ -51,6 +56,16 @@ class Facts:
     skipped: Mapping[str, str] = field(default_factory=dict)
     old_accuracy: float | None = None
     new_accuracy: float | None = None
+    pooling: str | None = None
+    layer_pooling: str | None = None
+    labels: str | None = None
+
+    def of_embedding(self) -> dict[str, Any]:
+        """The fields of the result of an index that reads the embedding."""
+        return {"layer": self.layer, "pooling": self.pooling, "labels": self.labels}
+
+    def of_accuracy(self) -> dict[str, Any]:
+        return {"old_accuracy": self.old_accuracy, "new_accuracy": self.new_accuracy}
 
 
 class ResqueDistCollector:
@@ -58,7 +73,7 @@ class ResqueDistCollector:
 
     reads_old = True
     embeddings: tuple[Side, ...] = SIDES
-    vectors = pooled = raw = False
+    flattened = vectors = pooled = raw = False
 
     def __init__(self, paired: bool, missing: str = "error") -> None:
         check_choice(missing, ("error", "skip"), "missing")
@@ -124,12 +139,7 @@ class ResqueDistCollector:
             result = self.acc._compute(ignore_unseen=True)
         except ValueError as error:
             raise ValueError(without_hint(str(error), MISSING_OPTION)) from error
-        return dataclasses.replace(
-            result,
-            layer=facts.layer,
-            old_accuracy=facts.old_accuracy,
-            new_accuracy=facts.new_accuracy,
-        )
+        return dataclasses.replace(result, **facts.of_embedding(), **facts.of_accuracy())
 
 
 class ResqueTaskCollector:
@@ -153,8 +163,8 @@ class ResqueTaskCollector:
         chance: int = PERMUTATIONS,
     ) -> None:
         check_choice(embedding, EMBEDDINGS, "embedding")
-        self._flatten = embedding == "flattened"
-        self.kept = KeptEmbeddings(self._flatten)
+        self.flattened = embedding == "flattened"
+        self.kept = KeptEmbeddings(self.flattened)
         self.options = {
             "num_classes": num_classes,
             "init": init,
@@ -172,7 +182,7 @@ class ResqueTaskCollector:
     def fork(self) -> ResqueTaskCollector:
         """One for another new side."""
         other = copy.copy(self)
-        other.kept = KeptEmbeddings(self._flatten)
+        other.kept = KeptEmbeddings(self.flattened)
         return other
 
     def state(self) -> dict[str, Tensor]:
@@ -183,21 +193,27 @@ class ResqueTaskCollector:
         pass
 
     def result(self, facts: Facts) -> ResqueTaskResult:
-        result = resque_task(self.kept.shards, self.kept.labels, **self.options)
-        return dataclasses.replace(result, layer=facts.layer)
+        shards = self.kept.shards(self.kept.width)
+        result = resque_task(shards, self.kept.labels, **self.options)
+        return dataclasses.replace(result, **self.kept.facts(facts))
 
 
 class KeptEmbeddings:
     """One side's embeddings, batch by batch, where the model has put them.
 
+    Rows that are flattened may differ in width, where batches differ in tokens: there are zeros
+    behind the shorter ones.
+
     Attributes:
-        shards: [n, D] each: pooled to float32, or flattened as they are.
+        width: D of the widest so far.
     """
 
     def __init__(self, flatten: bool) -> None:
         self.flatten = flatten
-        self.shards: list[Tensor] = []
+        self.width = 0
+        self._shards: list[Tensor] = []  # [n, D] each: pooled to float32, or flattened as they are
         self._labels: list[Tensor] = []
+        self._flattens = False  # there was something to flatten
 
     def add(self, x: Tensor, labels: Tensor) -> None:
         if not len(labels):
@@ -205,12 +221,23 @@ class KeptEmbeddings:
         with torch.inference_mode(False), torch.no_grad():
             # A copy, where nothing is averaged: what comes after may change it in place.
             whole = self.flatten or x.dim() == 2
-            self.shards.append(x.flatten(1).clone() if whole else spatial_mean(x))
+            self._flattens |= self.flatten and x.dim() > 2
+            self._shards.append(x.flatten(1).clone() if whole else spatial_mean(x))
+            self.width = max(self.width, self._shards[-1].shape[1])
             self._labels.append(labels.to(x.device, torch.int64, non_blocking=True))
+
+    def shards(self, width: int) -> list[Tensor]:
+        """[n, width] each."""
+        pad = torch.nn.functional.pad
+        return [x if x.shape[1] == width else pad(x, (0, width - x.shape[1])) for x in self._shards]
 
     @property
     def labels(self) -> Tensor:
         return torch.cat(self._labels) if self._labels else torch.empty(0, dtype=torch.int64)
+
+    def facts(self, facts: Facts) -> dict[str, Any]:
+        """The fields of a result of these embeddings."""
+        return facts.of_embedding() | ({"pooling": "flattened"} if self._flattens else {})
 
 
 class ArmCollector:
@@ -218,7 +245,7 @@ class ArmCollector:
 
     reads_old = True
     embeddings: tuple[Side, ...] = ()
-    vectors = False
+    flattened = vectors = False
 
     def __init__(
         self,
@@ -235,15 +262,15 @@ class ArmCollector:
     def add_pooled(self, layers: Mapping[str, Tensor], side: Side) -> None:
         self._update(layers, side)
 
-    def add_raw(self, layer: str, x: Tensor, side: Side) -> None:
-        self._update({layer: x}, side)
+    def add_raw(self, layer: str, features: Features, side: Side) -> None:
+        self._update({layer: features.x}, side, features.mask)
 
     def discard(self, layers: Iterable[str]) -> None:
         self.acc.discard(layers)
 
-    def _update(self, layers: Mapping[str, Tensor], side: Side) -> None:
+    def _update(self, layers: Mapping[str, Tensor], side: Side, mask: Tensor | None = None) -> None:
         try:
-            self.acc.update(layers, side)
+            self.acc.update(layers, side, mask)
         except (ValueError, TypeError) as error:
             raise of_side(error, side, nonfinite=BY_HAND.format("Arm")) from error
 
@@ -266,7 +293,8 @@ class ArmCollector:
         self.acc.load_state_dict(state)
 
     def result(self, facts: Facts) -> ArmResult:
-        return with_facts(self.acc.compute(), facts)
+        pooling = facts.layer_pooling if self.acc.pool else "none"
+        return with_facts(dataclasses.replace(self.acc.compute(), pooling=pooling), facts)
 
 
 class PreIndexCollector:
@@ -291,34 +319,59 @@ class PreIndexCollector:
         chance: int = PERMUTATIONS,
         start: str = "same-rows",
     ) -> None:
-        if not paired:
-            raise ValueError(
-                "paired: expected True, or shift=, for 'preindex', which compares every sample "
-                "with itself, found False"
-            )
+        expect_pairs(paired, "preindex")
         check_choice(embedding, EMBEDDINGS, "embedding")
         self.options = PreIndexOptions(
             distance, bins, ari, s, s_bar, ranges, tuple(all_bins), chance, start
         )
         self.acc = RepresentationDistance(self.options.all_bins, shared=self.options.shared)
-        self.kept = {side: KeptEmbeddings(embedding == "flattened") for side in SIDES}
+        self.flattened = embedding == "flattened"
+        self.kept = {side: KeptEmbeddings(self.flattened) for side in SIDES}
 
     def add_embedding(self, x: Tensor, labels: Tensor, side: Side, outputs: int | None) -> None:
         self.kept[side].add(x, labels)
 
-    def add_vectors(self, old: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
-        try:
-            self.acc.update(paired_layers(old, new))
-        except (ValueError, TypeError) as error:
-            hint = BY_HAND.format("RepresentationDistance")
-            raise type(error)(without_hint(str(error), nonfinite=hint)) from error
+    def add_vectors(
+        self, old: Mapping[str, Tensor], new: Mapping[str, Tensor], masks: Masks
+    ) -> None:
+        add_pairs(self.acc, old, new, masks)
 
     def result(self, facts: Facts) -> PreIndexResult:
         old, new = (self.kept[side] for side in SIDES)
-        result = combine(
-            self.options, self.acc.compute(), old.shards, new.shards, new.labels, "pooled"
-        )
-        return with_facts(dataclasses.replace(result, layer=facts.layer), facts)
+        width = max(old.width, new.width) if self.flattened else None
+        shards = [kept.shards(width or kept.width) for kept in (old, new)]
+        result = combine(self.options, self.acc.compute(), *shards, new.labels, "pooled")
+        return with_facts(dataclasses.replace(result, **new.facts(facts)), facts)
+
+
+class RepresentationDistanceCollector:
+    """p alone: every layer's vectors in pairs."""
+
+    reads_old = True
+    embeddings: tuple[Side, ...] = ()
+    vectors = True
+    flattened = pooled = raw = False
+
+    def __init__(
+        self,
+        paired: bool,
+        distance: str = "jensen_shannon",
+        bins: int = 32,
+        ranges: str = "own",
+        all_bins: Sequence[int] = (16, 32, 64),
+    ) -> None:
+        expect_pairs(paired, "representation_distance")
+        self.options = PreIndexOptions(distance, bins, ranges=ranges, all_bins=tuple(all_bins))
+        self.acc = RepresentationDistance(self.options.all_bins, shared=self.options.shared)
+
+    def add_vectors(
+        self, old: Mapping[str, Tensor], new: Mapping[str, Tensor], masks: Masks
+    ) -> None:
+        add_pairs(self.acc, old, new, masks)
+
+    def result(self, facts: Facts) -> PairDistanceResult:
+        chosen = PairDistanceResult.of(self.acc.compute(), self.options)
+        return with_facts(dataclasses.replace(chosen, pooling=facts.layer_pooling), facts)
 
 
 class LinearResidualCollector:
@@ -327,7 +380,7 @@ class LinearResidualCollector:
 
     reads_old = True
     embeddings: tuple[Side, ...] = SIDES
-    vectors = pooled = raw = False
+    flattened = vectors = pooled = raw = False
 
     def __init__(self, paired: bool) -> None:
         self.paired = paired
@@ -361,12 +414,7 @@ class LinearResidualCollector:
         except ValueError as error:
             hint = BY_HAND.format("LinearResidual")
             raise ValueError(without_hint(str(error), hint)) from error
-        return dataclasses.replace(
-            result,
-            layer=facts.layer,
-            old_accuracy=facts.old_accuracy,
-            new_accuracy=facts.new_accuracy,
-        )
+        return dataclasses.replace(result, **facts.of_embedding(), **facts.of_accuracy())
 
 
 @dataclass
@@ -375,20 +423,41 @@ class UnadaptedSide:
 
     owner: LinearResidualCollector
     embeddings: tuple[Side, ...] = ("new",)
-    vectors = pooled = raw = False
+    flattened = vectors = pooled = raw = False
 
     def add_embedding(self, x: Tensor, labels: Tensor, side: Side, outputs: int | None) -> None:
         self.owner._add(x, labels, "new", outputs)
 
 
+def expect_pairs(paired: bool, index: str) -> None:
+    """Raises ValueError where the sides are not paired."""
+    if not paired:
+        raise ValueError(
+            f"paired: expected True, or shift=, for {index!r}, which compares every sample with "
+            "itself, found False"
+        )
+
+
 def with_facts(result: Any, facts: Facts) -> Any:
     """The result of an index that reads layers, with what is known of the run."""
-    return dataclasses.replace(
-        result,
-        skipped=dict(facts.skipped),
-        old_accuracy=facts.old_accuracy,
-        new_accuracy=facts.new_accuracy,
-    )
+    return dataclasses.replace(result, skipped=dict(facts.skipped), **facts.of_accuracy())
+
+
+Masks = tuple[Tensor | None, Tensor | None]
+
+
+def add_pairs(
+    acc: RepresentationDistance,
+    old: Mapping[str, Tensor],
+    new: Mapping[str, Tensor],
+    masks: Masks,
+) -> None:
+    """A batch of pairs of every layer's vectors; masks of the old and of the new tokens."""
+    try:
+        acc.update(paired_layers(old, new), *masks)
+    except (ValueError, TypeError) as error:
+        hint = BY_HAND.format("RepresentationDistance")
+        raise type(error)(without_hint(str(error), nonfinite=hint)) from error
 
 
 # Hints of this place, where those of the accumulators name arguments that score does not have.
@@ -422,6 +491,7 @@ COLLECTORS: Mapping[str, Any] = {
     "preindex": PreIndexCollector,
     "arm": ArmCollector,
     "linear_residual": LinearResidualCollector,
+    "representation_distance": RepresentationDistanceCollector,
 }
 
 

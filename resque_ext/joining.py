@@ -10,14 +10,19 @@ from torch import nn
 
 from resque_ext._inputs import describe
 from resque_ext.indices.resque_dist import SIDES, default_blocks
-from resque_ext.passes import Passes
+from resque_ext.model.reads import Reads
+from resque_ext.passes import PARTS, Passes, is_masked
 
 if TYPE_CHECKING:
     from resque_ext.distributed import Ranks
 
 
 def check(
-    ranks: Any, collectors: Mapping[str, Any], adapt_normalization: bool | str, paired: bool
+    ranks: Any,
+    collectors: Mapping[str, Any],
+    adapt_normalization: bool | str,
+    paired: bool,
+    reads: Reads,
 ) -> None:
     """Whether what was asked for can be joined; the same on any number of ranks.
 
@@ -42,6 +47,7 @@ def check(
             "the batches before"
         )
     asked = {"indices": list(collectors), "paired": paired, "adapts": bool(adapt_normalization)}
+    asked |= {"labels": reads.labels} | reads.plain()
     _expect_equal(ranks.gather(asked), "ranks: expected the same arguments on all")
     for collector in collectors.values():
         if hasattr(collector, "blocks"):
@@ -62,12 +68,16 @@ def join(ranks: Ranks, passes: Passes, collectors: Mapping[str, Any]) -> None:
         if not rows[side]:
             raise ValueError(f"{side}: expected rows on one rank at least, found none on any")
     ran = [each for each in found if sum(each["rows"].values())]
-    same = ("layer_name", "layer_names", "outputs")
+    same = ("layer_name", "layer_names", "head", "token")
     _expect_equal(
         [{key: each[key] for key in same} for each in ran], "model: expected the same on all ranks"
     )
-    correct = {side: sum(each["correct"][side] for each in found) for side in SIDES}
-    passes.restore(ran[0] | {"rows": rows, "correct": correct})
+    counts = {
+        name: {side: sum(each[name][side] for each in found) for side in SIDES}
+        for name in ("rows", "correct", "judged")
+    }
+    pooling = {key: max((e["pooling"][key] for e in ran), key=is_masked) for key in PARTS}
+    passes.restore(ran[0] | counts | {"pooling": pooling})
     for collector in collectors.values():
         collector.reduce(ranks)
 

@@ -22,6 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from resque_ext._inputs import FLOATS, describe
+from resque_ext.model.layout import channel_dim
+from resque_ext.model.pooling import matches
 from resque_ext.observe import LayerError, evaluating, forward, no_hooks_left
 from resque_ext.ops import class_moments
 
@@ -80,6 +82,7 @@ class _Layers(ABC):
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self.mask: Tensor | None = None  # of the batch's tokens, [N, T]
         self._runs: dict[str, int] = {}
 
     def attach(self) -> list[Any]:
@@ -105,6 +108,11 @@ class _Layers(ABC):
             return None
         return ((taken, *args[1:]), kwargs) if args else (args, {**kwargs, "input": taken})
 
+    def add(self, moments: ChannelMoments, x: Tensor, channel: int) -> None:
+        """Adds what counts of x: of masked tokens [N, T, D] the real ones."""
+        masked = channel == 2 and matches(x, self.mask)
+        moments.add(*((x[self.mask], 1) if masked else (x, channel)))
+
     @abstractmethod
     def take(self, key: Key, x: Tensor, channel: int) -> Tensor | None:
         """What the layer reads in the place of x; None: x itself."""
@@ -118,7 +126,7 @@ class _Observed(_Layers):
         self.moments: dict[Key, ChannelMoments] = {}
 
     def take(self, key: Key, x: Tensor, channel: int) -> None:
-        self.moments.setdefault(key, ChannelMoments()).add(x, channel)
+        self.add(self.moments.setdefault(key, ChannelMoments()), x, channel)
 
 
 class _Matched(_Layers):
@@ -133,7 +141,7 @@ class _Matched(_Layers):
     def fix(self) -> None:
         """From here on with what was found, whatever the batches."""
         self.maps = {k: _Map.between(m, self.old[k]) for k, m in self.moments.items()}
-        self.moments, self.old = {}, {}
+        self.moments, self.old, self.mask = {}, {}, None
 
     def take(self, key: Key, x: Tensor, channel: int) -> Tensor | None:
         if self.maps is not None:
@@ -144,7 +152,7 @@ class _Matched(_Layers):
                 "more on the new side"
             )
         moments = self.moments.setdefault(key, ChannelMoments())
-        moments.add(x, channel)
+        self.add(moments, x, channel)
         return _Map.between(moments, self.old[key])(x, channel) if moments.rows else None
 
 
@@ -166,23 +174,12 @@ def reestimable(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def channel_dim(module: nn.Module, x: Tensor) -> int:
-    """The dimension of what a normalization layer reads that holds its channels."""
-    shape = getattr(module, "normalized_shape", None)
-    if shape is None:
-        return 1
-    # torchvision and timm derive from LayerNorm what normalizes the channels of [N, C, H, W].
-    derived = type(module) not in (nn.LayerNorm, nn.RMSNorm)
-    if derived and x.dim() == 4 and tuple(shape) == (x.shape[1],):
-        return 1
-    return x.dim() - len(shape)
-
-
 def adapted(
     model: nn.Module,
     new: Callable[[], Iterable[Any]],
     old: Callable[[], Iterable[Any]] | None = None,
     join: Callable[[Mapping[str, nn.Module]], None] | None = None,
+    mask: Callable[[Any], Tensor | None] | None = None,
 ) -> nn.Module:
     """A copy of the model with its normalization taken to the new side.
 
@@ -199,6 +196,8 @@ def adapted(
             keyword arguments. Without `old` only running statistics are adapted.
         join: called at the end with the layers that have them by name: makes their statistics,
             after so many batches (`num_batches_tracked`), those of data that others have read.
+        mask: of inputs, which of their tokens are real, [N, T] bool, or None: what is matched are
+            the moments of these alone. Running statistics are torch's own, of all tokens.
 
     Raises:
         KeyError: a layer that runs more often on the new side than on the old.
@@ -210,6 +209,7 @@ def adapted(
         observed, passed = _Observed(model), 0
         with evaluating(model), no_hooks_left(observed.attach()):
             for inputs in old():
+                observed.mask = None if mask is None else mask(inputs)
                 forward(model, inputs)
                 passed += 1
         if not passed:
@@ -230,6 +230,8 @@ def adapted(
             module.reset_running_stats()
             module.momentum, module.training = None, True
         for inputs in new():
+            if matched is not None and mask is not None:
+                matched.mask = mask(inputs)
             forward(model, inputs)
     if join is not None:
         join(layers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -214,5 +215,25 @@ def copied(inputs: Any) -> Any:
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:
-    """model(inputs), with a mapping as keyword arguments."""
-    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    """model(inputs); a mapping as keyword arguments, unless the model takes one as a whole."""
+    if not isinstance(inputs, Mapping):
+        return model(inputs)
+    return model(inputs) if _takes_a_mapping(model, inputs) else model(**inputs)
+
+
+def _takes_a_mapping(model: nn.Module, inputs: Mapping[Any, Any]) -> bool:
+    """Its one argument has another name than every entry, as that of an nn.Sequential has."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return False
+    try:
+        signature.bind(**inputs)
+    except TypeError:
+        required = [
+            p
+            for p in signature.parameters.values()
+            if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        ]
+        return len(required) == 1 and required[0].name not in inputs
+    return False

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from resque_ext import joining, normalization
 from resque_ext._inputs import DEVICES, describe
 from resque_ext.collectors import COLLECTORS, Facts, make_collectors
-from resque_ext.layers import choose_layers
+from resque_ext.model.batch import MASK, MaskOf, rows_of
+from resque_ext.model.pooling import Pooling
+from resque_ext.model.reads import Reads
 from resque_ext.observe import copied, unwrap
 from resque_ext.passes import Passes
 
@@ -31,10 +33,12 @@ class Scores(Mapping[str, Any]):
         layers: the layers that were read, where an index reads them.
         skipped: layers that were not read, each with the reason.
         old_accuracy, new_accuracy: of the model, where it is a classifier and the side was run.
+        pooling, labels: of the embedding, as in a result.
     """
 
     def __init__(self, results: Mapping[str, Any], facts: Facts) -> None:
         self._results = dict(results)
+        self.pooling, self.labels = facts.pooling, facts.labels
         self.layer, self.layers, self.skipped = facts.layer, facts.layers, facts.skipped
         self.old_accuracy, self.new_accuracy = facts.old_accuracy, facts.new_accuracy
 
@@ -77,25 +81,37 @@ def score(
     progress: bool = True,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     ranks: Ranks | None = None,
+    pooling: Pooling = "auto",
+    mask: str | MaskOf | None = MASK,
+    channels: str | None = None,
+    labels: str = "given",
 ) -> Any:
     """What reusing `model` on new data will cost, from one forward pass over each side.
 
     Args:
         model: a trained model; run in eval mode without gradients, and given back as it came.
         old, new: batches ``(inputs, labels)``; labels are class indices [N], inputs what the model
-            takes (a mapping as keyword arguments). Without `new`, `shift` makes the new side from
-            the old batches, on the device. `old` may be None for "resque_task", which reads the new
-            side alone.
+            takes (a mapping as keyword arguments). A mapping that has "labels" is such a pair by
+            itself. Indices that read no labels ("arm", "representation_distance") take inputs alone
+            and labels of any kind, too. Without `new`, `shift` makes the new side from the old
+            batches, on the device. `old` may be None for "resque_task", which reads the new side
+            alone.
         indices: names of indices: "resque_dist", "resque_task", "preindex", "arm",
-            "linear_residual". "preindex" compares every sample with itself and needs `shift` or
-            `paired`. "linear_residual" with `adapt_normalization` takes one pass more over the new
+            "linear_residual", "representation_distance" (p, the part of "preindex" that reads no
+            labels). p and "preindex" compare every sample with itself and need `shift` or `paired`.
+            "linear_residual" with `adapt_normalization` takes one pass more over the new
             side, under the model as it is.
-        layer: the module whose output is the embedding, or "NAME:input" for what a module reads; by
-            default the representation that the last linear layer reads. [N, D], [N, C, H, W] and
-            [N, T, D] are taken; positions are averaged (see `options` for others).
-        layers: what "preindex" and "arm" read. "auto": every module with `out_features` or
-            `out_channels` above the number of the classifier's outputs; else names of modules, or a
-            function of (name, module) that says which.
+        layer: what the embedding is: a module's output ("NAME"), a part of it ("NAME:KEY",
+            "NAME:0"), what it reads ("NAME:input"), or the model's own output ("output",
+            "output:KEY"). [N, D], tokens [N, T, D] and maps [N, C, H, W] or [N, H, W, C] are taken.
+            By default what the model itself uses: the vector that its head reads (the layer whose
+            output it returns as scores); where the head runs on every token, that of the token
+            whose scores it returns; of a model without a head its sentence embedding, the mean of
+            its last hidden state, or its output; else what the last linear layer reads.
+        layers: what "preindex", "representation_distance" and "arm" read. "auto": every module with
+            weights that makes features, other than the head. "published": every module with
+            `out_features` or `out_channels` above the number of the classifier's outputs. Else
+            names as `layer` takes them, or a function of (name, module) that says which.
         paired: the new batches are the old ones, row by row, after a shift (given by `shift`).
         shift: a function of a batch of inputs, such as :func:`resque_ext.shifts.make` gives; its
             `reset()`, where it has one, is called before each pass, so that every pass sees the
@@ -114,12 +130,25 @@ def score(
             :class:`resque_ext.distributed.Ranks`, entered. All get the result of all data, as if
             those of rank 0 had come first, then those of rank 1, and so on. A share may be empty.
             For "resque_dist" and "arm", whose states can be joined.
+        pooling: how the positions of a layer's output become one vector: "mean", "first", "last",
+            or a function of x, or of (x, mask), that returns [N, D]. Positions are tokens, of which
+            the mask leaves the real ones, or those of a map. "auto": of the default layer what the
+            model does (see `layer`), else the mean; for p all tokens side by side, as published.
+            What was done is in the result's `pooling`, with the reason in brackets where "auto"
+            could not tell.
+        mask: which tokens are real: the key of a mapping's mask [N, T], nonzero for real tokens; or
+            a function of the inputs that returns such a mask or None; or None. It holds for every
+            [N, T, D] of these N and T.
+        channels: "first" or "last": where a map has its channels, if neither the layer nor those
+            within it say so.
+        labels: "given", or "predicted": class-wise indices take the model's own predictions for
+            the labels of the new side, and of the old side where that has none.
 
     Returns:
         One index: its own result, with `layer` and both sides' accuracy where the model is a
-        classifier: its output (or the output's `logits`) is [N, K] with K >= 2, and every label
-        then has to be below K. Several: :class:`Scores`, a mapping of such results by name. Classes
-        that neither side has are listed in `missing`.
+        classifier: its output (or the `logits` in it) is [N, K] with K >= 2 and comes from its last
+        layer; every label then has to be below K. Several: :class:`Scores`, a mapping of such
+        results by name. Classes that neither side has are listed in `missing`.
 
     Raises:
         TypeError: a batch that is not ``(inputs, labels)``; a one-shot iterator where two passes
@@ -130,7 +159,8 @@ def score(
         RankError: of `ranks`, another one failed or was lost.
     """
     names = _check_names(indices)
-    _check_arguments(model, old, new, names, shift, batch_adapter)
+    _check_arguments(model, old, new, names, shift)
+    reads = Reads(layer, layers, pooling, mask, channels, labels, batch_adapter)
     if isinstance(adapt_normalization, str) and adapt_normalization != "match":
         raise ValueError(
             f"adapt_normalization: expected True, False or 'match', found {adapt_normalization!r}"
@@ -138,14 +168,12 @@ def score(
     paired = bool(paired) or shift is not None
     collectors = make_collectors(names, options, paired)
     if ranks is not None:
-        joining.check(ranks, collectors, adapt_normalization, paired)
+        joining.check(ranks, collectors, adapt_normalization, paired, reads)
     inner = unwrap(model)
     device = _device(inner, device)
     passes = Passes(
         list(collectors.values()),
-        layer,
-        lambda m: choose_layers(m, layers),
-        batch_adapter,
+        reads,
         device,
         progress,
         classifier=old is not None,
@@ -153,8 +181,8 @@ def score(
     )
     inner = _on_device(inner, device)
     if passes.reads_layers:
-        choose_layers(inner, layers)  # what is wrong with the argument shows before any pass
-    elif not isinstance(layers, str) or layers != "auto":
+        reads.chosen(inner)  # what is wrong with the argument shows before any pass
+    elif not isinstance(layers, str) or layers not in ("auto", "published"):
         raise ValueError(
             f"layers: expected 'auto', because {names} read one layer (see layer=), "
             f"found {layers!r}"
@@ -176,25 +204,11 @@ def score(
         passes.side(adapted or inner, new, "new")
     if adapted is not None and plain:
         _restart(shift)
-        also = Passes(
-            plain,
-            passes.layer_name,
-            passes.choose,
-            batch_adapter,
-            device,
-            progress,
-            old is not None,
-        )
+        also = passes.fork(plain)
         also.side(inner, source, "new", shift)
     if ranks is not None:
         joining.join(ranks, passes, collectors)
-    facts = Facts(
-        passes.layer_name,
-        passes.layer_names,
-        passes.skipped,
-        passes.accuracy("old"),
-        passes.accuracy("new"),
-    )
+    facts = passes.known()
     results = {name: collector.result(facts) for name, collector in collectors.items()}
     return results[names[0]] if len(names) == 1 else Scores(results, facts)
 
@@ -211,9 +225,7 @@ def _check_names(indices: Any) -> tuple[str, ...]:
     return names
 
 
-def _check_arguments(
-    model: Any, old: Any, new: Any, names: tuple[str, ...], shift: Any, batch_adapter: Any
-) -> None:
+def _check_arguments(model: Any, old: Any, new: Any, names: tuple[str, ...], shift: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, found {describe(model)}")
     if (new is None) == (shift is None):
@@ -223,9 +235,8 @@ def _check_arguments(
     if old is None and (readers or shift is not None):
         reader = f"{readers[0]!r} reads it" if readers else "shift makes the new side of it"
         raise TypeError(f"old: expected batches, because {reader}, found None")
-    for name, function in (("shift", shift), ("batch_adapter", batch_adapter)):
-        if function is not None and not callable(function):
-            raise TypeError(f"{name}: expected a function of a batch, found {describe(function)}")
+    if shift is not None and not callable(shift):
+        raise TypeError(f"shift: expected a function of a batch, found {describe(shift)}")
 
 
 def _device(model: nn.Module, device: torch.device | str | None) -> torch.device:
@@ -288,16 +299,24 @@ def _adapted(
     def news() -> Iterator[Any]:
         _restart(shift)
         for inputs, labels in run.batches(new, "new", "normalization"):
-            if len(labels):  # a batch without rows would count as one with zero statistics
+            if _rows(inputs, labels):  # none would count as a batch with zero statistics
                 yield inputs if shift is None else shift(copied(inputs))
 
     def olds() -> Iterator[Any]:
         for inputs, labels in run.batches(old, "old", "normalization"):
-            if len(labels):
+            if _rows(inputs, labels):
                 yield inputs
 
     join = None if ranks is None else functools.partial(joining.join_statistics, ranks)
-    return normalization.adapted(model, news, olds if matchable else None, join)
+
+    def real(inputs: Any) -> Tensor | None:
+        return run.reads.token_mask(inputs, "new")
+
+    return normalization.adapted(model, news, olds if matchable else None, join, real)
+
+
+def _rows(inputs: Any, labels: Tensor | None) -> int:
+    return rows_of(inputs) or 0 if labels is None else len(labels)
 
 
 def _restart(shift: Callable[[Any], Any] | None) -> None:

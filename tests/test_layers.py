@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from resque_ext.layers import as_features, choose_layers
+from resque_ext.model.layout import Layouts
+from resque_ext.model.reads import Reads
 from resque_ext.ops import spatial_mean
 from resque_ext.passes import Passes
 
@@ -15,19 +16,22 @@ class Recorder:
     """A collector that keeps copies of all it is given."""
 
     embeddings: tuple = ()
+    flattened = False
 
     def __init__(self, vectors=False, pooled=False, raw=False):
         self.vectors, self.pooled, self.raw = vectors, pooled, raw
         self.pairs, self.means, self.outputs = [], {s: [] for s in SIDES}, {s: [] for s in SIDES}
 
-    def add_vectors(self, old, new):
+    def add_vectors(self, old, new, masks):
+        assert masks == (None, None)
         self.pairs.append([{k: v.clone() for k, v in side.items()} for side in (old, new)])
 
     def add_pooled(self, layers, side):
         self.means[side].append({k: v.clone() for k, v in layers.items()})
 
-    def add_raw(self, layer, x, side):
-        self.outputs[side].append((layer, x.clone()))
+    def add_raw(self, layer, features, side):
+        assert features.mask is None
+        self.outputs[side].append((layer, features.x.clone()))
 
     def discard(self, layers):
         self.discarded = layers
@@ -61,9 +65,7 @@ def batches(count=3, rows=5, shape=(3, 16, 16)):
 
 
 def passes(recorder, layers="auto"):
-    return Passes(
-        [recorder], None, lambda m: choose_layers(m, layers), None, torch.device("cpu"), False
-    )
+    return Passes([recorder], Reads(layers=layers), torch.device("cpu"), progress=False)
 
 
 def by_hand(model, inputs):
@@ -100,7 +102,7 @@ def test_vectors_of_pairs():
     assert run.layer_names == names
     assert run.skipped == {
         "idle": "it did not run in the forward pass",
-        "head": "its width 4 is not above the 4 classes",
+        "head": "it is the classifier",
     }
     assert len(recorder.pairs) == len(data)
     for (inputs, _), sides in zip(data, recorder.pairs, strict=True):
@@ -116,7 +118,7 @@ def test_only_what_changes_in_place_is_copied():
     model, recorder = TokensNet().eval(), Recorder(vectors=True)
     found, outputs = [], {"up": [], "down": []}
     # Both are kept alive, so that no copy gets an address of an output, nor an output a copy's.
-    recorder.add_vectors = lambda old, new: found.append(dict(new))
+    recorder.add_vectors = lambda old, new, masks: found.append(dict(new))
     for name, kept in outputs.items():
         getattr(model, name).register_forward_hook(lambda m, a, y, kept=kept: kept.append(y))
     passes(recorder).shifted(model, model, batches(), double)
@@ -198,7 +200,7 @@ def test_names_and_predicates():
 @pytest.mark.parametrize(
     ("layers", "error", "message"),
     [
-        ("stem", TypeError, "layers: expected 'auto', names of modules or a function"),
+        ("stem", TypeError, "layers: expected 'auto', 'published', names of modules or a fun"),
         (5, TypeError, "layers: expected 'auto'"),
         ([], ValueError, "layers: expected at least one name, found none"),
         (["stem", "nope"], KeyError, "layers: expected the name of a module of TokensNet"),
@@ -214,12 +216,21 @@ def test_layers_that_are_refused(layers, error, message):
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_no_layer_is_wide_enough():
+def test_no_layer_is_left():
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 3), nn.ReLU(), nn.Linear(3, 4))
+    data = batches(shape=(3, 4, 4))
     with pytest.raises(ValueError, match=r"wider than the number of classes \(4\)"):
-        passes(Recorder(pooled=True)).side(model, batches(shape=(3, 4, 4)), "old")
-    with pytest.raises(ValueError, match="found none in Sequential"):
-        passes(Recorder(pooled=True)).side(nn.Sequential(nn.ReLU()), batches(), "old")
+        passes(Recorder(pooled=True), "published").side(model, data, "old")
+    run = passes(Recorder(pooled=True))
+    run.side(model, data, "old")
+    assert run.layer_names == ("1",)
+    with pytest.raises(ValueError, match="a layer beside the classifier to run, found none"):
+        passes(Recorder(pooled=True)).side(
+            nn.Sequential(nn.Flatten(), nn.Linear(48, 4)), data, "old"
+        )
+    for layers in ("auto", "published"):
+        with pytest.raises(ValueError, match="found none in Sequential"):
+            passes(Recorder(pooled=True), layers).side(nn.Sequential(nn.ReLU()), batches(), "old")
 
 
 def test_outputs_that_are_no_features_are_skipped():
@@ -227,18 +238,24 @@ def test_outputs_that_are_no_features_are_skipped():
         def __init__(self):
             super().__init__()
             self.lstm, self.lines, self.fc = nn.LSTM(4, 6), nn.Linear(3, 9), nn.Linear(6, 8)
-            self.lstm.out_features = 6
+            self.back = nn.LSTM(6, 6, batch_first=True)
 
         def forward(self, x):
-            states, _ = self.lstm(x)
+            states, _ = self.lstm(x.transpose(0, 1))
+            self.back(states.transpose(0, 1)[:1])
             self.lines(torch.ones(2, 3))  # not one row a sample
-            return self.fc(states[:, 0]).unflatten(1, (4, 2))
+            return self.fc(states[0]).unflatten(1, (4, 2))
 
-    run = passes(Recorder(pooled=True))
-    run.side(Odd(), [(torch.rand(5, 3, 4), torch.arange(5) % 2)], "old")
-    assert run.layer_names == ("fc",)
-    assert "no tensor of floats (tuple)" in run.skipped["lstm"]
+    recorder = Recorder(pooled=True)
+    run = passes(recorder)
+    model, x = Odd(), torch.rand(5, 3, 4)
+    run.side(model, [(x, torch.arange(5) % 2)], "old")
+    assert run.layer_names == ("lstm", "fc")
     assert "one row a sample: 5 samples, shape (2, 9)" in run.skipped["lines"]
+    assert "one row a sample: 5 samples, shape (1, 3, 6)" in run.skipped["back"]
+    with torch.no_grad():
+        states = model.lstm(x.transpose(0, 1))[0]
+    torch.testing.assert_close(recorder.means["old"][0]["lstm"], states.mean(0))
 
 
 @pytest.mark.parametrize(
@@ -247,16 +264,19 @@ def test_outputs_that_are_no_features_are_skipped():
         (nn.Conv1d(3, 5, 1), (2, 5, 7), (2, 5, 7, 1)),
         (nn.Conv2d(3, 5, 1), (2, 5, 7, 4), (2, 5, 7, 4)),
         (nn.Conv3d(3, 5, 1), (2, 5, 7, 4, 3), (2, 5, 7, 12)),
+        (nn.BatchNorm1d(5), (2, 5, 7), (2, 5, 7, 1)),
         (nn.Linear(3, 5), (2, 7, 5), (2, 7, 5)),
         (nn.Linear(3, 5), (2, 7, 4, 5), (2, 28, 5)),
+        (nn.Linear(3, 5), (2, 7, 4, 3, 5), (2, 84, 5)),
         (nn.Linear(3, 5), (2, 5), (2, 5)),
+        (nn.LayerNorm(5), (2, 7, 5, 5), (2, 35, 5)),
     ],
 )
 def test_shapes(module, shape, expected):
     x = torch.rand(shape)
-    found = as_features(x, module)
-    assert found.shape == expected
-    assert found.data_ptr() == x.data_ptr()
+    found = Layouts(nn.Sequential(module), None).features(x, "0", module, None, "layer")
+    assert found.x.shape == expected
+    assert found.x.data_ptr() == x.data_ptr()
 
 
 def test_a_layer_that_runs_on_one_side_alone():

@@ -161,7 +161,7 @@ def test_through_score(how):
             assert found.distances.layers[name][bins] == pytest.approx(
                 expected.distances.layers[name][bins], rel=1e-9, abs=1e-12
             )
-    assert found.skipped == {"head": "its width 4 is not above the 4 classes"}
+    assert found.skipped == {"head": "it is the classifier"}
     assert found.layer == "head:input"
     assert found.old_accuracy is not None
 

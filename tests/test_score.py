@@ -112,24 +112,34 @@ def test_layer_by_a_dotted_name_of_a_container():
     ("wrap", "classifier"),
     [
         (lambda y: Output(None, y), True),
-        (lambda y: {"logits": y}, False),
-        (lambda y: (y, None), False),
+        (lambda y: {"logits": y}, True),
+        (lambda y: (y, None), True),
+        (lambda y: {"features": torch.zeros(len(y), 7), "scores": y}, True),
         (lambda y: y.mean(1), False),
         (lambda y: y[:, :1], False),
         (lambda y: y[:, :, None], False),
         (lambda y: None, False),
     ],
-    ids=["logits", "dict", "tuple", "one dimension", "one column", "three dimensions", "none"],
+    ids=[
+        "logits",
+        "dict",
+        "tuple",
+        "among others",
+        "one dimension",
+        "one column",
+        "three dimensions",
+        "none",
+    ],
 )
 def test_outputs_of_other_forms(wrap, classifier):
-    """An object with .logits is a classifier's; others have no accuracy, and classes by label."""
+    """Scores are found by key or position; others have no accuracy, and classes by label."""
     model, old, new = Wrapped(mlp(), wrap), batches(seed=0), batches(seed=1)
     expected = by_hand(old, new, model.inner[:2], model.inner if classifier else None)
     agree(run(model, old, new), expected, "inner.2:input")
 
 
 def test_labels_that_grow_where_there_is_no_classifier():
-    model = Wrapped(mlp(), lambda y: {"logits": y})
+    model = Wrapped(mlp(), lambda y: y.mean(1))
     old, new = ([(x, y * 0 + i) for i, (x, y) in enumerate(batches(seed=s))] for s in (0, 1))
     agree(run(model, old, new), by_hand(old, new, model.inner[:2]), "inner.2:input")
     agree(run(model, old[::-1], new), by_hand(old, new, model.inner[:2]), "inner.2:input", 1e-9)
@@ -331,7 +341,8 @@ def test_a_model_without_parameters_runs():
     old, new = batches(seed=0), batches(seed=1)
     model = nn.Sequential(nn.Identity(), nn.Flatten())
     found = run(model, old, new, layer="0")
-    agree(found, by_hand(old, new, nn.Identity(), model, classes=6), "0")
+    agree(found, by_hand(old, new, nn.Identity()), "0")
+    agree(run(model, old, new), by_hand(old, new, nn.Identity()), "output")
 
 
 def test_progress_is_silent_or_on_stderr(capfd):

@@ -97,6 +97,22 @@ class Runs(nn.Module):
         return self.head(self.pair(x)[0])
 
 
+class Several(nn.Module):
+    """A layer that gives two tensors, of which neither is the main one."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts, self.head = Parts(), nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.parts(x)["a"])
+
+
+class Parts(nn.Module):
+    def forward(self, x):
+        return {"a": x, "b": 2 * x, "n": 3}
+
+
 class TwiceLast(nn.Module):
     def __init__(self):
         super().__init__()
@@ -273,13 +289,18 @@ FAILURES = {
         KeyError,
         ["layer: expected 'fc:input' to run once in a forward pass, found more"],
     ),
-    "layer gives a tuple": (
-        {"model": Runs, "layer": "pair"},
+    "layer gives several": (
+        {"model": Several, "layer": "parts"},
         TypeError,
-        ["layer: expected 'pair' to give a tensor, found tuple"],
+        ["layer: expected 'parts' to give a tensor", "(layer= takes 'parts:a', 'parts:b')"],
     ),
-    "no linear layer": (
-        {"model": lambda: nn.Sequential(nn.ReLU())},
+    "layer without such a part": (
+        {"model": Runs, "layer": "pair:2"},
+        KeyError,
+        ["layer: expected 'pair:2' to have '2' in its output, found '0', '1'"],
+    ),
+    "no linear layer and no vectors": (
+        {"model": lambda: nn.Sequential(nn.ReLU(), nn.Flatten(0))},
         KeyError,
         ["layer: expected a name, because Sequential has no linear layer", "found None"],
     ),

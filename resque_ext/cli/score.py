@@ -108,9 +108,10 @@ def _score(
     transforms = [make_transform(text) for text in transform or ()]
     if any(isinstance(t, Normalize) for t in transforms[:-1]):
         raise ValueError("transform: expected normalize as the last one, found it before others")
-    if per_layer and not {"preindex", "arm"} & set(names):
+    if per_layer and not {"preindex", "representation_distance", "arm"} & set(names):
         raise ValueError(
-            f"per-layer: expected preindex or arm among the indices, found {', '.join(names)}"
+            "per-layer: expected preindex, representation_distance or arm among the indices, "
+            f"found {', '.join(names)}"
         )
     if new is None and shift is None:
         raise ValueError("new: expected --new or --shift, found neither")

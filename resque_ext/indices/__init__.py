@@ -7,7 +7,7 @@ from resque_ext.indices.linear_residual import (
     LinearResidualResult,
     linear_residual,
 )
-from resque_ext.indices.preindex import PreIndexResult, preindex
+from resque_ext.indices.preindex import PairDistanceResult, PreIndexResult, preindex
 from resque_ext.indices.representation_distance import (
     RepresentationDistance,
     RepresentationDistanceResult,
@@ -21,6 +21,7 @@ __all__ = [
     "ArmResult",
     "LinearResidual",
     "LinearResidualResult",
+    "PairDistanceResult",
     "PreIndexResult",
     "RepresentationDistance",
     "RepresentationDistanceResult",

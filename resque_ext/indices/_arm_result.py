@@ -63,6 +63,9 @@ class ArmResult:
         per, scale: as asked.
         skipped: layers of a model that were not read, each with the reason, where one was run.
         old_accuracy, new_accuracy: of the model, where one was run and it is a classifier.
+        pooling: how positions of a layer's output became a vector, where a model was run: "vector"
+            (there was nothing to pool), "token" (the one whose scores the model returns), "mean",
+            "masked mean", "first", "last", "flattened", "none" or a function's name.
     """
 
     value: float
@@ -78,6 +81,7 @@ class ArmResult:
     skipped: Mapping[str, str] = field(default_factory=dict)
     old_accuracy: float | None = None
     new_accuracy: float | None = None
+    pooling: str | None = None
 
     def __float__(self) -> float:
         return self.value
@@ -103,4 +107,5 @@ class ArmResult:
             "skipped": dict(self.skipped),
             "old_accuracy": self.old_accuracy,
             "new_accuracy": self.new_accuracy,
+            "pooling": self.pooling,
         }

@@ -23,7 +23,7 @@ from resque_ext.indices._arm_state import (
 )
 from resque_ext.indices._state import tensors_of
 from resque_ext.indices.resque_dist import SIDES, Side
-from resque_ext.ops.spatial_mean import spatial_mean
+from resque_ext.model.pooling import Features, check_mask, matches
 from resque_ext.ops.value_histogram import Values, check_finite
 
 PER = ("layer", "filter")
@@ -123,13 +123,15 @@ class Arm:
         """The bytes that the state takes now."""
         return sum(state.nbytes for states in self._states.values() for state in states.values())
 
-    def update(self, activations: Mapping[str, Any], side: Side) -> None:
+    def update(self, activations: Mapping[str, Any], side: Side, mask: Any = None) -> None:
         """Adds a batch of some layers to one side.
 
         Args:
             activations: by layer, [N, D], [N, C, H, W] or [N, T, D] of float32, float64, float16 or
                 bfloat16. A layer keeps its dtype and device within a side, and its width.
             side: "old" or "new".
+            mask: [N, T], nonzero for real tokens: of all layers [N, T, D] of these N and T others
+                do not count. None: all are real.
 
         Raises:
             TypeError, ValueError: naming the layer, what was expected and what came; also when
@@ -138,7 +140,9 @@ class Arm:
         check_choice(side, SIDES, "side")
         # State made under a caller's inference mode could not be updated outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            self._add(_checked(activations, "activations"), side, "activations")
+            layers = _checked(activations, "activations")
+            real = None if mask is None else check_mask(mask, "mask")
+            self._add(layers, side, "activations", mask=real)
 
     def discard(self, layers: Iterable[str]) -> None:
         """Forgets these layers on both sides; those that are not there are passed over."""
@@ -148,18 +152,28 @@ class Arm:
             self._pending = [entry for entry in self._pending if entry[0] != layer]
 
     def _add(
-        self, layers: Mapping[str, Tensor], side: Side, name: str, in_halves: bool = False
+        self,
+        layers: Mapping[str, Tensor],
+        side: Side,
+        name: str,
+        in_halves: bool = False,
+        mask: Tensor | None = None,
     ) -> None:
         """A batch, or two: the even and the odd rows."""
         batch: list[_Layer] = []
         for layer, x in layers.items():
             where = f"{name}[{layer!r}]"
-            x = spatial_mean(x) if self.pool and x.dim() > 2 else x
+            real = mask.to(x.device) if mask is not None and matches(x, mask) else None
+            x = Features(x, real).pooled() if self.pool else x
             state = self._state(layer, x, side, where)
             parts = []
             for first, step in ((0, 2), (1, 2)) if in_halves else ((0, 1),):
-                values = Values.of(x[first::step], False, state.by_channel)
-                parts.append(state.stage(values._replace(rows=(first, step))))
+                part, samples = x[first::step], None
+                if x.dim() == 3 and real is not None:
+                    part, samples = part[real[first::step]], len(part)  # [real tokens, D]
+                values = Values.of(part, False, state.by_channel)
+                values = values._replace(rows=(first, step), samples=samples)
+                parts.append(state.stage(values))
             if reads_at_once(x.device) and self.nonfinite == "error":
                 check_finite([(part.values, part.status) for part in parts], where)
             batch.append(_Layer(layer, where, state, parts))

@@ -50,6 +50,10 @@ class LinearResidualResult:
         layer: what was read, where a model was run.
         old_accuracy, new_accuracy: of the model, where one was run and it is a classifier; with
             `adapted`, the new side's after adaptation.
+        pooling: how positions of a layer's output became a vector, where a model was run: "vector"
+            (there was nothing to pool), "token" (the one whose scores the model returns), "mean",
+            "masked mean", "first", "last", "flattened", "none" or a function's name.
+        labels: "given" or "predicted" (by the model, on the new side), where a model was run.
     """
 
     value: float
@@ -63,6 +67,8 @@ class LinearResidualResult:
     layer: str | None = None
     old_accuracy: float | None = None
     new_accuracy: float | None = None
+    pooling: str | None = None
+    labels: str | None = None
 
     def __float__(self) -> float:
         return self.value
@@ -86,6 +92,8 @@ class LinearResidualResult:
             "layer": self.layer,
             "old_accuracy": self.old_accuracy,
             "new_accuracy": self.new_accuracy,
+            "pooling": self.pooling,
+            "labels": self.labels,
         }
 
 

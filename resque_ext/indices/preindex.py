@@ -51,6 +51,10 @@ class PreIndexResult:
         skipped: layers of a model that were not read, each with the reason, where one was run.
         layer: the embedding's layer, where a model was run.
         old_accuracy, new_accuracy: of the model, where one was run and it is a classifier.
+        pooling: how positions of a layer's output became a vector, where a model was run: "vector"
+            (there was nothing to pool), "token" (the one whose scores the model returns), "mean",
+            "masked mean", "first", "last", "flattened", "none" or a function's name.
+        labels: "given" or "predicted" (by the model, on the new side), where a model was run.
     """
 
     value: float
@@ -70,6 +74,8 @@ class PreIndexResult:
     layer: str | None = None
     old_accuracy: float | None = None
     new_accuracy: float | None = None
+    pooling: str | None = None
+    labels: str | None = None
 
     def __float__(self) -> float:
         return self.value
@@ -106,6 +112,8 @@ class PreIndexResult:
             "layer": self.layer,
             "old_accuracy": self.old_accuracy,
             "new_accuracy": self.new_accuracy,
+            "pooling": self.pooling,
+            "labels": self.labels,
         }
 
 
@@ -165,6 +173,61 @@ class PreIndexOptions:
     @property
     def shared(self) -> bool:
         return self.ranges == "shared"
+
+
+@dataclass(frozen=True)
+class PairDistanceResult:
+    """p of a model and two sides of pairs: the part of PreIndex that reads no labels.
+
+    Attributes:
+        value: p by the distance, number of bins and ranges that were chosen.
+        distances: of every layer, number of bins and name.
+        distance, bins, ranges: as asked.
+        std_error: of `value`, by a jackknife; None with fewer than two samples.
+        skipped: layers of the model that were not read, each with the reason.
+        old_accuracy, new_accuracy: of the model, where it is a classifier and labels were given.
+        pooling: how positions became a vector, see :class:`ArmResult`; tokens are compared side by
+            side, not pooled, unless `score(pooling=)` says otherwise.
+    """
+
+    value: float
+    distances: RepresentationDistanceResult
+    distance: str
+    bins: int
+    ranges: str
+    std_error: float | None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    old_accuracy: float | None = None
+    new_accuracy: float | None = None
+    pooling: str | None = None
+
+    @classmethod
+    def of(
+        cls, distances: RepresentationDistanceResult, options: PreIndexOptions
+    ) -> PairDistanceResult:
+        """The distance that was chosen, of all that are known."""
+        table = distances.shared if options.shared else distances
+        assert table is not None  # the options asked for it
+        bins, name = options.bins, options.distance
+        value, error = table.p[bins][name], table.std_error[bins][name]
+        return cls(value, distances, name, bins, options.ranges, error)
+
+    def __float__(self) -> float:
+        return self.value
+
+    @property
+    def layer_values(self) -> dict[str, float]:
+        """The distance of every layer, as chosen."""
+        table = self.distances if self.ranges == "own" else self.distances.shared
+        assert table is not None  # it was asked for
+        return {name: found[self.bins][self.distance] for name, found in table.layers.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and None, for JSON."""
+        names = ("value", "std_error", "distance", "bins", "ranges", "skipped")
+        names += ("old_accuracy", "new_accuracy", "pooling")
+        found = {name: getattr(self, name) for name in names}
+        return found | {"distances": self.distances.to_dict(), "skipped": dict(self.skipped)}
 
 
 def preindex(

@@ -13,14 +13,16 @@ from torch import Tensor
 
 from resque_ext._inputs import check_choice, check_count, check_features, describe
 from resque_ext.indices._state import tensors_of
+from resque_ext.model.pooling import check_mask, matches
 from resque_ext.ops._status import Status
 from resque_ext.ops.row_distances import (
     DISTANCES,
     SHARED_DISTANCES,
     check_bins,
-    check_rows,
+    check_tokens,
     row_distances_with_status,
     row_width,
+    token_distances_with_status,
 )
 
 _PENDING = 16_384  # unread CUDA statuses kept at most; then one wait reads them all
@@ -160,28 +162,38 @@ class RepresentationDistance:
     def reset(self) -> None:
         """Back to no data; any layers and device may come next."""
         self._layers: dict[str, _LayerState] = {}
-        self._pending: list[tuple[str, Tensor, int, int]] = []
+        self._pending: list[tuple[str, Tensor, int, tuple[int, int]]] = []
         self._fault: ValueError | None = None
 
-    def update(self, layers: Mapping[str, tuple[Any, Any]]) -> None:
+    def update(
+        self, layers: Mapping[str, tuple[Any, Any]], mask: Any = None, new_mask: Any = None
+    ) -> None:
         """Adds a batch of pairs.
 
         Args:
             layers: by layer, (old, new) of one shape, dtype and device: [N, M], [N, C, H, W], whose
                 rows are the means over H and W, or tokens [N, T, D], whose rows are all T * D
                 values.
+            mask: [N, T], nonzero for real tokens: of all old [N, T, D] of these N and T others do
+                not count. None: all are real.
+            new_mask: the same of new tokens. Where either is given, T may differ between the sides,
+                and a sample may have more real tokens on one of them.
 
         Raises:
             TypeError, ValueError: naming the layer, what was expected and what came.
         """
         # State made under a caller's inference mode could not be updated outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            self._add(_checked(layers))
+            masks = tuple(
+                None if m is None else check_mask(m, n)
+                for m, n in ((mask, "mask"), (new_mask, "new_mask"))
+            )
+            self._add(_checked(layers, masks))
 
-    def _add(self, layers: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    def _add(self, layers: Mapping[str, _Pair]) -> None:
         staged: dict[str, _LayerState] = {}
         unread = []
-        for layer, (old, new) in layers.items():
+        for layer, (old, new, masks) in layers.items():
             state = self._layers.get(layer) or self._empty(old.device)
             if state.sums.device != old.device:
                 raise ValueError(
@@ -189,11 +201,17 @@ class RepresentationDistance:
                     f"{describe(old)}"
                 )
             skip = self.nonfinite == "skip"
-            _, _, each, edges, _, status = row_distances_with_status(
-                old, new, self.bins, shared=self.shared, rows=True, skip_nonfinite=skip
-            )
+            options = {"shared": self.shared, "skip_nonfinite": skip}
+            if masks == (None, None):
+                _, _, each, edges, _, status = row_distances_with_status(
+                    old, new, self.bins, rows=True, **options
+                )
+            else:
+                each, edges, status = token_distances_with_status(
+                    old, new, masks, self.bins, **options
+                )
             if not skip:
-                unread.append((layer, status, len(old), row_width(old)))
+                unread.append((layer, status, len(old), (row_width(old), row_width(new))))
             staged[layer] = self._added(state, each, edges)
         if unread and unread[0][1].device.type == "cpu":
             for entry in unread:
@@ -243,9 +261,9 @@ class RepresentationDistance:
             for device in devices:
                 entries = [entry for entry in self._pending if entry[1].device == device]
                 words = torch.stack([entry[1] for entry in entries]).cpu()
-                for (layer, _, rows, width), status in zip(entries, words, strict=True):
+                for (layer, _, rows, widths), status in zip(entries, words, strict=True):
                     try:
-                        _check(layer, status, rows, width)
+                        _check(layer, status, rows, widths)
                     except ValueError as error:
                         self._fault = self._fault or error
         self._pending = []
@@ -429,12 +447,16 @@ def _jackknife(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[
     return np.sqrt((blocks - 1) / blocks * spread)
 
 
-def _check(layer: str, status: Tensor, rows: int, width: int) -> None:
-    for words, side in zip(status, ("old", "new"), strict=True):
+def _check(layer: str, status: Tensor, rows: int, widths: tuple[int, int]) -> None:
+    for words, width, side in zip(status, widths, ("old", "new"), strict=True):
         Status.read(words, rows, width).raise_for_nonfinite(f"layers[{layer!r}] ({side})")
 
 
-def _checked(layers: Any) -> dict[str, tuple[Tensor, Tensor]]:
+Masks = tuple[Tensor | None, Tensor | None]
+_Pair = tuple[Tensor, Tensor, Masks]
+
+
+def _checked(layers: Any, masks: Masks) -> dict[str, _Pair]:
     if not isinstance(layers, Mapping):
         raise TypeError(
             f"layers: expected a mapping of (old, new) by layer, found {describe(layers)}"
@@ -448,8 +470,12 @@ def _checked(layers: Any) -> dict[str, tuple[Tensor, Tensor]]:
             raise TypeError(f"{name}: expected a pair (old, new), found {describe(pair)}")
         names = (f"{name} (old)", f"{name} (new)")
         old, new = (check_features(x, n) for x, n in zip(pair, names, strict=True))
-        check_rows(old, new, names)
-        checked[layer] = old, new
+        own: Masks = tuple(  # type: ignore[assignment]
+            mask.to(x.device) if mask is not None and matches(x, mask) else None
+            for x, mask in zip((old, new), masks, strict=True)
+        )
+        check_tokens(old, new, own, names)
+        checked[layer] = old, new, own
     return checked
 
 

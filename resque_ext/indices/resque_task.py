@@ -76,6 +76,10 @@ class ResqueTaskResult:
         dimension: effective dimension (tr S)^2 / tr S^2 of the covariance S within classes, from a
             sample of 512 rows; None where no class means were made.
         layer: what was read, where a model was run.
+        pooling: how positions of a layer's output became a vector, where a model was run: "vector"
+            (there was nothing to pool), "token" (the one whose scores the model returns), "mean",
+            "masked mean", "first", "last", "flattened", "none" or a function's name.
+        labels: "given" or "predicted" (by the model, on the new side), where a model was run.
     """
 
     value: float
@@ -95,6 +99,8 @@ class ResqueTaskResult:
     nearest_class_mean_error: float | None = None
     linear_probe_error: float | None = None
     layer: str | None = None
+    pooling: str | None = None
+    labels: str | None = None
 
     def __float__(self) -> float:
         return self.value
@@ -141,6 +147,8 @@ class ResqueTaskResult:
             "nearest_class_mean_error": self.nearest_class_mean_error,
             "linear_probe_error": self.linear_probe_error,
             "layer": self.layer,
+            "pooling": self.pooling,
+            "labels": self.labels,
         }
 
 

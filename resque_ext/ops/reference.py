@@ -145,7 +145,8 @@ def row_distances(
     counts: bool,
     skip_nonfinite: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`resque_ext.ops.row_distances.row_distances_with_status`; rows are [n, m, p]."""
+    """See :func:`resque_ext.ops.row_distances.row_distances_with_status`; rows are [n, m, p], and
+    those of `new` may be of another m."""
     n, m, _ = old.shape
     columns, sides = (8, 4) if shared else (4, 2)
     pair = [spatial_mean(x) for x in (old, new)]
@@ -154,13 +155,13 @@ def row_distances(
     for words, wrong in zip(status, bad, strict=True):
         words[2], words[4] = wrong.sum(), wrong.any(1).sum()
         if words[2]:
-            words[3] = n * m - wrong.flatten().int().argmax()
-    finite = ~(bad[0] | bad[1]).any(1)
+            words[3] = wrong.numel() - wrong.flatten().int().argmax()
+    finite = ~(bad[0].any(1) | bad[1].any(1))
     each = old.new_full((n, len(bins), columns), torch.nan, dtype=torch.float64)
     histograms = old.new_zeros((n, sides, sum(bins)), dtype=torch.int32)
     float64_edges = torch.zeros(len(bins), dtype=torch.int64, device=old.device)
     # Some 50 bytes a value are in use at once.
-    for part in finite.nonzero()[:, 0].split(max(2**22 // m, 1)):
+    for part in finite.nonzero()[:, 0].split(max(2**22 // max(m, new.shape[1]), 1)):
         x, y = (side[part] for side in pair)
         low, high = torch.minimum(x.amin(1), y.amin(1)), torch.maximum(x.amax(1), y.amax(1))
         ranges = [(x, x.amin(1), x.amax(1)), (y, y.amin(1), y.amax(1))]
@@ -168,7 +169,7 @@ def row_distances(
         at = 0
         for k, b in enumerate(bins):
             found = [_histograms(*side, b) for side in ranges]
-            h = [one.double() / m for one, _ in found]
+            h = [one.double() / x.shape[1] for (x, *_), (one, _) in zip(ranges, found, strict=True)]
             apart = (h[0].sort(1).values - h[1].sort(1).values).abs().mean(1)
             values = [apart, *_divergences(h[0], h[1])]
             if shared:

@@ -158,6 +158,23 @@ def check_rows(old: Tensor, new: Tensor, names: tuple[str, str]) -> None:
         raise ValueError(f"{names[0]}: expected at least one value a row, found {describe(old)}")
 
 
+def check_tokens(
+    old: Tensor,
+    new: Tensor,
+    masks: tuple[Tensor | None, Tensor | None],
+    names: tuple[str, str],
+) -> None:
+    """Paired tokens [N, T, D], whose T may differ where a mask says which are real.
+
+    Raises:
+        ValueError: as :func:`check_rows`.
+    """
+    as_one = new
+    if old.dim() == new.dim() == 3 and any(mask is not None for mask in masks):
+        as_one = new[:, :1].expand(-1, old.shape[1], -1)  # to compare all but T
+    check_rows(old, as_one, names)
+
+
 def row_width(x: Tensor) -> int:
     """M, the values of a row of [N, M], [N, C, H, W] or [N, T, D]."""
     return x.shape[1] * x.shape[2] if x.dim() == 3 else x.shape[1]
@@ -216,6 +233,65 @@ def row_distances_with_status(
     )
     _backend.call("row_distances", args, device)
     return sums, n - left_out[0], each, float64_edges, histograms, status
+
+
+def token_distances_with_status(
+    old: Tensor,
+    new: Tensor,
+    masks: tuple[Tensor | None, Tensor | None],
+    bins: Sequence[int],
+    *,
+    shared: bool = False,
+    skip_nonfinite: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances of paired samples of which each has its own number of real tokens.
+
+    A row is the values of a sample's real tokens; a sample may have more of them on one side. Reads
+    the masks, so on CUDA this waits for the device.
+
+    Args:
+        old, new: [N, T, D], of any two T.
+        masks: [N, T] bool each, or None where all are real.
+
+    Returns:
+        rows [N, len(bins), 4 or 8] float64 and float64_edges as in :class:`RowDistancesResult`, and
+        status [2, 5] int64, positions in it being those of rows of T * D values.
+    """
+    full = [
+        torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+        for x, mask in zip((old, new), masks, strict=True)
+    ]
+    n, width = len(old), old.shape[2]
+    each = old.new_full((n, len(bins), 8 if shared else 4), torch.nan, dtype=torch.float64)
+    edges = torch.zeros(len(bins), dtype=torch.int64, device=old.device)
+    status = torch.stack([_status(x, real) for x, real in zip((old, new), full, strict=True)])
+    lengths = torch.stack([real.sum(1) for real in full], 1)
+    for pair in lengths.unique(dim=0).tolist():
+        rows = (lengths == lengths.new_tensor(pair)).all(1).nonzero()[:, 0]
+        x, y = (
+            side[rows][real[rows]].view(len(rows), length * width)
+            for side, real, length in zip((old, new), full, pair, strict=True)
+        )
+        options = {"shared": shared, "rows": True, "skip_nonfinite": skip_nonfinite}
+        if x.shape == y.shape:
+            found = row_distances_with_status(x, y, bins, **options)
+        else:
+            found = reference.row_distances(
+                x[..., None], y[..., None], bins, counts=False, **options
+            )
+        each[rows] = found[2]
+        edges += found[3]
+    return each, edges, status
+
+
+def _status(x: Tensor, real: Tensor) -> Tensor:
+    """The status words of tokens of which some are not finite: see csrc/resque.h."""
+    bad = (~x.isfinite() & real[..., None]).flatten(1)
+    first = bad.numel() - bad.flatten().int().argmax() if bad.numel() else 0
+    words = torch.zeros(5, dtype=torch.int64, device=x.device)
+    words[2], words[4] = bad.sum(), bad.any(1).sum()
+    words[3] = torch.where(words[2] > 0, first, 0)
+    return words
 
 
 @define(

@@ -247,12 +247,14 @@ class Values(NamedTuple):
         shape: of the tensor whose element a flat index of `view` is.
         order: the dimensions of what was given that `shape` is made of, one by one.
         rows: which rows of what was given these are: the first one, and the step to the next.
+        samples: how many rows there are, where `shape` does not say; None: it does.
     """
 
     view: Tensor
     shape: tuple[int, ...]
     order: tuple[int, ...]
     rows: tuple[int, int] = (0, 1)
+    samples: int | None = None
 
     @classmethod
     def of(cls, x: Tensor, pool: bool, by_channel: bool) -> Values:
@@ -273,7 +275,7 @@ class Values(NamedTuple):
     @property
     def length(self) -> int:
         """The number of rows."""
-        return self.shape[self.order.index(0)]
+        return self.shape[self.order.index(0)] if self.samples is None else self.samples
 
     def without_data(self) -> Values:
         """The same shape and dtype, to name places by when the values are gone."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_collate
 
-from resque_ext._inputs import check_labels, describe, unpack_batch
+from resque_ext._inputs import check_labels, describe
+from resque_ext.model.batch import labelled
 from resque_ext.observe import to_device
 from resque_ext.retraining.random_state import Randomness
 
@@ -84,7 +85,7 @@ class Batches:
             self._refuse(f"{count} batches with {samples} samples")
 
     def _unpack(self, batch: Any) -> tuple[Any, Any]:
-        inputs, labels = unpack_batch(batch, self.name, self.adapter)
+        inputs, labels = labelled(batch, self.name, self.adapter)
         if self.indices:
             labels = check_labels(labels, f"{self.name} labels")
         elif not hasattr(labels, "__len__"):

@@ -27,9 +27,10 @@ from resque_ext.retraining.settings import Settings, function_name
 from resque_ext.retraining.study_file import StudyFile, check_path
 from resque_ext.retraining.study_grid import Case, Levels, make_grid
 from resque_ext.retraining.study_record import StudyRun
-from resque_ext.scoring import INDICES
 from resque_ext.scoring import _check_names as check_names
 
+# What a file of the default grid has in every line.
+INDICES = ("resque_dist", "resque_task", "preindex", "arm", "linear_residual")
 SIDES = ("old", "train", "test")
 SAMPLE = "new"  # the side that may be left out
 # What the study decides itself, or has an argument of its own for.

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from resque_ext.screening.models import OldSide
 
 log = logging.getLogger(__name__)
-LAST_LINEAR = "the last linear layer's input"
+OF_THE_MODEL = ("head", "token", "pooling")  # of the facts of `Passes`
+COUNTED = ("correct", "judged")
+OWN = "what the model itself uses"
 
 
 def has_identity(feed: Feed | None) -> bool:
@@ -51,7 +53,7 @@ class Keeper:
         self, cache: EmbeddingCache, model: str, layer: str | None, feed: Feed, run: dict[str, Any]
     ) -> None:
         self._cache, self._name = cache, feed.source.name
-        self._key = (model, layer or LAST_LINEAR, feed.fingerprint())
+        self._key = (model, layer or OWN, feed.fingerprint())
         self._run = run | how_it_runs()
         self.places: list[tuple[int, int]] = []  # of the reading so far, and the rows run at once
         self.behind_hits = False  # the stretches before this one came from the cache
@@ -62,9 +64,14 @@ class Keeper:
         cls, old: OldSide, passes: Passes, reading: Reading, seed: int | None = None
     ) -> Keeper | None:
         """Of a reading, where it can be kept: inputs with an identity, of which no index reads
-        more than the embedding, through a model with one."""
+        more than the embedding's vector, through a model with one."""
         feed, cache = reading.feed, old.cache
         if cache is None or feed.kind != INPUTS or passes.reads_layers or not has_identity(feed):
+            return None
+        reads = passes.reads
+        if any(c.flattened for c in passes.collectors) or reads.labels != "given":
+            return None
+        if callable(reads.pooling) or callable(reads.mask):  # which nothing tells from others
             return None
         digest, source = old.digest, feed.source
         if digest is None:
@@ -76,6 +83,7 @@ class Keeper:
             "on_fault": feed.on_fault,
             "device": device_name(old.device),
             "autocast": autocast(old.device.type),
+            "reads": reads.plain(),
         }
         return cls(cache, digest, old.entry.layer, feed, run)
 
@@ -106,8 +114,8 @@ class Keeper:
                 reading.faults[faults:],
                 {
                     "layer": after["layer_name"],
-                    "outputs": after["outputs"],
-                    "correct": after["correct"][side] - before["correct"][side],
+                    **{name: after[name] for name in OF_THE_MODEL},
+                    **{name: after[name][side] - before[name][side] for name in COUNTED},
                     "ended": reading.ended,
                 },
             )
@@ -118,12 +126,13 @@ def replay(
 ) -> None:
     """What the model's run of the stretch to that place did, from its embeddings."""
     facts = entry.facts
-    known = {"layer_name": facts["layer"], "outputs": facts["outputs"]}
-    passes.restore(passes.facts() | known)
+    known = {name: facts[name] for name in OF_THE_MODEL}
+    passes.restore(passes.facts() | {"layer_name": facts["layer"]} | known)
     with reading.naming_rows():
         passes.embeddings(_counted(_batches(entry), reading), side)
     after = passes.facts()
-    after["correct"][side] += facts["correct"]
+    for name in COUNTED:
+        after[name][side] += facts[name]
     passes.restore(after)
     reading.pass_over(place, entry.rows, entry.faults, facts["ended"])
 
@@ -150,7 +159,7 @@ def _batches(entry: CachedEmbeddings) -> Iterator[tuple[Tensor, Tensor]]:
 class _Recorder:
     """A collector that writes down what the others get."""
 
-    vectors = pooled = raw = False
+    flattened = vectors = pooled = raw = False
 
     def __init__(self, cache: EmbeddingCache, key: CacheKey, name: str, side: Side) -> None:
         self._cache, self._key, self._name = cache, key, name

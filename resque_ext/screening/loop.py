@@ -23,6 +23,7 @@ from resque_ext.screening.pair import PairResult
 from resque_ext.screening.progress import Progress
 from resque_ext.screening.reading import (
     ALL,
+    PAIRED,
     READ_ONCE,
     PairReading,
     failed,
@@ -193,7 +194,7 @@ class Screener:
                         f"found {feed.kind} that are {'' if paired else 'not '}paired"
                     )
                 costs = (plan.cost_model, plan.cost_options)
-                if "preindex" in indices:
+                if any(index in PAIRED for index in indices):
                     old_feed = plan.old[key[0]]
                     assert old_feed is not None
                     return read_paired(old, old_feed, key[1], feed, indices, plan.options, *costs)

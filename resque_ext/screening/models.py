@@ -15,7 +15,9 @@ from torch import nn
 from resque_ext._inputs import describe
 from resque_ext.collectors import make_collectors
 from resque_ext.files import parse_json
-from resque_ext.layers import choose_layers
+from resque_ext.model.batch import MASK, MaskOf
+from resque_ext.model.pooling import Pooling
+from resque_ext.model.reads import Reads
 from resque_ext.observe import unwrap
 from resque_ext.passes import Passes
 from resque_ext.screening.cache import EmbeddingCache
@@ -25,7 +27,7 @@ from resque_ext.screening.memory import retry_with_half
 from resque_ext.screening.model_digest import NoDigestError, model_digest
 from resque_ext.screening.pair import Fault
 
-STATE = "resque_ext.OldSide/1"
+STATE = "resque_ext.OldSide/2"
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,26 @@ class ShelfModel:
         make: the model, a function that returns it, or None where all data are embeddings.
         layer, layers: as `score` takes them.
         description: of what it is made of, for the store to recognise it by.
+        pooling, mask, channels, labels: as `score` takes them.
     """
 
     make: nn.Module | Callable[[], nn.Module] | None = None
     layer: str | None = None
     layers: Any = "auto"
     description: str | None = None
+    pooling: Pooling = "auto"
+    mask: str | MaskOf | None = MASK
+    channels: str | None = None
+    labels: str = "given"
+
+    @property
+    def reads(self) -> Reads:
+        """How batches and layers are read.
+
+        Raises:
+            TypeError, ValueError: naming the argument.
+        """
+        return Reads(self.layer, self.layers, self.pooling, self.mask, self.channels, self.labels)
 
     def build(self, name: str) -> nn.Module:
         """The model.
@@ -103,14 +119,7 @@ class OldSide:
     def _fresh(self) -> Passes:
         collectors = {name: c.fork() for name, c in self._collectors.items()}
         self.collectors = collectors
-        return Passes(
-            list(collectors.values()),
-            self.entry.layer,
-            lambda m: choose_layers(m, self.entry.layers),
-            None,
-            self.device,
-            False,
-        )
+        return Passes(list(collectors.values()), self.entry.reads, self.device, progress=False)
 
     @property
     def model(self) -> nn.Module | None:

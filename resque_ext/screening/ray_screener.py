@@ -24,7 +24,7 @@ from resque_ext.screening.loop import Plan, Screener
 from resque_ext.screening.models import OldSide
 from resque_ext.screening.pair import PairResult
 from resque_ext.screening.progress import Progress
-from resque_ext.screening.reading import failed
+from resque_ext.screening.reading import PAIRED, failed
 from resque_ext.screening.store import Finished, NoStore, PairKey, Store
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class RayScreener(Screener):
                 self._collect()
             self.progress.begin(f"{name}: {key[1]}")
             candidate = plan.candidates[key[1]]
-            again = "preindex" in plan.indices and candidate.paired
+            again = candidate.paired and any(index in PAIRED for index in plan.indices)
             data = candidate, plan.feeds[key], plan.old[name] if again else None
             # In a list it is fetched where it is not there yet, and not for every task.
             self._under_way[task.remote(self._token, [shared], key, *data)] = key

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from resque_ext.collectors import Facts
 from resque_ext.indices.resque_dist import ResqueDistResult
 from resque_ext.scoring import score
 from resque_ext.screening.anytime import Estimate, look_confidence
@@ -22,7 +21,9 @@ from resque_ext.screening.models import OldSide, run
 from resque_ext.screening.pair import Fault, IndexValue, PairResult, PredictedCost
 
 READ_ONCE = ("resque_dist", "resque_task", "arm")
-SCREENED = (*READ_ONCE, "preindex")  # which reads both sides for every pair
+PAIRED = ("preindex", "representation_distance")  # which read both sides for every pair
+SCREENED = (*READ_ONCE, *PAIRED)
+OF_LAYERS = ("arm", *PAIRED)
 
 
 class PairReading:
@@ -154,13 +155,7 @@ class PairReading:
         if not self.samples:
             return unread(self.old, self.name, self.feed, stopped)
         began = time.perf_counter()
-        facts = Facts(
-            self.passes.layer_name,
-            self.passes.layer_names,
-            self.passes.skipped,
-            self.passes.accuracy("old"),
-            self.passes.accuracy("new"),
-        )
+        facts = self.passes.known()
         found = {name: c.result(facts) for name, c in self.collectors.items()}
         values = index_values(found)
         last = self.looks[-1] if self.looks else None
@@ -218,6 +213,10 @@ def read_paired(
                 device=old.device,
                 progress=False,
                 options={k: v for k, v in (options or {}).items() if k in indices},
+                pooling=old.entry.pooling,
+                mask=old.entry.mask,
+                channels=old.entry.channels,
+                labels=old.entry.labels,
             )
 
     found: Any = None
@@ -256,9 +255,9 @@ class _Sized:
 
 def possible(indices: Sequence[str], feed: Feed, paired: bool) -> list[str]:
     """Those indices that this candidate lets be computed."""
-    found = [name for name in indices if name != "preindex" or paired]
+    found = [name for name in indices if name not in PAIRED or paired]
     if feed.kind == EMBEDDINGS:  # which have no layers
-        found = [name for name in found if name not in ("preindex", "arm")]
+        found = [name for name in found if name not in OF_LAYERS]
     return found
 
 

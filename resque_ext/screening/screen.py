@@ -34,7 +34,7 @@ from resque_ext.screening.kept import has_identity
 from resque_ext.screening.loop import Plan, Screener
 from resque_ext.screening.models import ShelfModel, as_shelf_model
 from resque_ext.screening.progress import make_progress
-from resque_ext.screening.reading import SCREENED, possible
+from resque_ext.screening.reading import OF_LAYERS, PAIRED, SCREENED, possible
 from resque_ext.screening.store import Header, NoStore, PairKey, open_store
 from resque_ext.screening.table import Screening
 
@@ -202,7 +202,7 @@ def _say_what_is_not_kept(plan: Plan) -> None:
             "run on them each time",
             stacklevel=3,
         )
-    layers = [name for name in plan.indices if name in ("arm", "preindex")]
+    layers = [name for name in plan.indices if name in OF_LAYERS]
     if layers:
         warnings.warn(
             f"cache: expected indices of the embedding alone, found {', '.join(layers)}, which "
@@ -430,7 +430,7 @@ def _check_indices(
     """Raises for an index that no pair at all lets be computed."""
     for name in names:
         if not any(possible([name], f, candidates[key[1]].paired) for key, f in feeds.items()):
-            needs = "paired candidates" if name == "preindex" else "inputs of a model"
+            needs = "paired candidates" if name in PAIRED else "inputs of a model"
             raise ValueError(f"indices: expected {needs} for {name!r}, found none")
 
 

@@ -1,0 +1,285 @@
+"""The layers of a model that an index reads: which they are, and their outputs as features.
+
+Names are those of the model's modules; what a module gives when it runs again within one forward
+pass is a layer of its own, "NAME#2" and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from resque_ext._inputs import FLOATS, describe
+from resque_ext.model.layout import CHANNEL_NORMS, LAYER_NORMS, Layouts, width_of
+from resque_ext.model.outputs import at_path, entries, main_tensor
+from resque_ext.model.pooling import Features
+from resque_ext.observe import LayerError, find_layer
+
+Predicate = Callable[[str, nn.Module], Any]
+Consumer = Callable[[str, Features], None]
+OUTPUT = "output"  # the model's own
+
+
+@dataclass(frozen=True)
+class Place:
+    """Something that can be read in a forward pass.
+
+    Attributes:
+        name: as it was asked for.
+        module: whose output it is, or whose input.
+        is_input: it is what the module reads.
+        path: in the module's output, to the tensor; None: the one that is clear.
+    """
+
+    name: str
+    module: nn.Module
+    is_input: bool = False
+    path: str | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, name: Any, argument: str) -> Place:
+        """What "NAME", "NAME:input", "NAME:PATH", "output" or "output:PATH" names.
+
+        Raises:
+            TypeError: not a string.
+            LayerError: no such module.
+        """
+        if not isinstance(name, str):
+            find_layer(model, name, argument)
+        base, colon, path = name.partition(":")
+        own = base == OUTPUT and OUTPUT not in dict(model.named_modules())
+        # The model itself, where it is one linear layer, has no name.
+        itself = own or name == ":input"
+        module = model if itself else find_layer(model, base if colon else name, argument)
+        return cls(name, module, path == "input", path if path not in ("", "input") else None)
+
+    def attach(self, consume: Callable[[Any], None]) -> list[Any]:
+        """Registers a hook that hands on what there is to read; the caller removes it."""
+
+        def read(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            consume(args[0] if args else kwargs.get("input", next(iter(kwargs.values()), None)))
+
+        def gave(_module: nn.Module, _args: Any, output: Any) -> None:
+            consume(output)
+
+        if self.is_input:
+            return [self.module.register_forward_pre_hook(read, with_kwargs=True)]
+        return [self.module.register_forward_hook(gave)]
+
+    def batch_first(self, x: Tensor) -> Tensor:
+        """The tensor with its batch in front, where the module says that it is second."""
+        second = getattr(self.module, "batch_first", None) is False
+        second = second and isinstance(self.module, (nn.RNNBase, nn.MultiheadAttention))
+        return x.transpose(0, 1) if second and x.dim() == 3 else x
+
+    def tensor(self, found: Any, argument: str) -> Tensor:
+        """The tensor in what the hook handed on, its batch in front.
+
+        Raises:
+            LayerError: nothing at the path.
+            TypeError: no tensor, or several.
+        """
+        x = found if self.path is None else at_path(found, self.path, self.name, argument)
+        tensor = main_tensor(x)
+        if tensor is None:
+            paths = [f"'{self.name}:{key}'" for key, v in entries(x).items() if _has_tensor(v)]
+            hint = f" ({argument}= takes {', '.join(paths)})" if paths else ""
+            raise TypeError(
+                f"{argument}: expected {self.name!r} to give a tensor, found {describe(x)}{hint}"
+            )
+        return self.batch_first(tensor)
+
+
+def _has_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or any(map(_has_tensor, entries(value).values()))
+
+
+@dataclass(frozen=True)
+class ChosenLayers:
+    """What to read.
+
+    Attributes:
+        places: what was chosen, by name.
+        named: they were asked for by name, so that one which cannot be read is an error.
+        rule: "auto", the classifier is dropped; "published", those that turn out to be no wider
+            than there are classes are; None, none is.
+    """
+
+    places: dict[str, Place]
+    named: bool = False
+    rule: str | None = None
+
+
+def choose_layers(model: nn.Module, layers: str | Iterable[str] | Predicate) -> ChosenLayers:
+    """What `layers` means of `model`.
+
+    Args:
+        layers: "auto", every module with weights that makes features; "published", every module
+            with `out_features` or `out_channels`; names as `layer` of `score` takes them; or a
+            function of (name, module) that says which.
+
+    Raises:
+        TypeError: something else.
+        ValueError: no module at all.
+        KeyError: no module of that name.
+    """
+    modules = {name: m for name, m in model.named_modules() if name}
+    if isinstance(layers, str) and layers in ("auto", "published"):
+        rule = makes_features if layers == "auto" else lambda m: width_of(m) is not None
+        chosen = {name: m for name, m in modules.items() if rule(m)}
+        if not chosen:
+            what = "weights" if layers == "auto" else "out_features or out_channels"
+            raise ValueError(
+                f"layers: expected a model with modules that have {what}, found none in "
+                f"{type(model).__name__} (layers= takes names or a function)"
+            )
+        return ChosenLayers(_places(chosen), rule=layers)
+    if callable(layers):
+        chosen = {name: m for name, m in modules.items() if layers(name, m)}
+        if not chosen:
+            raise ValueError(
+                f"layers: expected a function that says yes to a module of {type(model).__name__}, "
+                f"found that it says no to all {len(modules)}"
+            )
+        return ChosenLayers(_places(chosen))
+    if isinstance(layers, (str, bytes)) or not isinstance(layers, Iterable):
+        raise TypeError(
+            "layers: expected 'auto', 'published', names of modules or a function of (name, "
+            f"module), found {layers!r}"
+        )
+    names = list(layers)
+    if not names:
+        raise ValueError("layers: expected at least one name, found none")
+    return ChosenLayers({n: Place.of(model, n, "layers") for n in names}, named=True)
+
+
+def _places(modules: dict[str, nn.Module]) -> dict[str, Place]:
+    return {name: Place(name, module) for name, module in modules.items()}
+
+
+def makes_features(module: nn.Module) -> bool:
+    """A layer with weights that gives other features than it reads: linear, convolution, embedding,
+    recurrence, attention, or any other with a matrix of its own. Norms and scalings are none."""
+    if isinstance(module, (*CHANNEL_NORMS, *LAYER_NORMS)):
+        return False
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return True
+    if any(name != "parametrizations" for name, _ in module.named_children()):
+        return False
+    matrix = any(p.dim() > 1 for p in module.parameters())
+    return matrix or width_of(module) is not None
+
+
+class LayersReader:
+    """Hands the output of every chosen layer to a consumer, the moment it is there.
+
+    Attributes:
+        names: the layers read so far, in the order in which they first ran.
+        skipped: layers that were not read, each with the reason.
+    """
+
+    def __init__(self, chosen: ChosenLayers, layouts: Layouts) -> None:
+        self.chosen, self._layouts = chosen, layouts
+        self._consume: Consumer | None = None
+        self._rows, self._mask = 0, None
+        self._runs: dict[str, int] = {}
+        self.names: dict[str, Place] = {}
+        self.skipped: dict[str, str] = {}
+
+    def attach(self) -> list[Any]:
+        """Registers the hooks; the caller removes them."""
+        return [
+            h for place in self.chosen.places.values() for h in place.attach(self._taker(place))
+        ]
+
+    def run(
+        self, forward: Callable[[], Any], rows: int, mask: Tensor | None, consume: Consumer
+    ) -> Any:
+        """One forward pass over `rows` samples; `consume` gets every layer's features, once.
+
+        Raises:
+            KeyError: a layer that was asked for by name did not run, or cannot be read.
+        """
+        self._consume, self._rows, self._mask = consume, rows, mask
+        self._runs = dict.fromkeys(self.chosen.places, 0)
+        try:
+            output = forward()
+        finally:
+            self._consume = None
+        for name, count in self._runs.items():
+            if count == 0 and name not in self.skipped:
+                self._skip(name, "it did not run in the forward pass")
+        return output
+
+    def _taker(self, place: Place) -> Callable[[Any], None]:
+        name = place.name
+
+        def take(found: Any) -> None:
+            if self._consume is None or name in self.skipped:
+                return
+            self._runs[name] += 1
+            layer = name if self._runs[name] == 1 else f"{name}#{self._runs[name]}"
+            features = self._features(place, found)
+            if features is not None:
+                self.names.setdefault(layer, place)
+                self._consume(layer, features)
+
+        return take
+
+    def _features(self, place: Place, found: Any) -> Features | None:
+        name = place.name
+        if self.chosen.named:
+            x: Tensor | None = place.tensor(found, "layers")
+        else:
+            x = main_tensor(found)
+            x = None if x is None else place.batch_first(x)
+        if x is None or x.dtype not in FLOATS:
+            what = describe(found) if x is None else describe(x)
+            return self._skip(name, f"its output is no tensor of floats ({what})")
+        if x.dim() not in (2, 3, 4, 5) or x.shape[0] != self._rows:
+            return self._skip(
+                name,
+                f"its output does not have one row a sample: {self._rows} samples, {describe(x)}",
+            )
+        try:
+            return self._layouts.features(
+                x, name, place.module, self._mask, "layers", place.is_input
+            )
+        except LayerError as error:
+            if self.chosen.named:
+                raise
+            return self._skip(name, str(error))
+
+    def _skip(self, name: str, reason: str) -> None:
+        if self.chosen.named:
+            raise LayerError(f"layers: expected {name!r} to be read, but {reason}")
+        self.skipped[name] = reason
+
+    def drop(self, head: str | None, num_classes: int | None) -> set[str]:
+        """The layers that count, now that it is known which module is the head and how many classes
+        there are; those that do not are noted in `skipped`.
+
+        Raises:
+            ValueError: none is left.
+        """
+        kept = set(self.names)
+        for layer, place in self.names.items():
+            width = width_of(place.module) or 0
+            if self.chosen.rule == "auto" and place.name == head:
+                self.skipped[layer] = "it is the classifier"
+            elif self.chosen.rule == "published" and num_classes and width <= num_classes:
+                self.skipped[layer] = f"its width {width} is not above the {num_classes} classes"
+            else:
+                continue
+            kept.discard(layer)
+        if not kept:
+            wanted = "wider than the number of classes" if self.chosen.rule == "published" else ""
+            wanted = f"{wanted} ({num_classes})" if wanted else "beside the classifier"
+            raise ValueError(
+                f"layers: expected a layer {wanted} to run, found none (layers= takes names or a "
+                "function of (name, module))"
+            )
+        return kept

@@ -1,0 +1,63 @@
+"""How batches and layers are read: the arguments of `score` that say so, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from resque_ext._inputs import check_choice, describe
+from resque_ext.model.batch import MASK, MaskOf, token_mask
+from resque_ext.model.layers import ChosenLayers, choose_layers
+from resque_ext.model.layout import CHANNELS
+from resque_ext.model.pooling import Pooling, check_pooling
+
+LABELS = ("given", "predicted")
+
+
+@dataclass(frozen=True)
+class Reads:
+    """See :func:`resque_ext.score` for each.
+
+    Raises:
+        TypeError, ValueError: naming the argument.
+    """
+
+    layer: str | None = None
+    layers: str | Iterable[str] | Callable[[str, nn.Module], Any] = "auto"
+    pooling: Pooling = "auto"
+    mask: str | MaskOf | None = MASK
+    channels: str | None = None
+    labels: str = "given"
+    batch_adapter: Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_pooling(self.pooling)
+        check_choice(self.labels, LABELS, "labels")
+        if self.channels is not None:
+            check_choice(self.channels, CHANNELS, "channels")
+        if self.mask is not None and not isinstance(self.mask, str) and not callable(self.mask):
+            raise TypeError(
+                "mask: expected the key of a mapping's mask, a function of the inputs or None, "
+                f"found {describe(self.mask)}"
+            )
+        if self.batch_adapter is not None and not callable(self.batch_adapter):
+            raise TypeError(
+                f"batch_adapter: expected a function of a batch, found "
+                f"{describe(self.batch_adapter)}"
+            )
+
+    def chosen(self, model: nn.Module) -> ChosenLayers:
+        """What `layers` means of the model."""
+        return choose_layers(model, self.layers)
+
+    def token_mask(self, inputs: Any, name: str) -> Tensor | None:
+        """Which tokens of the inputs are real, [N, T] bool, or None; `name` is of their side."""
+        return token_mask(inputs, self.mask, name)
+
+    def plain(self) -> dict[str, Any]:
+        """What of it changes the last bits of an embedding, for a cache's key and a store."""
+        own = {"pooling": self.pooling, "mask": self.mask, "channels": self.channels}
+        return {k: v if v is None or isinstance(v, str) else describe(v) for k, v in own.items()}
