@@ -42,7 +42,8 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
     """
     with current_folder_first():
         found = find_callable(name, "model")
-        model = found if isinstance(found, nn.Module) else found()
+        with returning("model", name):
+            model = found if isinstance(found, nn.Module) else found()
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model: expected {name!r} to return a torch.nn.Module, found {describe(model)}"
@@ -63,7 +64,8 @@ def find_callable(name: str, what: str) -> Callable[..., Any]:
     if not colon or not module_name or not path:
         raise ValueError(f"{what}: expected module:callable, found {name!r}")
     try:
-        found: Any = importlib.import_module(module_name)
+        with returning(what, module_name):
+            found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         if missing != module_name and not module_name.startswith(f"{missing}."):
@@ -79,6 +81,18 @@ def find_callable(name: str, what: str) -> Callable[..., Any]:
     if not callable(found):
         raise TypeError(f"{what}: expected {name!r} to be callable, found {describe(found)}")
     return found
+
+
+@contextlib.contextmanager
+def returning(what: str, name: str) -> Iterator[None]:
+    """Raises ValueError where a function or module of the caller's ends the program instead."""
+    try:
+        yield
+    except SystemExit as error:
+        raise ValueError(
+            f"{what}: expected {name!r} to return, found that it ended the program "
+            f"(SystemExit: {error.code})"
+        ) from None
 
 
 @contextlib.contextmanager

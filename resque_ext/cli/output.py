@@ -51,7 +51,8 @@ def print_json(result: dict[str, Any]) -> None:
 
 def print_line(kind: str, message: str) -> None:
     """An error or a warning, on stderr."""
-    print(f"resque-ext: {kind}: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # of a closed pipe: nobody is there to be told
+        print(f"resque-ext: {kind}: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 
 def strict(value: Any) -> Any:
