@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resque_ext._model_inputs import bytes_as_images, check_observable
+
 Consumer = Callable[[Tensor], None]
 
 
@@ -72,6 +74,7 @@ def find_layer(model: nn.Module, name: str, argument: str = "layer") -> nn.Modul
     """
     if not isinstance(name, str):
         raise TypeError(f"{argument}: expected a module's name, found {name!r}")
+    check_observable(model)
     modules = dict(model.named_modules())
     if not name or name not in modules:
         near = difflib.get_close_matches(name, modules, n=3) or [n for n in modules if n][-3:]
@@ -79,6 +82,7 @@ def find_layer(model: nn.Module, name: str, argument: str = "layer") -> nn.Modul
             f"{argument}: expected the name of a module of {type(model).__name__}, found {name!r} "
             f"(nearest: {', '.join(near)})"
         )
+    check_observable(modules[name])
     return modules[name]
 
 
@@ -205,5 +209,6 @@ def copied(inputs: Any) -> Any:
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:
-    """model(inputs), with a mapping as keyword arguments."""
-    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    """model(inputs), with a mapping as keyword arguments; images of bytes become floats."""
+    with bytes_as_images(model, inputs):
+        return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)

@@ -12,6 +12,7 @@ from torch import nn
 
 from resque_ext import joining, normalization
 from resque_ext._inputs import DEVICES, describe
+from resque_ext._model_inputs import check_observable
 from resque_ext.collectors import COLLECTORS, Facts, make_collectors
 from resque_ext.layers import choose_layers
 from resque_ext.observe import copied, unwrap
@@ -140,6 +141,7 @@ def score(
     if ranks is not None:
         joining.check(ranks, collectors, adapt_normalization, paired)
     inner = unwrap(model)
+    check_observable(inner)
     device = _device(inner, device)
     passes = Passes(
         list(collectors.values()),

@@ -32,7 +32,7 @@ from resque_ext.cli import (
     task,
 )
 from resque_ext.cli.app import app
-from resque_ext.cli.output import PLAIN_WIDTH, print_line
+from resque_ext.cli.output import PLAIN_WIDTH, print_line, warnings_as_lines
 
 __all__ = ["COMMANDS", "PLAIN_WIDTH", "main"]
 
@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with contextlib.suppress(AttributeError):  # a stream put in its place may lack it
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
-        status = app(arguments or ["--help"], prog_name="resque-ext", standalone_mode=False)
+        with warnings_as_lines():
+            status = app(arguments or ["--help"], prog_name="resque-ext", standalone_mode=False)
         sys.stdout.flush()  # a closed pipe shows here, not when the interpreter ends
         return status if isinstance(status, int) else 0
     except UsageError as error:
