@@ -1,4 +1,5 @@
-"""Files that a reader finds whole, the old one or the new, whenever the writer was killed."""
+"""Files that a reader finds whole, the old one or the new, whenever the writer was killed; and open
+files that somebody else takes away."""
 
 from __future__ import annotations
 
@@ -23,3 +24,11 @@ def replaced(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(FileNotFoundError):
             beside.unlink()
+
+
+def in_place(path: Path, file: int) -> bool:
+    """Whether the open file is the one at `path` still: not deleted, renamed or replaced."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except OSError:
+        return False

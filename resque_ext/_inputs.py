@@ -67,6 +67,8 @@ def as_array(x: Any, name: str, row_dims: int = 1) -> Any:
     Raises:
         TypeError, ValueError: as those of `as_tensor`.
     """
+    if isinstance(x, Tensor):
+        return x
     if isinstance(x, (list, tuple)):
         return _converted(x, name) if x and _is_row(x[0], row_dims) else x
     sequence = isinstance(x, Sequence) and not isinstance(x, (str, bytes))
@@ -95,10 +97,7 @@ def _converted(x: Any, name: str) -> Any:
     if isinstance(x, Sequence) and not isinstance(x, (str, bytes)):
         return _of_sequence(list(x), name)
     if not _is_array(x):
-        raise TypeError(
-            f"{name}: expected a torch.Tensor or numpy.ndarray, or what converts to one, found "
-            f"{describe(x)}"
-        )
+        raise TypeError(f"{name}: expected a torch.Tensor or numpy.ndarray, found {describe(x)}")
     converts = hasattr(x, "__array__") or hasattr(x, "__array_interface__")
     try:
         if hasattr(x, "__dlpack__") or type(x).__name__ == "PyCapsule":
@@ -248,25 +247,27 @@ def check_labels(labels: Any, name: str = "labels") -> Tensor:
     return y
 
 
-def class_indices(*labels: Any, name: str = "labels") -> tuple[list[Any], NDArray[Any] | None]:
+def class_indices(**labels: Any) -> tuple[list[Any], NDArray[Any] | None]:
     """Names of classes as their places in the sorted list of all of them; other labels unchanged.
 
     Args:
-        labels: those of every side, so that a name means the same class on all.
-        name: begins the message of an error.
+        labels: those of every side, so that a name means the same class on all; by the name of the
+            argument, which begins the message of an error.
 
     Returns:
-        The labels, and the names [C] in order; None where the labels are no names.
+        The labels in order, and the names [C]; None where the labels are no names.
 
     Raises:
         TypeError: names on one side and numbers on the other, or a row without a name.
     """
-    labels = [_as_labels(y, name) for y in labels]
-    texts = [_texts(y, name) for y in labels]
+    given = {name: _as_labels(y, name) for name, y in labels.items()}
+    texts = [_texts(y, name) for name, y in given.items()]
     if all(text is None for text in texts):
-        return labels, None
+        return list(given.values()), None
     if any(text is None for text in texts):
-        raise TypeError(f"{name}: expected names of classes on every side, found numbers on one")
+        raise TypeError(
+            f"{', '.join(given)}: expected names of classes on every side, found numbers on one"
+        )
     names = np.unique(np.concatenate([text.ravel() for text in texts]))
     return [np.searchsorted(names, text) for text in texts], names
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import sys
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,38 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any] | torch.Tensor
 NAMES = ("features", "labels")
+
+
+STANDARD_INPUT = "-"
+_OPENED = ("/dev/fd/", "/proc/self/fd/", "/dev/stdin")  # what a process has open already
+
+
+def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
+    """The content of a file, a pipe that the shell opened, or of standard input for "-".
+
+    Args:
+        path: of the file.
+        what: is expected there, for the message of an error.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: a folder, a device, or a FIFO, which may have no writer and block for ever.
+    """
+    if os.fspath(path) == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise ValueError(f"-: expected {what} on standard input, found it closed")
+        return (
+            sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode()
+        )
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected {what}, found no such file")
+    if not path.is_file() and not str(path).startswith(_OPENED):
+        kind = "a directory" if path.is_dir() else "a FIFO" if path.is_fifo() else "a device"
+        raise ValueError(
+            f"{path}: expected {what} in a file, found {kind} (- reads standard input)"
+        )
+    return path.read_bytes()
 
 
 def parse_json(text: str | bytes) -> Any:

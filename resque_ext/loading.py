@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from resque_ext._images import image_decoder
 from resque_ext._inputs import as_tensor, check_count, check_labels, describe
+from resque_ext._weights import load_weights
 from resque_ext.files import load_arrays, parse_json
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff")
@@ -34,6 +34,8 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
         name: such as ``torchvision.models:resnet18`` or ``mine:make_model`` for ``mine.py`` in the
             current folder.
         weights: a state_dict: .safetensors, or .pt, .pth or .bin read with ``weights_only=True``.
+            Known nesting (``{"state_dict": ...}``, ``{"model": ...}``) and prefixes (``module.``,
+            ``_orig_mod.``, ``model.``) are left out and tied weights filled in, with a warning.
 
     Raises:
         ValueError: no such module or callable; weights that are damaged or of another model.
@@ -42,13 +44,14 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
     """
     with current_folder_first():
         found = find_callable(name, "model")
-        model = found if isinstance(found, nn.Module) else found()
+        with returning("model", name):
+            model = found if isinstance(found, nn.Module) else found()
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model: expected {name!r} to return a torch.nn.Module, found {describe(model)}"
         )
     if weights is not None:
-        _load_weights(model, Path(weights))
+        load_weights(model, Path(weights))
     return model.eval()
 
 
@@ -63,7 +66,8 @@ def find_callable(name: str, what: str) -> Callable[..., Any]:
     if not colon or not module_name or not path:
         raise ValueError(f"{what}: expected module:callable, found {name!r}")
     try:
-        found: Any = importlib.import_module(module_name)
+        with returning(what, module_name):
+            found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         if missing != module_name and not module_name.startswith(f"{missing}."):
@@ -82,6 +86,18 @@ def find_callable(name: str, what: str) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
+def returning(what: str, name: str) -> Iterator[None]:
+    """Raises ValueError where a function or module of the caller's ends the program instead."""
+    try:
+        yield
+    except SystemExit as error:
+        raise ValueError(
+            f"{what}: expected {name!r} to return, found that it ended the program "
+            f"(SystemExit: {error.code})"
+        ) from None
+
+
+@contextlib.contextmanager
 def current_folder_first() -> Iterator[None]:
     """As `python -m` does; a program started by its name does not look there."""
     folder = str(Path.cwd())
@@ -91,39 +107,6 @@ def current_folder_first() -> Iterator[None]:
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(folder)
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a file of weights, found none")
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".safetensors":
-            state: Any = safetensors.torch.load_file(path)
-        elif suffix in (".pt", ".pth", ".bin"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise ValueError(
-                f"{path}: expected the suffix .safetensors, .pt, .pth or .bin, found {suffix!r}"
-            )
-    except ValueError:
-        raise
-    # Damaged bytes end in exceptions of nearly every type.
-    except Exception as error:
-        raise ValueError(
-            f"{path}: expected a whole file of plain tensors, found {_first_line(error)}"
-        ) from None
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path}: expected tensors by name, found {describe(state)}")
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path}: expected the weights of {type(model).__name__}, found others: "
-            f"{' '.join(str(error).split())[:300]}"
-        ) from None
 
 
 @dataclass(frozen=True)
@@ -256,11 +239,6 @@ def stack_images(images: Sequence[Tensor], where: Any) -> Tensor:
             "transforms resize and center_crop make them one)"
         )
     return torch.stack(list(images))
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
 
 
 def _resize(size: int) -> Callable[[Tensor], Tensor]:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resque_ext._model_inputs import bytes_as_images, check_observable
+
 Consumer = Callable[[Tensor], None]
 
 
@@ -82,6 +84,7 @@ def find_layer(model: nn.Module, name: str, argument: str = "layer") -> nn.Modul
     """
     if not isinstance(name, str):
         raise TypeError(f"{argument}: expected a module's name, found {name!r}")
+    check_observable(model)
     modules = dict(model.named_modules())
     if not name or name not in modules:
         near = difflib.get_close_matches(name, modules, n=3) or [n for n in modules if n][-3:]
@@ -89,6 +92,7 @@ def find_layer(model: nn.Module, name: str, argument: str = "layer") -> nn.Modul
             f"{argument}: expected the name of a module of {type(model).__name__}, found {name!r} "
             f"(nearest: {', '.join(near)})"
         )
+    check_observable(modules[name])
     return modules[name]
 
 
@@ -215,10 +219,14 @@ def copied(inputs: Any) -> Any:
 
 
 def forward(model: nn.Module, inputs: Any) -> Any:
-    """model(inputs); a mapping as keyword arguments, unless the model takes one as a whole."""
-    if not isinstance(inputs, Mapping):
-        return model(inputs)
-    return model(inputs) if _takes_a_mapping(model, inputs) else model(**inputs)
+    """model(inputs); a mapping as keyword arguments, unless the model takes one as a whole.
+
+    Images of bytes become floats.
+    """
+    with bytes_as_images(model, inputs):
+        if not isinstance(inputs, Mapping) or _takes_a_mapping(model, inputs):
+            return model(inputs)
+        return model(**inputs)
 
 
 def _takes_a_mapping(model: nn.Module, inputs: Mapping[Any, Any]) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from resque_ext import joining, normalization
 from resque_ext._inputs import DEVICES, describe
+from resque_ext._model_inputs import check_observable
 from resque_ext.collectors import COLLECTORS, Facts, make_collectors
 from resque_ext.model.batch import MASK, MaskOf, rows_of
 from resque_ext.model.pooling import Pooling
@@ -170,6 +171,7 @@ def score(
     if ranks is not None:
         joining.check(ranks, collectors, adapt_normalization, paired, reads)
     inner = unwrap(model)
+    check_observable(inner)
     device = _device(inner, device)
     passes = Passes(
         list(collectors.values()),

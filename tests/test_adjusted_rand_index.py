@@ -135,7 +135,7 @@ def test_tensors_and_arrays():
     [
         (np.ones((2, 2)), TypeError, "table: expected int32 or int64 counts, found"),
         (np.ones((2, 2), bool), TypeError, "table: expected int32 or int64 counts, found"),
-        ([[1, 2], [3, 4]], TypeError, "table: expected a torch.Tensor or numpy.ndarray"),
+        ({1, 2}, TypeError, "table: expected a torch.Tensor or numpy.ndarray, found set"),
         (np.ones(4, np.int64), ValueError, r"table: expected shape \[Ka, Kb\]"),
         (np.array([[1, 2], [3, -4]]), ValueError, "at least 0, found -4 at row 1, column 1"),
         (np.ones((2, 2), complex), TypeError, "table: expected real numbers"),

@@ -241,12 +241,12 @@ def bad(case):
     if case == "non-finite":
         x[7, 1] = np.inf
         return x, y, "new: expected finite values, found 1 NaN or infinite in 1 rows"
-    if case == "integer features":
-        return x.astype(np.int32), y, "new: expected float32, float64, float16 or bfloat16"
+    if case == "bool features":
+        return x > 0, y, "new: expected float32, float64, float16, bfloat16 or integers"
     if case == "complex features":
         return x.astype(np.complex64), y, "new: expected real numbers, found numpy dtype complex64"
     if case == "text labels":
-        return x, y.astype(str), "new_labels: expected real numbers, found numpy dtype <U"
+        return x, y.astype(str), "old_labels, new_labels: expected names of classes on every side"
     if case == "float labels":
         return x, y.astype(float), "new_labels: expected int32 or int64 class indices"
     if case == "negative label":
@@ -270,7 +270,7 @@ def bad(case):
     "case",
     [
         "non-finite",
-        "integer features",
+        "bool features",
         "complex features",
         "text labels",
         "float labels",

@@ -1,4 +1,4 @@
-"""Byte orders, Fortran order, integers, names with dots and damaged headers: NumPy is the oracle."""
+"""Byte orders, Fortran order, integers, names with dots, damaged headers: NumPy is the oracle."""
 
 import io
 import json

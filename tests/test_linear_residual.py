@@ -193,7 +193,7 @@ def test_new_classes_and_plain_values():
     [
         ({"new": np.full((20, 3), np.nan)}, "^new: expected finite values, found 60 NaN"),
         ({"new": np.zeros((20, 4))}, r"^new: expected width 3 on cpu"),
-        ({"new": np.zeros((20, 3), int)}, r"^new: expected float32"),
+        ({"new": np.zeros((20, 3), bool)}, r"^new: expected float32"),
         ({"new_labels": np.arange(19) % 2}, r"^new, new_labels: expected one label a row"),
         ({"new_labels": np.full(20, -1)}, r"^new_labels: expected class indices 0\.\.1, found -1"),
         ({"old_labels": np.arange(20) % 2 + 0.5}, "^old_labels: expected int32 or int64"),

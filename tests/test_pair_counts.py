@@ -185,7 +185,7 @@ ONES = torch.ones(3, dtype=torch.int64)
     [
         (ONES.float(), ONES, TypeError, "labels_a: expected int32 or int64 class indices"),
         (ONES, ONES.bool(), TypeError, "labels_b: expected int32 or int64 class indices"),
-        (ONES, [1, 1, 1], TypeError, "labels_b: expected a torch.Tensor or numpy.ndarray"),
+        (ONES, {1}, TypeError, "labels_b: expected a torch.Tensor or numpy.ndarray"),
         (ONES[None], ONES, ValueError, r"labels_a: expected shape \[N\]"),
         (ONES, torch.ones(4).long(), ValueError, r"labels_a, labels_b: .*\(3,\).*\(4,\)"),
         (ONES, torch.ones(3, device="meta").long(), TypeError, "labels_b: .*on cpu or cuda"),

@@ -75,7 +75,6 @@ BAD_BATCHES = {
         ValueError,
         r"features: expected \[N, D\], \[N, C, H, W\]",
     ),
-    "integers": (X.long(), Y, TypeError, r"features: expected float32, .* found .* torch.int64"),
     "bool": (X > 0, Y, TypeError, r"features: expected float32, .* found .* torch.bool"),
     "complex": (X.cfloat(), Y, TypeError, r"features: expected a dense real tensor, found complex"),
     "sparse": (X.to_sparse(), Y, TypeError, r"features: expected a dense .*sparse_coo"),
@@ -85,11 +84,11 @@ BAD_BATCHES = {
         TypeError,
         r"features: expected a tensor on cpu or cuda, found .* meta",
     ),
-    "list": (
-        X.tolist(),
+    "a set": (
+        {1.0},
         Y,
         TypeError,
-        r"features: expected a torch.Tensor or numpy.ndarray, .* list",
+        r"features: expected a torch.Tensor or numpy.ndarray, found set",
     ),
     "objects": (
         np.array([None]),
@@ -100,11 +99,11 @@ BAD_BATCHES = {
     "meta labels": (X, Y.to("meta"), TypeError, r"labels: expected a tensor on cpu or cuda"),
     "float labels": (X, Y.float(), TypeError, r"labels: expected int32 or int64 .* torch.float32"),
     "bool labels": (X, Y > 0, TypeError, r"labels: expected int32 or int64 .* torch.bool"),
-    "a list of labels": (
+    "a set of labels": (
         X,
-        Y.tolist(),
+        set(Y.tolist()),
         TypeError,
-        r"labels: expected a torch.Tensor .* found list",
+        r"labels: expected a torch.Tensor .* found set",
     ),
     "one-hot": (
         X,

@@ -284,9 +284,9 @@ BAD_STATES = {
         r"state\['old.sums'\]: expected .* torch.float64, found .* torch.float32",
     ),
     "not a tensor": (
-        changed("old.seen", lambda t: t.tolist()),
+        changed("old.seen", lambda t: set(t.tolist())),
         TypeError,
-        r"state\['old.seen'\]: expected a torch.Tensor or numpy.ndarray, found list",
+        r"state\['old.seen'\]: expected a torch.Tensor or numpy.ndarray, found set",
     ),
 }
 

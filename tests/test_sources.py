@@ -164,8 +164,8 @@ def test_arrays_as_inputs_become_floats():
 @pytest.mark.parametrize(
     ("x", "y", "error", "message"),
     [
-        (np.ones((2, 2)), [0, 1], TypeError, "labels: expected a torch.Tensor or numpy.ndarray"),
-        (np.ones((2, 2), int), labels(2), TypeError, "features: expected float32"),
+        (np.ones((2, 2)), {0, 1}, TypeError, "labels: expected a torch.Tensor or numpy.ndarray"),
+        (np.ones((2, 2), bool), labels(2), TypeError, "features: expected float32"),
         (np.ones((2, 2)), labels(3), ValueError, "expected features [N, ...] and as many labels"),
         (np.ones((0, 2)), labels(0), ValueError, "expected features [N, ...] and as many labels"),
     ],

@@ -62,7 +62,7 @@ def longer(folder):
 def header_cut(folder):
     save(folder)
     (folder / "features.npy").write_bytes((folder / "features.npy").read_bytes()[:50])
-    return folder, "features.npy: expected the header of a .npy file, found "
+    return folder, "features.npy: expected numbers, found a damaged header"
 
 
 def empty_file(folder):
@@ -84,17 +84,12 @@ def objects(folder):
 
 def complex_numbers(folder):
     save(folder, X.astype(complex))
-    return folder, "expected one of float16, float32, float64, uint8"
+    return folder, "expected one of float16, float32, float64, int8, int16, int32, int64, uint8"
 
 
-def big_endian(folder):
-    save(folder, X.astype(">f4"))
-    return folder, "found numpy >f4"
-
-
-def integers(folder):
-    save(folder, X.astype(int))
-    return folder, "expected float32, float64, float16, bfloat16, found shape (6, 3), torch.int64"
+def truths(folder):
+    save(folder, X > 1)
+    return folder, "uint32, uint64, found numpy bool"
 
 
 def one_axis(folder):
@@ -110,11 +105,6 @@ def no_axis(folder):
 def no_width(folder):
     save(folder, X[:, :0])
     return folder, "expected [N, D], [N, C, H, W] or [N, T, D], found shape (6, 0)"
-
-
-def fortran(folder):
-    save(folder, np.asfortranarray(X))
-    return folder, "expected rows one behind the other (C order), found Fortran order"
 
 
 def no_rows(folder):
@@ -199,19 +189,18 @@ def table_without(folder):
     return save_table(folder, labels=None), "found 'features' ('labels' missing)"
 
 
-def table_of_lists(folder):
-    path = save_table(folder, features=pyarrow.array(X.tolist()))
-    return path, "features: expected fixed-size lists of float16, float32 or float64, found list<"
+def table_of_texts(folder):
+    path = save_table(folder, features=pyarrow.array([["a"]] * 6))
+    return path, "features: expected lists of numbers, found list<"
 
 
-def table_of_integers(folder):
-    flat = pyarrow.array(np.arange(12))
-    path = save_table(folder, features=pyarrow.FixedSizeListArray.from_arrays(flat, 2))
-    return path, "features: expected fixed-size lists of float16, float32 or float64, found fixed"
+def table_of_numbers(folder):
+    path = save_table(folder, features=pyarrow.array(np.arange(6.0)))
+    return path, "features: expected lists of numbers, found double"
 
 
 def table_of_float_labels(folder):
-    return save_table(folder, labels=pyarrow.array(Y / 2)), "labels: expected integers, found dou"
+    return save_table(folder, labels=pyarrow.array(Y / 2)), "labels: expected integers or n"
 
 
 def table_cut(folder):
@@ -265,12 +254,10 @@ BAD = [
     pickled,
     objects,
     complex_numbers,
-    big_endian,
-    integers,
+    truths,
     one_axis,
     no_axis,
     no_width,
-    fortran,
     no_rows,
     other_length,
     float_labels,
@@ -284,8 +271,8 @@ BAD = [
     tensors_of_bool,
     tensors_of_one_number,
     table_without,
-    table_of_lists,
-    table_of_integers,
+    table_of_texts,
+    table_of_numbers,
     table_of_float_labels,
     table_cut,
     table_empty,
@@ -466,7 +453,7 @@ def test_labels_of_members_that_are_refused(tmp_path, suffix, data, message):
     [
         (npy_bytes(np.array([{}], dtype=object)), "expected a numeric array, found it damaged"),
         (npy_bytes(X[0])[:-2], "expected a numeric array, found it damaged"),
-        (npy_bytes(np.arange(3)), "expected float32, float64, float16 or bfloat16"),
+        (npy_bytes(np.arange(3) > 1), "expected float32, float64, float16, bfloat16 or integers"),
         (npy_bytes(np.float32(3)), "expected [N, D], [N, C, H, W] or [N, T, D]"),
     ],
 )
@@ -484,7 +471,7 @@ def npy_of(shape):
     return out.getvalue() + bytes(16)
 
 
-@pytest.mark.parametrize("shape", [(10**15,), (2**62, 4), (-1,), (3,), (5,)])
+@pytest.mark.parametrize("shape", [(10**15,), (2**62, 4), (3,), (5,)])
 def test_a_member_is_as_long_as_its_header_says(tmp_path, shape):
     members = [("1.npy", npy_of(shape)), ("1.cls", b"0"), ("2.npy", npy_of((4,))), ("2.cls", b"1")]
     source = TarSource(write_tar(tmp_path / "a.tar", members), kind="embeddings")

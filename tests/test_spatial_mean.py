@@ -94,8 +94,8 @@ def test_nothing(place, shape):
         (torch.ones(3), ValueError, r"features: expected \[N, D\].*found shape \(3,\)"),
         (torch.ones(3, 2, 0), None, ""),
         (torch.ones(3, 0, 2), ValueError, "features: expected at least one position"),
-        (torch.ones(3, 2, dtype=torch.int64), TypeError, "features: expected float32, float64"),
-        ([[1.0]], TypeError, "features: expected a torch.Tensor or numpy.ndarray, found list"),
+        (torch.ones(3, 2, dtype=torch.bool), TypeError, "features: expected float32, float64"),
+        ({1.0}, TypeError, "features: expected a torch.Tensor or numpy.ndarray, found set"),
     ],
 )
 def test_refused(features, error, message):

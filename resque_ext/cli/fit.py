@@ -25,12 +25,13 @@ ONLY_HELP = (
     "Take the runs with this value of model, target_accuracy, steps_per_epoch or an option of "
     "their training, as NAME=VALUE; repeatable."
 )
+STUDY_HELP = "Runs of a study, one JSON object a line; - for standard input."
 METHOD_HELP = "monotone or log-linear."
 
 
 @app.command("fit", short_help="Fit a cost model to the runs of a study.")
 def _fit(
-    study: Annotated[Path, typer.Argument(help="Runs of a study, one JSON object a line.")],
+    study: Annotated[Path, typer.Argument(help=STUDY_HELP)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the model goes, JSON.")],
     predictor: Annotated[list[str] | None, typer.Option(help=PREDICTOR_HELP)] = None,
     measure: Annotated[list[str] | None, typer.Option(help=MEASURE_HELP)] = None,
@@ -49,8 +50,9 @@ def _fit(
     from resque_ext.retraining import CostModel, leave_one_kind_out, read_runs
     from resque_ext.retraining.cost_model import PREDICTED, PREDICTORS
 
-    if output.is_dir():
-        raise ValueError(f"output: expected a file, found the directory {output}")
+    if output.exists() and not output.is_file():
+        found = "the directory" if output.is_dir() else "no regular file at"
+        raise ValueError(f"output: expected a file, found {found} {output}")
     runs = list(read_runs(study))
     how = (tuple(predictor or PREDICTORS), tuple(measure or PREDICTED), method, coverage)
     which: dict[str, Any] = {

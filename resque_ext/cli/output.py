@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,7 +72,18 @@ def print_json(result: dict[str, Any]) -> None:
 
 def print_line(kind: str, message: str) -> None:
     """An error or a warning, on stderr."""
-    print(f"resque-ext: {kind}: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # of a closed pipe: nobody is there to be told
+        print(f"resque-ext: {kind}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    def show(message: Any, *_: Any, **__: Any) -> None:
+        print_line("warning", str(message))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def strict(value: Any) -> Any:

@@ -19,7 +19,7 @@ EXTRAPOLATE_HELP = "Outside the range of the runs: error, clamp, flag."
 
 @app.command("predict")
 def _predict(
-    model: Annotated[Path, typer.Argument(help="A model that `fit` wrote.")],
+    model: Annotated[Path, typer.Argument(help="A model that `fit` wrote; - for standard input.")],
     values: Annotated[list[str], typer.Argument(help="The predictors, each as NAME=VALUE.")],
     kind: Annotated[
         str | None, typer.Option(help="Of the shift; intervals are narrower for one of the runs'.")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,14 +58,13 @@ def _screen(
         planned = {k: v for k, v in arguments.items() if k not in given}
         _show_estimate(estimate(make_plan(**planned)[0]), as_json)
         return
-    with _warnings_as_lines():
-        try:
-            table = screen(**arguments, store=store or found.store, resume=resume)
-        except RuntimeError as error:  # of a model, where the first failure is to end it
-            if arguments.get("on_error") != "raise":
-                raise
-            print_line("error", str(error) or type(error).__name__)
-            raise typer.Exit(1) from None
+    try:
+        table = screen(**arguments, store=store or found.store, resume=resume)
+    except RuntimeError as error:  # of a model, where the first failure is to end it
+        if arguments.get("on_error") != "raise":
+            raise
+        print_line("error", str(error) or type(error).__name__)
+        raise typer.Exit(1) from None
     if as_json:
         print_json(table.to_dict())
     else:
@@ -93,16 +89,6 @@ def _count_failures(results: Any) -> None:
     )
     if none:
         raise typer.Exit(1)
-
-
-@contextlib.contextmanager
-def _warnings_as_lines() -> Iterator[None]:
-    def show(message: Any, *_: Any, **__: Any) -> None:
-        print_line("warning", str(message))
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
 
 
 def _show_estimate(found: Any, as_json: bool) -> None:

@@ -368,7 +368,7 @@ def linear_residual(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    (old_labels, new_labels), _ = class_indices(old_labels, new_labels)
+    (old_labels, new_labels), _ = class_indices(old_labels=old_labels, new_labels=new_labels)
     sides = {"old": (old, old_labels), "new": (new, new_labels)}
     if adapted is not None:
         sides["adapted"] = (adapted, new_labels)

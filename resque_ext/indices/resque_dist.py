@@ -597,7 +597,7 @@ def resque_dist(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
-    (old_labels, new_labels), _ = class_indices(old_labels, new_labels)
+    (old_labels, new_labels), _ = class_indices(old_labels=old_labels, new_labels=new_labels)
     sides = {}
     for side, features, labels in (("old", old, old_labels), ("new", new, new_labels)):
         x, y = check_features(features, side), check_labels(labels, f"{side}_labels")

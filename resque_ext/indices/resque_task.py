@@ -347,7 +347,7 @@ def _prepare(
     """The embeddings, the class of every row counted from 0, and the classes' labels or names."""
     names = None
     if labels is not None and not _paths(labels):
-        (labels,), names = class_indices(labels)
+        (labels,), names = class_indices(labels=labels)
     y = None if labels is None else open_labels(labels)
     source = open_source(features, y)
     if isinstance(source, Batches):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from resque_ext._inputs import describe
+from resque_ext.files import read_bytes
 from resque_ext.retraining._conformal import (
     ROUNDING,
     Curve,
@@ -328,16 +329,16 @@ class CostModel:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CostModel:
-        """The model in a file.
+        """The model in a file; "-" is standard input.
 
         Raises:
             OSError: it cannot be read.
+            ValueError: a folder, a device or a FIFO.
             RecordError: it is no model; one line with the path.
         """
-        if not Path(path).exists():
-            raise FileNotFoundError(f"{path}: expected a cost model, found no such file")
+        content = read_bytes(path, "a cost model")
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+            return cls.from_json(content.decode())
         except (RecordError, UnicodeDecodeError) as error:
             raise RecordError(f"{path}: {error}") from None
 

@@ -6,10 +6,9 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from resque_ext.files import parse_json
+from resque_ext.files import parse_json, read_bytes
 from resque_ext.retraining.energy.measurement import Measurement
 
 FORMAT = "resque_ext.RetrainingCost/1"
@@ -266,8 +265,8 @@ class RetrainingCost:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RetrainingCost:
-        """The record in a file of one JSON object."""
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        """The record in a file of one JSON object; "-" is standard input."""
+        return cls.from_json(read_bytes(path, "a record").decode())
 
 
 _FIELDS = tuple(RetrainingCost.__dataclass_fields__)

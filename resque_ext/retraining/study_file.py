@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from resque_ext._atomic import in_place
 from resque_ext._inputs import describe
 from resque_ext.retraining.record import RecordError
 from resque_ext.retraining.study_grid import Case
@@ -64,11 +65,16 @@ class StudyFile:
             raise
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        os.close(self._file)
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        try:
+            if kind is None:  # what was written last may have gone since
+                self._check_in_place()
+        finally:
+            os.close(self._file)
 
     def append(self, run: StudyRun) -> None:
         """Puts a finished run on the disk; its checkpoint is of no use any more."""
+        self._check_in_place()
         self._write(run.to_json().encode() + b"\n")
         self.forget_checkpoint(run.seed)
 
@@ -93,6 +99,7 @@ class StudyFile:
             ) from None
 
     def _take_on(self, content: bytes) -> None:
+        self._size = len(content)
         whole, end, rest = content.rpartition(b"\n")
         if not end:
             whole = b""
@@ -159,13 +166,29 @@ class StudyFile:
 
     def _cut(self, size: int) -> None:
         os.ftruncate(self._file, size)
+        self._size = size
         os.lseek(self._file, size, os.SEEK_SET)
 
     def _write(self, data: bytes) -> None:
         os.lseek(self._file, 0, os.SEEK_END)
+        self._size += len(data)
         while data:
             data = data[os.write(self._file, data) :]
         os.fsync(self._file)
+        self._check_in_place()
+
+    def _check_in_place(self) -> None:
+        """Raises StudyError where somebody else deleted, replaced or changed the file."""
+        found = os.fstat(self._file).st_size
+        if in_place(self.path, self._file) and found == self._size:
+            return
+        what = f"{found} bytes instead of {self._size}" if self.path.exists() else "it deleted"
+        if found == self._size and self.path.exists():
+            what = "another file in its place"
+        raise StudyError(
+            f"path: expected {self.path} as this study wrote it, found {what}: runs that were "
+            "finished meanwhile are lost"
+        )
 
 
 def check_path(path: Any) -> Path:

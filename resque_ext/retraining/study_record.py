@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from resque_ext._inputs import describe
-from resque_ext.files import parse_json
+from resque_ext.files import parse_json, read_bytes
 from resque_ext.retraining.record import RecordError, RetrainingCost
 
 FORMAT = "resque_ext.StudyRun/1"
@@ -96,25 +96,24 @@ class StudyRun:
 
 
 def read_runs(path: str | os.PathLike[str]) -> Iterator[StudyRun]:
-    """The runs of a file of one JSON object a line, such as `study` writes.
+    """The runs of a file of one JSON object a line, such as `study` writes; "-" is standard input.
 
     The header in its first line, if there is one, is passed over, and so is a last line that broke
     off without its end: a study that was killed left it so, and will do that run again.
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: a folder, a device or a FIFO.
         RecordError: any other line that is no run; the message gives its number.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path}: expected the runs of a study, found no such file")
-    with Path(path).open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield StudyRun.from_json(line.decode())
-            except (RecordError, UnicodeDecodeError) as error:
-                if not line.endswith(b"\n") or (number == 1 and is_header(line)):
-                    continue
-                raise RecordError(f"{path}, line {number}: {error}") from None
+    lines = io.BytesIO(read_bytes(path, "the runs of a study"))
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield StudyRun.from_json(line.decode())
+        except (RecordError, UnicodeDecodeError) as error:
+            if not line.endswith(b"\n") or (number == 1 and is_header(line)):
+                continue
+            raise RecordError(f"{path}, line {number}: {error}") from None
 
 
 def is_header(line: bytes) -> bool:

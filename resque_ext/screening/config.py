@@ -24,6 +24,7 @@ from resque_ext.screening.toml_lines import ConfigError, Document, KeyPath
 
 _NUMBER = (int, float)
 INT32 = 2**31 - 1
+MOST_ERRORS = 20  # that are listed
 Check = Callable[[Any], str | None]  # what was expected, or None where all is well
 
 
@@ -181,6 +182,10 @@ class _Reader:
         self.errors: list[tuple[int, str]] = []
 
     def wrong(self, key: KeyPath, expected: str, found: Any = None) -> None:
+        if len(self.errors) == MOST_ERRORS:
+            self.errors.append((2**62, f"{self.document.path}: and more, which are not listed"))
+        if len(self.errors) > MOST_ERRORS:
+            return
         shown = f", found {_show(found)}" if found is not None else ""
         line = f"{self.document.where(key)}: {expected}{shown}"
         self.errors.append((self.document.line(key), line))
@@ -195,6 +200,8 @@ class _Reader:
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f" (did you mean {near[0]!r}?)" if near else ""
                 self.wrong(at, f"expected one of the keys {', '.join(known)}{hint}", name)
+                if len(self.errors) > MOST_ERRORS:
+                    break
             elif (expected := check(value)) is not None:
                 self.wrong(at, f"expected {expected}", value)
             else:

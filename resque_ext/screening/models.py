@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from resque_ext._inputs import describe
+from resque_ext._model_inputs import check_observable
 from resque_ext.collectors import make_collectors
 from resque_ext.files import parse_json
 from resque_ext.model.batch import MASK, MaskOf
@@ -71,7 +72,9 @@ class ShelfModel:
                 f"models[{name!r}]: expected a function that returns a torch.nn.Module, found one "
                 f"that returns {describe(made)}"
             )
-        return unwrap(made)
+        inner = unwrap(made)
+        check_observable(inner)
+        return inner
 
 
 def as_shelf_model(given: Any, name: str) -> ShelfModel:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
+from resque_ext._atomic import in_place
 from resque_ext.files import parse_json
 from resque_ext.screening.pair import PairResult
 
@@ -164,11 +165,19 @@ class Store(ABC):
     @abstractmethod
     def close(self) -> None: ...
 
+    @abstractmethod
+    def check(self) -> None:
+        """Raises StoreError where the file was deleted, replaced or changed by somebody else."""
+
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
+            if kind is None:  # what was written last may have gone since
+                self.check()
+        finally:
+            self.close()
 
 
 class NoStore(Store):
@@ -187,6 +196,9 @@ class NoStore(Store):
         pass
 
     def close(self) -> None:
+        pass
+
+    def check(self) -> None:
         pass
 
 
@@ -247,6 +259,16 @@ def writable(path: Path, doing: str) -> Iterator[None]:
         raise StoreError(f"store: {path}: expected {doing}, found {reason}") from None
 
 
+def check_in_place(path: Path, file: IO[bytes]) -> None:
+    """Raises StoreError where the open file is no longer the one at `path`."""
+    if not in_place(path, file.fileno()):
+        found = "another file in its place" if path.exists() else "it deleted"
+        raise StoreError(
+            f"store: {path}: expected the file that it was at the beginning, found {found}: what "
+            "was finished meanwhile is lost"
+        )
+
+
 def locked(path: Path) -> IO[bytes]:
     """Opens the file and keeps it for this process alone, until it is closed or the process ends.
 
@@ -262,7 +284,7 @@ def locked(path: Path) -> IO[bytes]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Whoever could not begin one takes it away again, maybe this very one.
-            mine = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+            mine = in_place(path, file.fileno())
         except OSError:
             mine = False
         if not mine:

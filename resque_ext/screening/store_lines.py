@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from resque_ext._atomic import in_place
 from resque_ext.files import parse_json
 from resque_ext.screening.store import (
     FORMAT,
@@ -18,6 +19,7 @@ from resque_ext.screening.store import (
     PairKey,
     Store,
     StoreError,
+    check_in_place,
     locked,
     refuse_results,
     writable,
@@ -37,6 +39,7 @@ class LinesStore(Store):
     def __init__(self, path: Path, header: Header) -> None:
         self.path, self.header = path, header
         self._file = locked(path)
+        self._size = 0  # bytes that are to be in the file
         self._finished: dict[PairKey, Finished] = {}
         self._old_sides: dict[str, tuple[str, bytes]] = {}
 
@@ -48,7 +51,7 @@ class LinesStore(Store):
         try:
             store._prepare(resume)
         except BaseException:
-            if new:  # while it is locked, so that it is surely this one
+            if new and in_place(path, store._file.fileno()):
                 path.unlink(missing_ok=True)
             store.close()
             raise
@@ -128,9 +131,11 @@ class LinesStore(Store):
 
     def _append(self, values: dict[str, Any], expected: str) -> None:
         """One line, all of it on disk, or none of it."""
+        self.check()
         line = memoryview(json.dumps(values, allow_nan=False).encode() + b"\n")
         descriptor = self._file.fileno()
         end = os.lseek(descriptor, 0, os.SEEK_END)
+        self._size = end + len(line)
         try:
             with writable(self.path, expected):
                 while line:  # past Python's buffer, which would write its rest again at the end
@@ -139,10 +144,21 @@ class LinesStore(Store):
         except BaseException:
             self._cut(end)
             raise
+        self.check()
 
     def _cut(self, size: int) -> None:
         os.ftruncate(self._file.fileno(), size)
         os.lseek(self._file.fileno(), size, os.SEEK_SET)
+        self._size = size
+
+    def check(self) -> None:
+        check_in_place(self.path, self._file)
+        found = os.fstat(self._file.fileno()).st_size
+        if found != self._size:
+            raise StoreError(
+                f"store: {self.path}: expected {self._size} bytes as they were written, found "
+                f"{found}: another program changed it"
+            )
 
 
 def _lines(data: bytes, path: Path) -> Iterator[tuple[int, Any]]:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from resque_ext._atomic import in_place
 from resque_ext.files import parse_json
 from resque_ext.screening.store import (
     FORMAT,
@@ -19,12 +20,15 @@ from resque_ext.screening.store import (
     PairKey,
     Store,
     StoreError,
+    check_in_place,
     fcntl,
     locked,
     refuse_results,
 )
 
 APPLICATION_ID = 0x52535145  # "RSQE", by which a file is known to be one of these
+# What sqlite3 raises for damaged files: its texts need not be UTF-8, nor its numbers fit.
+DAMAGE = (sqlite3.Error, UnicodeDecodeError, OverflowError)
 _MAGIC = b"SQLite format 3\x00"
 _SCHEMA = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -78,7 +82,8 @@ class SqliteStore(Store):
             store._prepare(resume)
         except BaseException:
             store._db.close()
-            if new:  # nothing of a store that could not be begun; while it is locked
+            # Nothing of a store that could not be begun; while it is locked.
+            if new and in_place(path, store._file.fileno()):
                 path.unlink(missing_ok=True)
             store.close()
             raise
@@ -91,7 +96,7 @@ class SqliteStore(Store):
                 uri = f"{whole.resolve().as_uri()}?mode={'ro' if whole == path else 'rw'}"
                 with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as db:
                     return _header(db, path), _pairs(db, path)
-        except (sqlite3.Error, OSError) as error:
+        except (*DAMAGE, OSError) as error:
             if isinstance(error, StoreError):
                 raise
             raise StoreError(f"store: {path}: expected a whole store, found {error}") from None
@@ -148,6 +153,9 @@ class SqliteStore(Store):
         self._db.close()
         self._file.close()
 
+    def check(self) -> None:
+        check_in_place(self.path, self._file)
+
     def _check_magic(self) -> None:
         head = self._file.read(len(_MAGIC))
         if head and head != _MAGIC:
@@ -163,6 +171,7 @@ class SqliteStore(Store):
         try:
             yield
             self._db.execute("COMMIT")
+            self.check()
         except BaseException:
             # SQLite may have rolled back by itself, as it does where the disk is full.
             if self._db.in_transaction:
@@ -173,7 +182,7 @@ class SqliteStore(Store):
     def _failing(self, expected: str) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except DAMAGE as error:
             raise StoreError(f"store: {self.path}: expected {expected}, found {error}") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,8 +14,21 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from resque_ext.files import read_bytes
+
 KeyPath = tuple[str, ...]
+# An assignment that has no other key in it, as nearly all are: parsing it would take long.
+_BARE = re.compile(r"\s*([A-Za-z0-9_-]+)\s*=[^\[{]*")
 _HEADER = re.compile(r"\s*\[")
+# Strings and comments, in which brackets mean nothing; brackets; ends of lines.
+_TOKEN = re.compile(
+    r"""
+    \"{3} (?:\\.|[^\\])*? \"{3,5} | '{3} .*? '{3,5}
+    | " (?:\\.|[^"\\\n])* " | ' [^'\n]* ' | \# [^\n]* | [\[\]{}\n]
+    """,
+    re.DOTALL | re.VERBOSE,
+)
+MOST_BYTES = 4_000_000  # of a file: a million candidates are none that somebody wrote
 _POSITION = re.compile(r"\s*\(at line (\d+), column \d+\)")
 
 
@@ -40,20 +54,35 @@ class Document:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.is_file():
-            raise ConfigError([f"{path}: expected a TOML file, found none"])
         try:
-            text = path.read_bytes().decode()
+            content = read_bytes(path, "a TOML file")
+        except (OSError, ValueError) as error:
+            raise ConfigError([str(error)]) from None
+        if len(content) > MOST_BYTES:
+            raise ConfigError(
+                [
+                    f"{path}: expected a TOML file of at most {MOST_BYTES:,} bytes, found "
+                    f"{len(content):,}"
+                ]
+            )
+        try:
+            text = content.decode()
             self.values: dict[str, Any] = tomllib.loads(text)
         except UnicodeDecodeError as error:
             raise ConfigError([f"{path}: expected text in UTF-8, found {error.reason}"]) from None
+        except RecursionError:
+            raise ConfigError([f"{path}: expected TOML, found it nested too deep"]) from None
         except tomllib.TOMLDecodeError as error:
             message = str(error)
             found = _POSITION.search(message)
             line = int(found.group(1)) if found else text.count("\n") + 1
             reason = _POSITION.sub("", message).rstrip(".")
             raise ConfigError([f"{path}:{line}: expected TOML, found {reason}"]) from None
-        self._lines = dict(_key_lines(text))
+        self._text = text
+
+    @functools.cached_property
+    def _lines(self) -> dict[KeyPath, int]:
+        return dict(_key_lines(self._text))
 
     def line(self, key: KeyPath) -> int:
         """Where a key is given, or the nearest thing that it would be part of."""
@@ -67,21 +96,13 @@ class Document:
 
 
 def _key_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
-    """(key, line) of every header and assignment: each statement is parsed by itself, so that the
-    rules of quotes and dots are the parser's own."""
+    """(key, line) of every header and assignment: each statement with quotes, dots or brackets is
+    parsed by itself, so that their rules are the parser's own."""
     table: KeyPath = ()
     seen: set[KeyPath] = set()
-    statement, begin = "", 0
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not statement and (not line.strip() or line.lstrip().startswith("#")):
-            continue
-        begin = begin if statement else number
-        statement += line + "\n"
-        try:
-            values = tomllib.loads(statement)
-        except tomllib.TOMLDecodeError:
-            continue  # goes on in the next line
-        keys = list(_paths(values))
+    for begin, statement in _statements(text):
+        bare = _BARE.fullmatch(statement)
+        keys = [(bare[1],)] if bare else list(_paths(tomllib.loads(statement)))
         if _HEADER.match(statement):
             table = keys[-1]
             keys = [table[:i] for i in range(1, len(table) + 1)]
@@ -91,7 +112,29 @@ def _key_lines(text: str) -> Iterator[tuple[KeyPath, int]]:
             if key not in seen:
                 seen.add(key)
                 yield key, begin
-        statement = ""
+
+
+def _statements(text: str) -> Iterator[tuple[int, str]]:
+    """(first line, text) of every statement of a file that is TOML: it ends with its line, unless
+    a bracket or a string is open."""
+    start = depth = 0
+    line = first = 1
+    for token in _TOKEN.finditer(text):
+        found = token[0]
+        if found in ("[", "{"):
+            depth += 1
+        elif found in ("]", "}"):
+            depth -= 1
+        line += found.count("\n")
+        if found == "\n" and depth == 0:
+            yield from _statement(first, text[start : token.end()])
+            start, first = token.end(), line
+    yield from _statement(first, text[start:])
+
+
+def _statement(first: int, text: str) -> Iterator[tuple[int, str]]:
+    if text.strip() and not text.lstrip().startswith("#"):
+        yield first, text
 
 
 def _paths(values: Any) -> Iterator[KeyPath]:

@@ -84,7 +84,7 @@ def open_npy(path: Path) -> RawArray:
         try:
             shape, columns_first, dtype = npy_header(file)
         except ValueError as error:
-            raise ValueError(f"{path}: expected the header of numbers, found {error}") from None
+            raise ValueError(f"{path}: expected numbers, found {error}") from None
         offset = file.tell()
     native = dtype.newbyteorder("=")
     if native not in _DTYPES:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from resque_ext._inputs import describe
-from resque_ext.loading import current_folder_first, find_callable
+from resque_ext.loading import current_folder_first, find_callable, returning
 from resque_ext.screening.sources.base import KINDS, Source
 from resque_ext.screening.sources.items import DatasetSource, ImageFolderSource
 from resque_ext.screening.sources.iterables import BatchSource
@@ -139,7 +139,7 @@ def _fits(value: Any, form: str) -> bool:
 
 
 def _open_dataset(name: str, options: dict[str, Any]) -> Source:
-    with _named(name), current_folder_first():
+    with _named(name), current_folder_first(), returning("dataset", name):
         made = find_callable(name, "dataset")()
     options.setdefault("name", name)
     if isinstance(made, Source):
