@@ -218,6 +218,12 @@ WRONG = [
     ("level = 0.5", 'level = "x"', 38, "candidates.dark.shift.level: expected a number, found 'x'"),
     ("level = 0.5", "level = 50.0", 38, "candidates.dark.shift: level: expected *"),
     (
+        "level = 0.5",
+        "severity = 6",
+        38,
+        "candidates.dark.shift.severity: expected an integer from 1 to 5, found 6",
+    ),
+    (
         '"brightness"',
         '"fog"',
         38,
@@ -257,6 +263,13 @@ def matches(line, pattern):
             return False
         at += len(part)
     return line.startswith(parts[0])
+
+
+def test_a_shift_by_severity(folder):
+    text = WHOLE.replace('kind = "brightness", level = 0.5', 'kind = "fog", severity = 2')
+    (folder / "screen.toml").write_text(text)
+    given = read_config(folder / "screen.toml").arguments
+    assert repr(given["candidates"]["dark"].shift) == "Shift('fog', severity=2, seed=0)"
 
 
 @pytest.mark.parametrize(("old", "new", "number", "message"), WRONG, ids=[w[3][:40] for w in WRONG])

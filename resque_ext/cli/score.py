@@ -72,7 +72,14 @@ def _score(
         typer.Option(help=INDEX_HELP),
     ] = None,
     shift: Annotated[
-        str | None, typer.Option(help="Makes the new side of the old: KIND=LEVEL, gaussian=0.2.")
+        str | None,
+        typer.Option(
+            help="Makes the new side of the old: KIND=LEVEL, gaussian=0.2; or KIND, fog, with "
+            "--severity."
+        ),
+    ] = None,
+    severity: Annotated[
+        int | None, typer.Option(help="Of a corruption of ImageNet-C, 1 to 5, instead of a level.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the shift.")] = 0,
     paired: Annotated[
@@ -111,9 +118,11 @@ def _score(
         raise ValueError(
             f"per-layer: expected preindex or arm among the indices, found {', '.join(names)}"
         )
+    if severity is not None and shift is None:
+        raise ValueError("severity: expected a kind, --shift fog, found none")
     if new is None and shift is None:
         raise ValueError("new: expected --new or --shift, found neither")
-    shifting = None if shift is None else shifted_before(_shift(shift, seed), transforms)
+    shifting = None if shift is None else shifted_before(_shift(shift, seed, severity), transforms)
     loaded = load_model(model, weights)
     olds = open_batches(old, transforms, batch_size) if old is not None else None
     classes = olds.classes if olds is not None and names != ("resque_task",) else None
@@ -146,9 +155,11 @@ def _score(
         _print_layers(console, results)
 
 
-def _shift(text: str, seed: int) -> Any:
+def _shift(text: str, seed: int, severity: int | None) -> Any:
     from resque_ext import shifts
 
+    if severity is not None:
+        return shifts.make(text, seed=seed, severity=severity)
     kind, _, level = text.partition("=")
     try:
         number = float(level)
