@@ -77,6 +77,7 @@ def score(
     progress: bool = True,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     ranks: Ranks | None = None,
+    mapping: bool = False,
 ) -> Any:
     """What reusing `model` on new data will cost, from one forward pass over each side.
 
@@ -114,6 +115,8 @@ def score(
             :class:`resque_ext.distributed.Ranks`, entered. All get the result of all data, as if
             those of rank 0 had come first, then those of rank 1, and so on. A share may be empty.
             For "resque_dist" and "arm", whose states can be joined.
+        mapping: True returns :class:`Scores` for one index too, so that code for any number of
+            indices needs no second case.
 
     Returns:
         One index: its own result, with `layer` and both sides' accuracy where the model is a
@@ -196,7 +199,7 @@ def score(
         passes.accuracy("new"),
     )
     results = {name: collector.result(facts) for name, collector in collectors.items()}
-    return results[names[0]] if len(names) == 1 else Scores(results, facts)
+    return results[names[0]] if len(names) == 1 and not mapping else Scores(results, facts)
 
 
 def _check_names(indices: Any) -> tuple[str, ...]:

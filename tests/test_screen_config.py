@@ -93,13 +93,14 @@ def test_screen_json_has_every_pair_ranked(folder, run):
     assert len(read_store(folder / "kept.sqlite")[1]) == 6
 
 
-def test_screen_goes_on_only_when_asked_to(folder, run):
+def test_screen_goes_on_unless_asked_not_to(folder, run):
     assert run("screen.toml", "--json")[0] == 0
-    status, out, err = run("screen.toml", "--json")
+    status, out, err = run("screen.toml", "--json", "--no-resume")
     assert (status, out) == (2, "")
     assert err.endswith("expected no results yet, found 6 pairs: resume goes on with them\n")
     first = read_store("kept.sqlite")[1]
-    status, out, err = run("screen.toml", "--json", "--resume")
+    assert run("screen.toml", "--json", "--resume")[0] == 0
+    status, out, err = run("screen.toml", "--json")  # as `resque_ext.screen` by default
     assert (status, err) == (0, "")
     assert [p["seconds"] for p in json.loads(out)["pairs"]] == [
         r.seconds for r in sorted(first, key=lambda r: r.indices["resque_dist"].value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,7 +109,6 @@ def _score(
         open_batches,
         shifted_before,
     )
-    from resque_ext.scoring import Scores
 
     names = tuple(index or ("resque_dist",))
     transforms = [make_transform(text) for text in transform or ()]
@@ -127,7 +127,7 @@ def _score(
     olds = open_batches(old, transforms, batch_size) if old is not None else None
     classes = olds.classes if olds is not None and names != ("resque_task",) else None
     news = open_batches(new, transforms, batch_size, classes) if new is not None else None
-    found = score(
+    results = score(
         loaded,
         olds,
         news,
@@ -139,8 +139,8 @@ def _score(
         "match" if adapt_normalization is Adaptation.match else bool(adapt_normalization),
         device=device,
         progress=sys.stderr.isatty(),
+        mapping=True,
     )
-    results = dict(found) if isinstance(found, Scores) else {names[0]: found}
     if as_json:
         _print_as_json(model, results)
         return
@@ -168,11 +168,11 @@ def _shift(text: str, seed: int, severity: int | None) -> Any:
     return shifts.make(kind, number, seed)
 
 
-def _print_as_json(model: str, results: dict[str, Any]) -> None:
+def _print_as_json(model: str, results: Mapping[str, Any]) -> None:
     print_json({"model": model, "indices": {k: r.to_dict() for k, r in results.items()}})
 
 
-def _print_facts(console: Any, results: dict[str, Any]) -> None:
+def _print_facts(console: Any, results: Mapping[str, Any]) -> None:
     first = next(iter(results.values()))
     for side in ("old", "new"):
         accuracy = getattr(first, f"{side}_accuracy", None)
@@ -186,7 +186,7 @@ def _print_facts(console: Any, results: dict[str, Any]) -> None:
         console.print(f"not read: {escape(name)}: {escape(reason)}")
 
 
-def _print_layers(console: Any, results: dict[str, Any]) -> None:
+def _print_layers(console: Any, results: Mapping[str, Any]) -> None:
     tables = {k: r.layer_values for k, r in results.items() if hasattr(r, "layer_values")}
     table = make_table("By layer", "layer", *tables)
     for name in next(iter(tables.values())):

@@ -15,6 +15,7 @@ import numpy as np
 
 from resque_ext._inputs import describe
 from resque_ext.retraining._conformal import (
+    COVERAGE,
     ROUNDING,
     Curve,
     Interval,
@@ -83,7 +84,7 @@ class CostModel:
         predictors: Sequence[str],
         measures: Sequence[str],
         method: str = "monotone",
-        coverage: float = 0.9,
+        coverage: float = COVERAGE,
         penalty: float = 0.01,
         samples_per_epoch: int | None = None,
         device: str | None = None,
@@ -110,7 +111,7 @@ class CostModel:
         predictors: Sequence[str] = PREDICTORS,
         measures: Sequence[str] = PREDICTED,
         method: str = "monotone",
-        coverage: float = 0.9,
+        coverage: float = COVERAGE,
         *,
         penalty: float = 0.01,
         missing: str = "error",

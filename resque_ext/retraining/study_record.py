@@ -94,11 +94,30 @@ class StudyRun:
         return cls(**parsed)
 
 
-def read_runs(path: str | os.PathLike[str]) -> Iterator[StudyRun]:
+class Runs(Iterator[StudyRun]):
+    """The runs of a file. Every loop reads it anew; `next` goes on with a reading of its own."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._own: Iterator[StudyRun] | None = None
+
+    def __iter__(self) -> Iterator[StudyRun]:
+        return _read(self.path)
+
+    def __next__(self) -> StudyRun:
+        self._own = self._own or _read(self.path)
+        return next(self._own)
+
+    def __repr__(self) -> str:
+        return f"Runs({str(self.path)!r})"
+
+
+def read_runs(path: str | os.PathLike[str]) -> Runs:
     """The runs of a file of one JSON object a line, such as `study` writes.
 
-    The header in its first line, if there is one, is passed over, and so is a last line that broke
-    off without its end: a study that was killed left it so, and will do that run again.
+    Every loop over them reads the file anew, one run after the other. The header in its first line,
+    if there is one, is passed over, and so is a last line that broke off without its end: a study
+    that was killed left it so, and will do that run again.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -106,7 +125,11 @@ def read_runs(path: str | os.PathLike[str]) -> Iterator[StudyRun]:
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{path}: expected the runs of a study, found no such file")
-    with Path(path).open("rb") as lines:
+    return Runs(path)
+
+
+def _read(path: Path) -> Iterator[StudyRun]:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 yield StudyRun.from_json(line.decode())
