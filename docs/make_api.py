@@ -22,6 +22,8 @@ MODULES = (
     "resque_ext.retraining",
     "resque_ext.retraining.energy",
 )
+# A role, or a call in backticks; plain backticks may name formats, as those of files.
+NAMES = re.compile(r":\w+:`~?(resque_ext\.[\w.]+)`|(?<=`)resque_ext\.[\w.]+(?=\()")
 
 
 def page() -> str:
@@ -37,7 +39,27 @@ def page() -> str:
         parts += ["", f"## {name}", "", *_text(module)]
         for public in _public(module):
             parts += _entry(public, getattr(module, public))
-    return "\n".join(parts) + "\n"
+    text = "\n".join(parts) + "\n"
+    named = (found.group(1) or found.group() for found in NAMES.finditer(text))
+    missing = [name for name in named if not _exists(name)]
+    if missing:
+        raise ValueError(f"docstrings: expected names that exist, found {', '.join(missing)}")
+    return text
+
+
+def _exists(path: str) -> bool:
+    """Whether a dotted name of the package leads to something."""
+    found: Any = importlib.import_module("resque_ext")
+    for part in path.split(".")[1:]:
+        if not hasattr(found, part) and inspect.ismodule(found):
+            try:
+                importlib.import_module(f"{found.__name__}.{part}")
+            except ModuleNotFoundError:
+                return False
+        if not hasattr(found, part):
+            return False
+        found = getattr(found, part)
+    return True
 
 
 def _public(module: ModuleType) -> list[str]:
@@ -77,7 +99,7 @@ def _signature(value: Any) -> str:
     except ValueError:  # of a class that takes what its base takes
         return "(...)"
     text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", text)  # annotations are kept as text
-    return re.sub(r" at 0x[0-9a-f]+", "", text)
+    return re.sub(r" at 0x[0-9a-f]+", "", text).replace("<factory>", "...")
 
 
 def _text(value: Any) -> list[str]:

@@ -23,6 +23,8 @@ from resque_ext._images import image_decoder
 from resque_ext._inputs import as_tensor, check_count, check_labels, describe
 from resque_ext._weights import load_weights
 from resque_ext.files import load_arrays, parse_json
+from resque_ext.shifts import Shift
+from resque_ext.shifts._normalize import Normalize, as_normalize
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff")
 
@@ -274,34 +276,11 @@ def _grayscale() -> Callable[[Tensor], Tensor]:
     return lambda x: (x * weights.to(x)).sum(-3, keepdim=True)
 
 
-@dataclass(frozen=True)
-class Normalize:
-    """(x - mean) / std for every channel; shifts of images belong before it."""
-
-    mean: Tensor  # [C, 1, 1]
-    std: Tensor  # [C, 1, 1]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return (x - self.mean.to(x)) / self.std.to(x)
-
-    def undo(self, x: Tensor) -> Tensor:
-        return x * self.std.to(x) + self.mean.to(x)
-
-
 def _normalize(mean: Sequence[float], std: Sequence[float]) -> Normalize:
-    values = []
-    for name, given in (("mean", mean), ("std", std)):
-        numbers = isinstance(given, (list, tuple)) and all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) for v in given
-        )
-        if not numbers or not given:
-            raise ValueError(f"normalize: {name}: expected a list of numbers, found {given!r}")
-        values.append(torch.tensor(given, dtype=torch.float32).view(-1, 1, 1))
-    if len(mean) != len(std) or not all(v > 0 for v in std):
-        raise ValueError(
-            f"normalize: expected as many std above 0 as mean, found mean {mean} and std {std}"
-        )
-    return Normalize(*values)
+    try:
+        return as_normalize(mean, std)
+    except ValueError as error:
+        raise ValueError(f"normalize: {error}") from None
 
 
 TRANSFORMS: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
@@ -334,26 +313,8 @@ def make_transform(text: str) -> Callable[[Tensor], Tensor]:
         raise ValueError(f"transform: {name}: {error}") from None
 
 
-def shifted_before(
-    shift: Callable[[Tensor], Tensor], transforms: Sequence[Callable[[Tensor], Tensor]]
-) -> Callable[[Tensor], Tensor]:
+def shifted_before(shift: Shift, transforms: Sequence[Callable[[Tensor], Tensor]]) -> Shift:
     """`shift`, which is defined on images in [0, 1], for inputs that `transforms` normalized."""
     if not transforms or not isinstance(transforms[-1], Normalize):
         return shift
-    return Denormalized(shift, transforms[-1])
-
-
-@dataclass(frozen=True)
-class Denormalized:
-    """A shift that is defined on images in [0, 1], of inputs that are normalized."""
-
-    shift: Any
-    normalize: Normalize
-
-    def __call__(self, x: Tensor) -> Tensor:
-        # Back from a normalization that rounds: 1e-8 outside of [0, 1] is no other image.
-        return self.normalize(self.shift(self.normalize.undo(x).clamp(0, 1)))
-
-    def reset(self) -> None:
-        if hasattr(self.shift, "reset"):
-            self.shift.reset()
+    return shift.normalized(transforms[-1].mean, transforms[-1].std)

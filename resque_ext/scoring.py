@@ -86,6 +86,7 @@ def score(
     mask: str | MaskOf | None = MASK,
     channels: str | None = None,
     labels: str = "given",
+    mapping: bool = False,
 ) -> Any:
     """What reusing `model` on new data will cost, from one forward pass over each side.
 
@@ -144,6 +145,8 @@ def score(
             within it say so.
         labels: "given", or "predicted": class-wise indices take the model's own predictions for
             the labels of the new side, and of the old side where that has none.
+        mapping: True returns :class:`Scores` for one index too, so that code for any number of
+            indices needs no second case.
 
     Returns:
         One index: its own result, with `layer` and both sides' accuracy where the model is a
@@ -212,7 +215,7 @@ def score(
         joining.join(ranks, passes, collectors)
     facts = passes.known()
     results = {name: collector.result(facts) for name, collector in collectors.items()}
-    return results[names[0]] if len(names) == 1 else Scores(results, facts)
+    return results[names[0]] if len(names) == 1 and not mapping else Scores(results, facts)
 
 
 def _check_names(indices: Any) -> tuple[str, ...]:

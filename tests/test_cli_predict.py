@@ -57,6 +57,27 @@ def test_fit_prints_a_table(run, study, tmp_path):
     assert max(map(len, out.splitlines())) <= cli.PLAIN_WIDTH
 
 
+def test_fit_says_which_intervals_are_open(run, tmp_path):
+    """Of an interval without an upper end "inside" says nothing."""
+    runs = random_runs(np.random.default_rng(0), kinds=6, levels=3, limit=30.0)
+    path = tmp_path / "few.jsonl"
+    path.write_text("".join(f"{r.to_json()}\n" for r in runs))
+    options = ("fit", path, "-o", tmp_path / "out.json", "--measure", "epochs")
+    left_out = leave_one_kind_out(runs)["epochs"].overall
+    assert left_out.unbounded == left_out.covered == 18
+    out = run(*options)[1]
+    assert "all open" in out
+    assert "18 of 18" not in out
+    assert "open: an interval without an upper end" in out
+    some = leave_one_kind_out(runs, coverage=0.8)["epochs"].overall
+    out = run(*options, "--coverage", "0.8")[1]
+    if 0 < some.unbounded < 18:
+        assert f"{some.unbounded} open" in out
+    else:
+        assert some.unbounded == 0
+        assert "open" not in out
+
+
 def test_fit_of_one_kind_and_of_missing_predictors(run, tmp_path):
     lines = [study_run(x, 10 * x).to_json() for x in (0.1, 0.2, 0.3)]
     path, out_path = tmp_path / "one.jsonl", tmp_path / "out.json"

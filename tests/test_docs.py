@@ -7,6 +7,8 @@ from pathlib import Path
 import optional
 import pytest
 
+import resque_ext
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What a page's examples need besides the package itself.
@@ -48,6 +50,16 @@ def test_links_lead_somewhere(page):
             titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
             assert anchor in slugs, f"{page.name}: {target}"
+
+
+def test_reference_names_what_exists(monkeypatch):
+    made = runpy.run_path(str(ROOT / "docs" / "make_api.py"))
+    document = resque_ext.screen.__doc__
+    wrong = document.replace("resque_ext.retraining.CostModel", "resque_ext.CostModel")
+    assert wrong != document
+    monkeypatch.setattr(resque_ext.screen, "__doc__", wrong)
+    with pytest.raises(ValueError, match=r"names that exist, found resque_ext\.CostModel$"):
+        made["page"]()
 
 
 def test_reference_is_that_of_the_code():

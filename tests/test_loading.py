@@ -23,6 +23,10 @@ class Made:
         layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         return nn.Sequential(*layers, nn.Linear(8, 4))
 
+    def normed():
+        norms = [nn.BatchNorm2d(3), nn.GroupNorm(1, 3)]
+        return nn.Sequential(*norms, *Made.model())
+
 ready = nn.Linear(3, 2)
 number = 5
 def nothing(): return None
@@ -219,6 +223,33 @@ def test_score_of_arrays(arrays, capsys):
     assert "embedding read at 4:input" in out
 
 
+def test_score_by_severity_and_with_adapted_normalization(arrays, capsys):
+    path, images = arrays
+    x, y = torch.from_numpy(images).float() / 255, torch.arange(41) % 4
+    model, batches = load_model("made_here:Made.normed"), [(x, y)]
+    command = ("made_here:Made.normed", "--old", path, "--batch-size", 41, "--json", "--shift")
+    given = {
+        ("fog", "--severity", 3): False,
+        ("fog", "--severity", 3, "--adapt-normalization"): True,
+        ("fog", "--adapt-normalization", "reestimate", "--severity", 3): True,
+        ("fog", "--severity", 3, "--adapt-normalization=match"): "match",
+        ("fog", "--severity", 3, "--adapt-normalization", "match"): "match",
+    }
+    for arguments, adapt in given.items():
+        status, out, err = run(capsys, *command, *arguments)
+        assert (status, err) == (0, "")
+        expected = resque_ext.score(
+            model,
+            batches,
+            shift=resque_ext.shifts.make("fog", severity=3),
+            adapt_normalization=adapt,
+            progress=False,
+        )
+        assert json.loads(out)["indices"]["resque_dist"]["value"] == expected.value
+    status, out, err = run(capsys, "--adapt-normalization", *command, "fog", "--severity", 3)
+    assert (status, err) == (0, "")  # before the model, whose name it does not take for a value
+
+
 def test_score_of_folders(images, capsys):
     crop = ("--transform", 'resize={"size": 12}', "--transform", 'center_crop={"size": 10}')
     normalize = ("--transform", 'normalize={"mean": [0.5], "std": [0.5]}')
@@ -233,6 +264,8 @@ def test_score_of_folders(images, capsys):
     [
         (("--old", "images.npz"), "new: expected --new or --shift, found neither"),
         (("--old", "images.npz", "--shift", "fog=1"), "fog"),
+        (("--old", "images.npz", "--severity", "1"), "severity: expected a kind, --shift fog"),
+        (("--old", "images.npz", "--shift", "fog", "--severity", "6"), "severity: expected an in"),
         (("--old", "images.npz", "--shift", "frost"), "expected KIND=LEVEL, found 'frost'"),
         (("--old", "none.npz", "--shift", "frost=0.1"), "none.npz: expected"),
         (("--new", "images.npz"), "old: expected batches, because 'resque_dist' reads it"),

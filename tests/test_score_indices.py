@@ -185,3 +185,14 @@ def test_autocast_and_channels_last():
     plain = score(model, data, shift=lambda x: x / 2, indices="arm", progress=False)
     assert found.value == pytest.approx(plain.value, rel=0.02)
     assert spatial_mean(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("indices", ["arm", ("arm",), ("arm", "resque_dist")])
+def test_a_mapping_whatever_the_number_of_indices(indices):
+    model, data, shift = cnn(), batches(), shifts.make("gaussian", 0.2)
+    alone = score(model, data, shift=shift, indices="arm", progress=False)
+    assert isinstance(alone, resque_ext.ArmResult)
+    found = score(model, data, shift=shift, indices=indices, progress=False, mapping=True)
+    assert list(found) == (["arm"] if indices == "arm" else list(indices))
+    assert found["arm"].value == alone.value
+    assert found.layers == tuple(alone.layers) or list(found.layers) == list(alone.layers)

@@ -93,13 +93,14 @@ def test_screen_json_has_every_pair_ranked(folder, run):
     assert len(read_store(folder / "kept.sqlite")[1]) == 6
 
 
-def test_screen_goes_on_only_when_asked_to(folder, run):
+def test_screen_goes_on_unless_asked_not_to(folder, run):
     assert run("screen.toml", "--json")[0] == 0
-    status, out, err = run("screen.toml", "--json")
+    status, out, err = run("screen.toml", "--json", "--no-resume")
     assert (status, out) == (2, "")
     assert err.endswith("expected no results yet, found 6 pairs: resume goes on with them\n")
     first = read_store("kept.sqlite")[1]
-    status, out, err = run("screen.toml", "--json", "--resume")
+    assert run("screen.toml", "--json", "--resume")[0] == 0
+    status, out, err = run("screen.toml", "--json")  # as `resque_ext.screen` by default
     assert (status, err) == (0, "")
     assert [p["seconds"] for p in json.loads(out)["pairs"]] == [
         r.seconds for r in sorted(first, key=lambda r: r.indices["resque_dist"].value)
@@ -218,6 +219,12 @@ WRONG = [
     ("level = 0.5", 'level = "x"', 38, "candidates.dark.shift.level: expected a number, found 'x'"),
     ("level = 0.5", "level = 50.0", 38, "candidates.dark.shift: level: expected *"),
     (
+        "level = 0.5",
+        "severity = 6",
+        38,
+        "candidates.dark.shift.severity: expected an integer from 1 to 5, found 6",
+    ),
+    (
         '"brightness"',
         '"fog"',
         38,
@@ -257,6 +264,13 @@ def matches(line, pattern):
             return False
         at += len(part)
     return line.startswith(parts[0])
+
+
+def test_a_shift_by_severity(folder):
+    text = WHOLE.replace('kind = "brightness", level = 0.5', 'kind = "fog", severity = 2')
+    (folder / "screen.toml").write_text(text)
+    given = read_config(folder / "screen.toml").arguments
+    assert repr(given["candidates"]["dark"].shift) == "Shift('fog', severity=2, seed=0)"
 
 
 @pytest.mark.parametrize(("old", "new", "number", "message"), WRONG, ids=[w[3][:40] for w in WRONG])

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -459,3 +460,25 @@ def test_documentation_runs(capsys):
     with torch.random.fork_rng(devices=[]):
         exec(compile(blocks[0], str(page), "exec"), {})
     assert "Spearman, across kinds" in capsys.readouterr().out
+
+
+def test_too_few_kinds_for_an_interval_are_said_before_anything_runs(model):
+    """A coverage of 0.9 needs 9 kinds: G / (G + 1) >= 0.9."""
+
+    class Unread:
+        def __iter__(self):
+            raise RuntimeError("read")
+
+    def said(kinds):
+        shifts = {f"own {k}": {1.0: lambda x: x} for k in range(kinds)}
+        data = {"old": Unread(), "train": Unread(), "test": Unread()}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with pytest.raises(RuntimeError, match="read"):
+                study(model, data, shifts, target_accuracy=0.9, progress=False)
+        return [str(w.message) for w in caught]
+
+    assert said(9) == []
+    (message,) = said(8)
+    assert message.startswith("shifts: 8 kinds: to predict the cost of another kind")
+    assert "CostModel needs 9 at a coverage of 0.9 (4 at 0.8)" in message

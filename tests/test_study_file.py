@@ -71,6 +71,18 @@ def test_file_has_a_line_a_run_that_can_be_read(model, whole):
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # no checkpoint is left
 
 
+def test_runs_of_a_file_can_be_looped_over_again(whole):
+    runs = read_runs(whole[0])
+    first = list(runs)
+    assert len(first) == len(LEVELS)
+    assert list(runs) == first
+    assert [next(runs), next(runs)] == first[:2]
+    assert list(runs) == first
+    assert repr(runs) == f"Runs({str(whole[0])!r})"
+    with pytest.raises(FileNotFoundError, match="expected the runs of a study"):
+        read_runs(whole[0].with_name("none"))
+
+
 def test_finished_runs_are_not_done_again(model, whole, tmp_path, monkeypatch):
     path = tmp_path / "runs"
     path.write_bytes(whole[1])

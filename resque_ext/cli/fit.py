@@ -101,16 +101,17 @@ def _print(output: Path, model: CostModel, transfer: dict[str, Any]) -> None:
     )
     for name, found in transfer.items():
         overall = found.overall
-        known = overall.covered + overall.missed
         table.add_row(
             name,
             _number(overall.rank_correlation, ".2f"),
             _number(overall.concordance, ".2f"),
             f"{_number(overall.mean_absolute_error, '.3g')} {found.unit}".rstrip(),
-            f"{overall.covered} of {known}",
+            _inside(overall),
         )
     if transfer:
         console.print(table)
+        if any(found.overall.unbounded for found in transfer.values()):
+            console.print("open: an interval without an upper end, which says little.")
     censored = sum(run.censored for run in model.runs)
     console.print(
         f"{escape(str(output))}: {model.method} in {escape(', '.join(model.predictors))}, of "
@@ -121,6 +122,14 @@ def _print(output: Path, model: CostModel, transfer: dict[str, Any]) -> None:
         console.print(f"{escape(name)}: {low:.4g} to {high:.4g}")
     for name, reason in model.unknown.items():
         console.print(f"{name}: unknown: {escape(reason)}")
+
+
+def _inside(overall: Any) -> str:
+    """Of runs whose place is known. An interval without an upper end contains nearly every cost."""
+    if overall.unbounded == overall.runs:
+        return "all open"
+    inside = f"{overall.covered} of {overall.covered + overall.missed}"
+    return f"{inside}, {overall.unbounded} open" if overall.unbounded else inside
 
 
 def _number(value: float | None, form: str) -> str:

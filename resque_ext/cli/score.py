@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,7 +74,14 @@ def _score(
         typer.Option(help=INDEX_HELP),
     ] = None,
     shift: Annotated[
-        str | None, typer.Option(help="Makes the new side of the old: KIND=LEVEL, gaussian=0.2.")
+        str | None,
+        typer.Option(
+            help="Makes the new side of the old: KIND=LEVEL, gaussian=0.2; or KIND, fog, with "
+            "--severity."
+        ),
+    ] = None,
+    severity: Annotated[
+        int | None, typer.Option(help="Of a corruption of ImageNet-C, 1 to 5, instead of a level.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the shift.")] = 0,
     paired: Annotated[
@@ -102,7 +110,6 @@ def _score(
         open_batches,
         shifted_before,
     )
-    from resque_ext.scoring import Scores
 
     names = tuple(index or ("resque_dist",))
     transforms = [make_transform(text) for text in transform or ()]
@@ -113,14 +120,16 @@ def _score(
             "per-layer: expected preindex, representation_distance or arm among the indices, "
             f"found {', '.join(names)}"
         )
+    if severity is not None and shift is None:
+        raise ValueError("severity: expected a kind, --shift fog, found none")
     if new is None and shift is None:
         raise ValueError("new: expected --new or --shift, found neither")
-    shifting = None if shift is None else shifted_before(_shift(shift, seed), transforms)
+    shifting = None if shift is None else shifted_before(_shift(shift, seed, severity), transforms)
     loaded = load_model(model, weights)
     olds = open_batches(old, transforms, batch_size) if old is not None else None
     classes = olds.classes if olds is not None and names != ("resque_task",) else None
     news = open_batches(new, transforms, batch_size, classes) if new is not None else None
-    found = score(
+    results = score(
         loaded,
         olds,
         news,
@@ -132,8 +141,8 @@ def _score(
         "match" if adapt_normalization is Adaptation.match else bool(adapt_normalization),
         device=device,
         progress=sys.stderr.isatty(),
+        mapping=True,
     )
-    results = dict(found) if isinstance(found, Scores) else {names[0]: found}
     if as_json:
         _print_as_json(model, results)
         return
@@ -152,9 +161,11 @@ def _score(
         _print_layers(console, results)
 
 
-def _shift(text: str, seed: int) -> Any:
+def _shift(text: str, seed: int, severity: int | None) -> Any:
     from resque_ext import shifts
 
+    if severity is not None:
+        return shifts.make(text, seed=seed, severity=severity)
     kind, _, level = text.partition("=")
     try:
         number = float(level)
@@ -163,11 +174,11 @@ def _shift(text: str, seed: int) -> Any:
     return shifts.make(kind, number, seed)
 
 
-def _print_as_json(model: str, results: dict[str, Any]) -> None:
+def _print_as_json(model: str, results: Mapping[str, Any]) -> None:
     print_json({"model": model, "indices": {k: r.to_dict() for k, r in results.items()}})
 
 
-def _print_facts(console: Any, results: dict[str, Any]) -> None:
+def _print_facts(console: Any, results: Mapping[str, Any]) -> None:
     first = next(iter(results.values()))
     for side in ("old", "new"):
         accuracy = getattr(first, f"{side}_accuracy", None)
@@ -181,7 +192,7 @@ def _print_facts(console: Any, results: dict[str, Any]) -> None:
         console.print(f"not read: {escape(name)}: {escape(reason)}")
 
 
-def _print_layers(console: Any, results: dict[str, Any]) -> None:
+def _print_layers(console: Any, results: Mapping[str, Any]) -> None:
     tables = {k: r.layer_values for k, r in results.items() if hasattr(r, "layer_values")}
     table = make_table("By layer", "layer", *tables)
     for name in next(iter(tables.values())):

@@ -30,8 +30,8 @@ STORE_HELP = "Keeps every finished pair: SQLite, or JSON lines for .jsonl. Defau
 def _screen(
     config: Annotated[Path, typer.Argument(help=CONFIG_HELP)],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a store that holds results.")
-    ] = False,
+        bool, typer.Option(help="Go on with a store that holds results, or refuse it.")
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be read, and write nothing.")
     ] = False,

@@ -106,6 +106,9 @@ def leave_out(
     return found
 
 
+COVERAGE = 0.9  # of the intervals, where nothing else is asked for
+
+
 def groups_needed(coverage: float) -> int:
     """The fewest groups of which an interval can be bounded: G >= coverage * (G + 1)."""
     return math.ceil(coverage / (1 - coverage) - ROUNDING)

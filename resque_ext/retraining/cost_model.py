@@ -16,6 +16,7 @@ import numpy as np
 from resque_ext._inputs import describe
 from resque_ext.files import read_bytes
 from resque_ext.retraining._conformal import (
+    COVERAGE,
     ROUNDING,
     Curve,
     Interval,
@@ -84,7 +85,7 @@ class CostModel:
         predictors: Sequence[str],
         measures: Sequence[str],
         method: str = "monotone",
-        coverage: float = 0.9,
+        coverage: float = COVERAGE,
         penalty: float = 0.01,
         samples_per_epoch: int | None = None,
         device: str | None = None,
@@ -111,7 +112,7 @@ class CostModel:
         predictors: Sequence[str] = PREDICTORS,
         measures: Sequence[str] = PREDICTED,
         method: str = "monotone",
-        coverage: float = 0.9,
+        coverage: float = COVERAGE,
         *,
         penalty: float = 0.01,
         missing: str = "error",

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from resque_ext._inputs import describe
 from resque_ext.retraining import loop
+from resque_ext.retraining._conformal import COVERAGE, groups_needed
 from resque_ext.retraining._run import RetrainingError, _check_optimizer
 from resque_ext.retraining.correlations import Correlations, correlate
 from resque_ext.retraining.data import Batches
@@ -145,6 +146,7 @@ def study(
     names = check_names(indices)
     settings = _settings(target_accuracy, place, seed, retraining)
     grid = make_grid(shifts, units, int(seed))
+    _say_what_intervals_need(grid)
     sides = _check_sides(base_data)
     name = type(inner).__name__ if model_name is None else model_name
     if not isinstance(name, str):
@@ -289,6 +291,19 @@ def _ordered(
     done: Mapping[tuple[str, float], StudyRun], grid: Sequence[Case]
 ) -> Iterator[StudyRun]:
     return (done[case.key] for case in grid if case.key in done)
+
+
+def _say_what_intervals_need(grid: Sequence[Case]) -> None:
+    """Before hours are spent on too few kinds."""
+    kinds = len({case.kind for case in grid})
+    needed = groups_needed(COVERAGE)
+    if kinds < needed:
+        warnings.warn(
+            f"shifts: {kinds} kind{'s' if kinds > 1 else ''}: to predict the cost of another kind, "
+            f"with an interval that has an upper end, CostModel needs {needed} at a coverage of "
+            f"{COVERAGE:g} ({groups_needed(0.8)} at 0.8)",
+            stacklevel=3,
+        )
 
 
 def _settings(

@@ -95,19 +95,43 @@ class StudyRun:
         return cls(**parsed)
 
 
-def read_runs(path: str | os.PathLike[str]) -> Iterator[StudyRun]:
+class Runs(Iterator[StudyRun]):
+    """The runs of a file. Every loop begins anew; `next` goes on with an iteration of its own."""
+
+    def __init__(self, path: str | os.PathLike[str], content: bytes) -> None:
+        self.path = path
+        self._content = content
+        self._own: Iterator[StudyRun] | None = None
+
+    def __iter__(self) -> Iterator[StudyRun]:
+        return _parsed(self.path, self._content)
+
+    def __next__(self) -> StudyRun:
+        self._own = self._own or iter(self)
+        return next(self._own)
+
+    def __repr__(self) -> str:
+        return f"Runs({str(self.path)!r})"
+
+
+def read_runs(path: str | os.PathLike[str]) -> Runs:
     """The runs of a file of one JSON object a line, such as `study` writes; "-" is standard input.
 
-    The header in its first line, if there is one, is passed over, and so is a last line that broke
-    off without its end: a study that was killed left it so, and will do that run again.
+    They can be looped over again and again. The header in the first line, if there is one, is
+    passed over, and so is a last line that broke off without its end: a study that was killed left
+    it so, and will do that run again.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a folder, a device or a FIFO.
-        RecordError: any other line that is no run; the message gives its number.
+        RecordError: any other line that is no run, when it is reached; the message gives its
+            number.
     """
-    lines = io.BytesIO(read_bytes(path, "the runs of a study"))
-    for number, line in enumerate(lines, start=1):
+    return Runs(path, read_bytes(path, "the runs of a study"))
+
+
+def _parsed(path: str | os.PathLike[str], content: bytes) -> Iterator[StudyRun]:
+    for number, line in enumerate(io.BytesIO(content), start=1):
         try:
             yield StudyRun.from_json(line.decode())
         except (RecordError, UnicodeDecodeError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from resque_ext.retraining._conformal import COVERAGE
 from resque_ext.retraining._model_runs import cost_of
 from resque_ext.retraining._recipe import chosen
 from resque_ext.retraining._scaling import Prediction
@@ -97,7 +98,7 @@ def leave_one_kind_out(
     predictors: Sequence[str] = PREDICTORS,
     measures: Sequence[str] = ("epochs",),
     method: str = "monotone",
-    coverage: float = 0.9,
+    coverage: float = COVERAGE,
     *,
     penalty: float = 0.01,
     missing: str = "error",

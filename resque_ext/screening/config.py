@@ -140,6 +140,11 @@ _SHIFT: dict[str, Check] = {
     "level": lambda v: None if isinstance(v, _NUMBER) and not isinstance(v, bool) else "a number",
     "seed": lambda value: _count(value, least=0),
 }
+_CORRUPTION: dict[str, Check] = {
+    "kind": _one_of(*shifts.CORRUPTIONS),
+    "severity": lambda value: _count(value, 1, 5),
+    "seed": _SHIFT["seed"],
+}
 _MODEL: dict[str, Check] = {
     "factory": _text,
     "weights": _text,
@@ -334,11 +339,13 @@ class _Reader:
             self.wrong(at, "expected one of the keys path, dataset, shift, found none of them")
         if "shift" in right:
             table, key = right["shift"], (*at, "shift")
-            right["shift"] = shift = self.check(key, table, _SHIFT)
-            for name in ("kind", "level"):
+            how = "severity" if "severity" in table else "level"
+            checks = _CORRUPTION if how == "severity" else _SHIFT
+            right["shift"] = shift = self.check(key, table, checks)
+            for name in ("kind", how):
                 if name not in table:
                     self.wrong(key, f"expected the key {name}, found none")
-            if {"kind", "level"} <= shift.keys():
+            if {"kind", how} <= shift.keys():
                 try:
                     _make_shift(shift)
                 except (TypeError, ValueError) as error:
@@ -425,4 +432,5 @@ def _show(value: Any) -> str:
 
 
 def _make_shift(table: Mapping[str, Any]) -> shifts.Shift:
-    return shifts.make(table["kind"], table["level"], table.get("seed", 0))
+    how = {name: table[name] for name in ("level", "severity") if name in table}
+    return shifts.make(table["kind"], seed=table.get("seed", 0), **how)

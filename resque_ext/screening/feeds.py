@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from resque_ext._inputs import describe
-from resque_ext.loading import Denormalized
 from resque_ext.observe import copied
 from resque_ext.screening.pair import Fault
 from resque_ext.screening.prefetch import prefetch
@@ -98,11 +97,8 @@ class Feed:
 def _shift_fingerprint(shift: Any) -> dict[str, Any] | None:
     if shift is None:
         return {}
-    if type(shift) is Denormalized:
-        inner, normalize = _shift_fingerprint(shift.shift), shift.normalize
-        numbers = [normalize.mean.flatten().tolist(), normalize.std.flatten().tolist()]
-        return None if inner is None else inner | {"normalize": numbers}
-    return {"shift": repr(shift)} if type(shift) is Shift and not shift.options else None
+    plain = type(shift) is Shift and all(isinstance(v, str) for v in shift.options.values())
+    return {"shift": repr(shift)} if plain else None
 
 
 class Reading:

@@ -94,7 +94,7 @@ def screen(
         store: a SQLite file, or JSON lines (".jsonl"), that keeps every finished pair: the same
             call goes on where it was interrupted.
         resume: False refuses a store that holds results already.
-        cost_model: predicts costs from the indices: :class:`resque_ext.CostModel`.
+        cost_model: predicts costs from the indices: :class:`resque_ext.retraining.CostModel`.
         cost_options: of its `predict`.
         anytime: stop reading a pair when its interval parts it from all others of its model, or is
             as narrow as `width`. Needs "resque_dist" alone, and to be ranked by it; otherwise every
