@@ -84,9 +84,10 @@ def test_nothing_measured_is_none_with_the_reason():
 
 
 def each(count, seconds, joules=None, guess=None):
-    figures = [Figure("cpu", joules, "J", "rapl" if joules else "none", reason=None)] if joules else [
-        Figure("cpu", None, "J", "none", reason="no counter")
-    ]  # fmt: skip
+    if joules is None:
+        figures = [Figure("cpu", None, "J", "none", reason="no counter")]
+    else:
+        figures = [Figure("cpu", joules, "J", "rapl")]
     if guess is not None:
         figures.append(Figure("cpu", guess, "J", "estimate"))
     unknown = Figure("all", None, "g CO2e/kWh", "none", reason="no grid")
