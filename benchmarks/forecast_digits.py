@@ -11,7 +11,6 @@ and results are kept there, one JSON line a retraining, and a run that was broke
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path

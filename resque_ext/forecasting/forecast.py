@@ -82,9 +82,9 @@ def forecast(
         train, test: batches ``(inputs, labels)`` that can be read again and again.
         target_accuracy: fraction of the test data, above 0 and at most 1.
         max_epochs: of the retraining, as for `retrain`.
-        steps: lengths of the probe, ascending powers of two from 16. It goes on to the next one
-            while the interval is wider than `width` and the share of the forecast that is spent is
-            below `max_share`. () takes no step.
+        steps: lengths of the probe, ascending powers of two from 16. After the first it goes on to
+            the next one while the interval is wider than `width` and the share of the forecast that
+            is spent is below `max_share`. () takes no step.
         max_share: of the forecast number of steps, above 0 and at most 1.
         width: the upper end of the interval over the lower one that is narrow enough.
         coverage: of the intervals, at least 0.5 and below 1.
@@ -167,7 +167,7 @@ class _Limits:
 
     def enough(self, steps: Steps | None, taken: int) -> bool:
         """Whether a longer probe is not wanted."""
-        if steps is None:
+        if steps is None or not taken:
             return False
         if steps.high is not None and steps.high <= self.width * steps.low:
             return True
@@ -281,8 +281,10 @@ class _Forecasting:
         value = max(2**found.log2_steps, least)
         if value - taken < NEAR_STEPS:
             value = checks.at_or_after(value)
-        low = max(2 ** (found.log2_steps - around), least)
-        high = max(2 ** (found.log2_steps + around), value)
+        # A retraining ends at a check, and one that comes close may miss it by chance.
+        low = checks.at_or_after(max(2 ** (found.log2_steps - around), least))
+        high = checks.at_or_after(max(2 ** (found.log2_steps + around), value + 1))
+        low = min(low, value)
         basis = f"prediction by {found.formula}"
         return Steps(value, low, high, basis, extrapolated=found.extrapolated)
 
@@ -292,11 +294,9 @@ class _Forecasting:
         probe, points = self.probe, tuple(self.probe.points)
         stage, steps, costs = self._outcome()
         never = verdict = None
-        if stage == "probe":
-            curve = probe.curve()
-            assert curve is not None
-            never = never_probability(self.target, self.linear_error, curve)
-            if never >= 0.5:
+        if stage in ("indices", "probe"):
+            never = never_probability(self.target, self.linear_error, probe.curve())
+            if never is not None and never >= 0.5:
                 verdict = MAY_NEVER
         if self.diverged is not None or (stage == "probe" and is_unstable(points)):
             verdict = UNSTABLE
@@ -350,7 +350,8 @@ class _Forecasting:
         if probe.reached is not None:
             check = probe.checks.at_or_after(probe.reached)
             basis = f"the probe met the target at step {probe.reached}; this is the next check"
-            return "reached", Steps.known(check, basis), None
+            after = probe.checks.at_or_after(check + 1)  # it may miss the target by chance
+            return "reached", Steps(check, check, after, basis), None
         return "indices" if probe.curve() is None else "probe", self._steps(), None
 
     def _opened(self, steps: Steps, verdict: str) -> Steps:

@@ -14,7 +14,7 @@ from resque_ext.retraining.energy.measurement import Measurement
 
 WARM_STEPS = 4  # are not counted in the cost of a step: caches, allocators and clocks settle
 STEPS_WINDOW = "steps"
-LONGEST_WINDOW = 5.0  # seconds that a coarse energy counter is waited for, at most
+LONGEST_WINDOW = 5.0  # seconds of steps, or evaluations, after which no counter is waited for
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,9 @@ class Probe:
         while (
             more
             and self.stopped is None
-            and costs.seconds[TRAINING] - seconds < self._window()
+            and self._is_short(costs, STEPS_WINDOW)
             and next(self._steps, None) is not None
         ):
-            costs.switch(None)
             self.extra_steps += 1
         count = history.steps - steps
         if not count:
@@ -120,7 +119,7 @@ class Probe:
     def evaluation_cost(self, more: bool) -> Each | None:
         """Of an evaluation after the first, of which `more` are made where that is needed."""
         own = self._own
-        while more and (not self._own_evaluations or own.seconds[EVALUATION] < self._window()):
+        while more and (not self._own_evaluations or self._is_short(own, "total")):
             self.run.read_test(own)
             self._own_evaluations += 1
         if not self._own_evaluations:
@@ -152,6 +151,9 @@ class Probe:
         assert loss is not None
         self.points.append(Point(self.taken, loss, 1 - accuracy))
 
-    def _window(self) -> float:
-        meter = self.run.costs.meter
-        return 0.0 if meter is None else min(meter.shortest_window(), LONGEST_WINDOW)
+    @staticmethod
+    def _is_short(costs: Costs, window: str) -> bool:
+        """Whether a counter needs a longer window, and there is time for it."""
+        if costs.meter is None or costs.elapsed() >= LONGEST_WINDOW:
+            return False
+        return costs.measured(window).seconds < costs.meter.shortest_window()

@@ -69,7 +69,7 @@ class Forecast:
         verdict: None; "may never reach the target"; "unstable": the held-out loss rose. With a
             verdict intervals are open.
         never_probability: that the target is not reached in twenty epochs or so, a prediction of
-            its own; None without a probe.
+            its own; None where the cost is known or there is no linear probe.
         costs: by name (`UNITS`): of the whole retraining, evaluations included.
         target_accuracy, accuracy: asked for, and of the test data before any training.
         adapted_accuracy: of the test data with adapted normalization; None where there is none.
