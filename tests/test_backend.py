@@ -144,6 +144,7 @@ def test_environment_variable_of_another_value():
     assert last == ("ValueError: RESQUE_BACKEND: expected one of ('native', 'torch'), found 'gpu'")
 
 
+@pytest.mark.full
 def test_instruction_sets():
     """What is slower than the best can be asked for; what is not there is no silent fallback."""
     info = "import resque_ext; print(resque_ext.build_info()['instruction_set'])"

@@ -39,6 +39,7 @@ def share(of_kind, known):
     return np.mean([inside(seed, of_kind, known) for seed in range(DRAWS)])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("of_kind", [0.0, 1.5])
 def test_a_kind_that_was_left_out_is_covered(of_kind):
     """From what is stated to 1 / (kinds + 1) above it, and the scatter of so many draws."""
@@ -47,6 +48,7 @@ def test_a_kind_that_was_left_out_is_covered(of_kind):
     assert scipy.stats.binom.sf(found - 1, DRAWS, most) > 1e-3, found
 
 
+@pytest.mark.full
 def test_a_level_that_was_left_out_is_covered():
     found = round(DRAWS * share(0.0, known=True))
     assert scipy.stats.binom.cdf(found, DRAWS, STATED) > 1e-3, found

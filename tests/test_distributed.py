@@ -48,6 +48,7 @@ def test_a_failure_is_one_on_all_ranks(tmp_path):
         assert each["seconds"] < 30
 
 
+@pytest.mark.full
 def test_a_killed_rank_is_found(tmp_path):
     found = run("killed", tmp_path / "k", 4)
     assert found[-1] is None
@@ -56,6 +57,7 @@ def test_a_killed_rank_is_found(tmp_path):
         assert each["seconds"] < 60
 
 
+@pytest.mark.full
 def test_a_rank_that_hangs_is_found(tmp_path):
     folder = tmp_path / "s"
     processes = start("stopped", folder, 2)

@@ -48,6 +48,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.full
 def test_under_torchrun(tmp_path):
     begin = "import torch\nimport torch.distributed\n"  # before there is a group, and then with one
     group = 'torch.distributed.init_process_group("gloo")\ntorch.manual_seed(0)\n'

@@ -21,6 +21,7 @@ def digits():
     return json.loads(page("study_digits.json"))
 
 
+@pytest.mark.full
 def test_the_digits_table_is_that_of_its_runs(digits):
     """Fitted anew on the costs and predictors that the study measured."""
     made = runpy.run_path(str(ROOT / "benchmarks" / "study_digits.py"))
@@ -44,6 +45,7 @@ def test_the_digits_table_is_that_of_its_runs(digits):
     assert f"{censored} did not get there" in text
 
 
+@pytest.mark.full
 def test_the_tables_of_the_better_index_are_those_of_its_results(monkeypatch, capsys):
     """Correlations anew from every cost and predictor; the intervals as they were drawn."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))

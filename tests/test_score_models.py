@@ -43,7 +43,9 @@ def batches(pixels, count=2, rows=8, classes=4):
     ]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", ["resnet18", *(pytest.param(n, marks=pytest.mark.full) for n in list(CASES)[1:])]
+)
 def test_every_index_of_every_model(name):
     pixels, layers, idle = CASES[name]
     model = make(name)
@@ -107,6 +109,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.full
 def test_memory_of_every_index_through_a_resnet50():
     """Beside a bare forward pass: under 2 GB, of which the indices' states are most."""
     done = subprocess.run(

@@ -22,6 +22,7 @@ def found(tmp_path_factory):
     return results
 
 
+@pytest.mark.full
 def test_all_ranks_get_the_result_of_all_data(found):
     expected, alone = found[1][0]["agree"]
     assert alone.keys() < expected.keys()
@@ -42,6 +43,7 @@ def test_all_ranks_get_the_result_of_all_data(found):
         assert close(mine, theirs), (size, mine, theirs)
 
 
+@pytest.mark.full
 def test_batch_norm_statistics_are_those_of_all_batches(found):
     (whole,) = (each["statistics"] for each in found[1])
     assert whole["norm"][2] == 14
@@ -55,6 +57,7 @@ def test_batch_norm_statistics_are_those_of_all_batches(found):
             assert mine == pytest.approx(theirs, rel=2e-6)  # of float32, rounded 14 times
 
 
+@pytest.mark.full
 def test_values_of_any_length_are_gathered(found):
     for size in (1, 2, 4):
         expected = [{"long": "é" * (5000 * rank), "rank": rank} for rank in range(size)]

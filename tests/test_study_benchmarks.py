@@ -55,6 +55,7 @@ def pictures(tmp_path_factory):
     return path
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["resnet18", "resnet18-groupnorm", "vit"])
 def test_cifar10_study(benchmark_module, pictures, tmp_path, monkeypatch, capsys, name):
     module = benchmark_module("study_cifar10")
@@ -86,6 +87,7 @@ def test_cifar10_study(benchmark_module, pictures, tmp_path, monkeypatch, capsys
     assert found["correlations"]
 
 
+@pytest.mark.full
 def test_better_index(benchmark_module, tmp_path, monkeypatch, capsys):
     module = benchmark_module("better_index")
     name = "digits-batchnorm-judge"
