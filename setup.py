@@ -1,9 +1,15 @@
 """Builds resque_ext._C with ninja: C++ always, CUDA where nvcc is found. Imports no torch.
 
 RESQUE_CUDA=auto|0|1     auto (default): CUDA kernels if nvcc is on the PATH; 1: fail without it
-RESQUE_CUDA_ARCHS=80,90  architectures; else TORCH_CUDA_ARCH_LIST; else 80, 90, 100 and 120 as far
-                         as nvcc knows them. PTX of the last one is always included.
+RESQUE_CUDA_ARCHS=80,90  GPU architectures, each with machine code, the last one with PTX too;
+                         75-virtual: PTX alone; all: 7.5 to 12.0 as far as nvcc knows them.
+                         Else TORCH_CUDA_ARCH_LIST, else what this machine's GPUs need, and without
+                         a GPU 75-virtual.
 RESQUE_NVCC_FLAGS        further flags for nvcc, for example "-Werror all-warnings -Xptxas -v"
+RESQUE_CCACHE=auto|0     auto (default): through ccache or sccache if one is on the PATH
+MAX_JOBS                 compilers at a time, else as many as ninja chooses
+
+docs/building.md says more.
 """
 
 import hashlib
@@ -33,7 +39,15 @@ if platform.machine().lower() in ("x86_64", "amd64"):
         "avx512icl": f"{AVX512} -mavx512vpopcntdq",
     }
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -Wno-psabi"
+BINDINGS_FLAGS = "-O1"  # after -O3: they only pass pointers on, and take a third of the time
 NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden -Xcompiler -Wall"
+# What "all" means: GPUs that people rent or own. The kernels need the first at least.
+ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
+# The sources that take longest, first: started last, one would end alone. Others follow by name.
+LONGEST = (
+    *("cuda/row_distances_*.cu", "cuda/class_moments.cu", "cuda/lloyd_step_*.cu"),
+    *("bindings.cpp", "cpu/row_distances.cpp", "cuda/*.cu"),
+)
 
 
 def find_nvcc() -> str | None:
@@ -49,20 +63,81 @@ def find_nvcc() -> str | None:
 
 
 def cuda_architectures(nvcc: str) -> list[str]:
-    """Compute capabilities as nvcc writes them ("80"), lowest first; no GPU is asked."""
+    """What to compile for, lowest first: "80", or "80-virtual" for PTX without machine code."""
     for variable in ("RESQUE_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST"):
         text = os.environ.get(variable, "")
         if not text:
             continue
+        if text == "all" and variable == "RESQUE_CUDA_ARCHS":
+            return known_architectures(nvcc)
         words = [w.removesuffix("+PTX").replace(".", "") for w in re.split(r"[\s,;]+", text) if w]
-        if not words or not all(re.fullmatch(r"\d{2,3}[af]?", w) for w in words):
+        if not words or not all(re.fullmatch(r"\d{2,3}[af]?(-virtual)?", w) for w in words):
             sys.exit(f'{variable}: expected compute capabilities like "80,90", found {text!r}')
-        return sorted(set(words), key=lambda w: int(w.rstrip("af")))
+        enough = sorted({w for w in words if number(w) >= number(ARCHITECTURES[0])}, key=number)
+        # torch's list names those that torch supports, which go further back.
+        if not enough or (variable == "RESQUE_CUDA_ARCHS" and len(enough) < len(set(words))):
+            sys.exit(f"{variable}: expected compute capabilities from 7.5 on, found {text!r}")
+        return enough
+    known = known_architectures(nvcc)
+    # Code of a lower minor version runs on a higher one; PTX of the last on all that come after it.
+    fitting = (
+        [a for a in known if number(a) <= number(gpu)][-1:] for gpu in gpus_of_this_machine()
+    )
+    found = sorted({a for fit in fitting for a in fit}, key=number)
+    # Without a GPU nobody knows where the kernels will run, and they need not be fast here. PTX of
+    # the lowest serves every GPU: its driver compiles it once, when it is first used.
+    return found or [f"{known[0]}-virtual"]
+
+
+def number(architecture: str) -> int:
+    return int(re.match(r"\d+", architecture)[0])
+
+
+def known_architectures(nvcc: str) -> list[str]:
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True)
-    known = [a for a in ("80", "90", "100", "120") if f"compute_{a}\n" in listed.stdout]
+    known = [a for a in ARCHITECTURES if f"compute_{a}\n" in listed.stdout]
     if not known:
-        sys.exit(f"{nvcc} --list-gpu-arch: expected compute_80 or later, found {listed.stdout!r}")
+        sys.exit(f"{nvcc} --list-gpu-arch: expected compute_75 or later, found {listed.stdout!r}")
     return known
+
+
+def gpus_of_this_machine() -> list[str]:
+    """Their compute capabilities, as "90"; none where nvidia-smi does not tell."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    lines = done.stdout.split() if done.returncode == 0 else []
+    return [line.replace(".", "") for line in lines if re.fullmatch(r"\d+\.\d", line)]
+
+
+def gencode(architectures: list[str]) -> str:
+    """nvcc's flags for them; PTX of the last one is always included."""
+    flags = []
+    for a in architectures:
+        name, _, virtual = a.partition("-")
+        if not virtual:
+            flags.append(f"-gencode=arch=compute_{name},code=sm_{name}")
+        if virtual or a == architectures[-1]:
+            flags.append(f"-gencode=arch=compute_{name},code=compute_{name}")
+    return " ".join(flags)
+
+
+def compiler_cache() -> str:
+    """What goes before a compiler's command: a compiler cache, if there is one on the PATH."""
+    wanted = os.environ.get("RESQUE_CCACHE", "auto")
+    if wanted not in ("auto", "0"):
+        sys.exit(f"RESQUE_CCACHE: expected auto or 0, found {wanted!r}")
+    if wanted == "0":
+        return ""
+    if ccache := shutil.which("ccache"):
+        # nvcc preprocesses for the host and for each architecture: ccache, which looks at one of
+        # them, is to compare the files instead. And nvcc may be a script that calls another one.
+        check = shlex.quote("%compiler% --version")
+        return f"env CCACHE_DEPEND=1 CCACHE_COMPILERCHECK={check} {quoted(ccache)} "
+    sccache = shutil.which("sccache")
+    return f"{quoted(sccache)} " if sccache else ""
 
 
 def source_digest() -> str:
@@ -77,10 +152,12 @@ def ninja_text(output: Path, build: Path) -> str:
     """The whole build as a ninja file; ninja rebuilds what a changed flag or header touches."""
     nvcc = find_nvcc()
     cxx = os.environ.get("CXX", "g++")
+    cache = compiler_cache()
     sources = [CSRC / "bindings.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))]
     archs = cuda_architectures(nvcc) if nvcc else []
     if nvcc:
         sources += sorted((CSRC / "cuda").glob("*.cu"))
+    sources.sort(key=place)
     include = quoted(f"-I{CSRC}")
     headers = (pybind11.get_include(), python_headers())
     python_include = " ".join(f"-isystem {quoted(path)}" for path in headers)
@@ -92,9 +169,6 @@ def ninja_text(output: Path, build: Path) -> str:
     defines = " ".join(shlex.quote(f'-D{k}="{v}"') for k, v in facts.items())
     if nvcc:
         defines += " -DRESQUE_WITH_CUDA"
-    gencode = " ".join(f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs)
-    if archs:
-        gencode += f" -gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"
     more = os.environ.get("RESQUE_NVCC_FLAGS", "")
     shared = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
     static = (
@@ -108,11 +182,11 @@ def ninja_text(output: Path, build: Path) -> str:
     compile_to = f"-MMD -MF $out.d {include} $flags -c $in -o $out"
     rules = [
         "rule cxx",
-        f"  command = {cxx} {CXX_FLAGS} {compile_to}",
+        f"  command = {cache}{cxx} {CXX_FLAGS} {compile_to}",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule nvcc",
-        f"  command = {nvcc} {NVCC_FLAGS} {gencode} {more} {compile_to}",
+        f"  command = {cache}{nvcc} {NVCC_FLAGS} {gencode(archs)} {more} {compile_to}",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
@@ -126,13 +200,21 @@ def ninja_text(output: Path, build: Path) -> str:
         rule = "nvcc" if source.suffix == ".cu" else "cxx"
         rules.extend([f"build {objects[-1]}: {rule} {escape(source)}", f"  flags = {flags}"])
 
+    bindings = f"{BINDINGS_FLAGS} {python_include} {defines}"
     for source in sources:
-        compile_one(source, f"{python_include} {defines}" if source.name == "bindings.cpp" else "")
+        compile_one(source, bindings if source.name == "bindings.cpp" else "")
     for source in sorted((CSRC / "cpu" / "isa").glob("*.cpp")):
         for isa, flags in ISA_FLAGS.items():
             compile_one(source, f"-DRESQUE_ISA={isa} {flags} -Wno-maybe-uninitialized", f".{isa}")
     rules.append(f"build {escape(output)}: link {' '.join(objects)}")
     return "\n".join(rules) + "\n"
+
+
+def place(source: Path) -> tuple[int, str]:
+    """Where a source stands in the build: ninja starts what is ready in the order of the file."""
+    name = source.relative_to(CSRC).as_posix()
+    found = (i for i, pattern in enumerate(LONGEST) if Path(name).match(pattern))
+    return next(found, len(LONGEST)), name
 
 
 def escape(path: Path) -> str:

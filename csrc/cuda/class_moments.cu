@@ -40,10 +40,8 @@ int64_t window_rows(int64_t n, int64_t channels) {
 // group's center, of all groups together.
 enum class Second { kNone, kSquares, kSpread };
 
-// Everything the kernels below read and write.
-template <typename T>
-struct Job {
-    const T* x;  // [n, channels]
+// Everything the kernels below read and write, but for the features.
+struct Task {
     int64_t n, channels, stride_n;
     const int32_t* order;
     const int64_t* offsets;
@@ -59,6 +57,11 @@ struct Job {
     bool skip_nonfinite;
     const double* centers;  // [groups, channels] where there is a spread
     double* spreads;        // [windows, threads of a window]
+};
+
+template <typename T>
+struct Job : Task {
+    const T* x;  // [n, channels]
 };
 
 // Sums of V columns of one run of rows.
@@ -126,8 +129,8 @@ struct Place {
     __device__ __forceinline__ bool cut_behind() const { return group_end > end; }
 };
 
-template <int V, Second kSecond, typename T>
-__device__ __forceinline__ void write_run(const Job<T>& job, int64_t w, int64_t column,
+template <int V, Second kSecond>
+__device__ __forceinline__ void write_run(const Task& job, int64_t w, int64_t column,
                                           const Place& at, const Sums<V, kSecond>& run) {
     constexpr bool kSquares = kSecond == Second::kSquares;
     if (at.cut_before() || at.cut_behind()) {
@@ -187,8 +190,8 @@ __global__ void __launch_bounds__(kThreads) sum_windows(Job<T> job) {
 }
 
 // One warp a group: its count, and zeros where it has no rows.
-template <typename T, bool Squares>
-__global__ void __launch_bounds__(kThreads) count_groups(Job<T> job) {
+template <bool Squares>
+__global__ void __launch_bounds__(kThreads) count_groups(Task job) {
     const int lane = threadIdx.x % kWarp;
     const int64_t warps = gridDim.x * static_cast<int64_t>(kThreads / kWarp);
     int64_t g = blockIdx.x * static_cast<int64_t>(kThreads / kWarp) + threadIdx.x / kWarp;
@@ -265,8 +268,8 @@ constexpr int kSlotLanes = 8;
 
 // blockDim (32 columns, 8 parts of the slots), gridDim (columns, windows to begin at); blocks go from
 // leader to leader. The parts are fixed by the group's windows and added in their order.
-template <typename T, bool Squares>
-__global__ void __launch_bounds__(kWarp* kSlotLanes) add_slots(Job<T> job) {
+template <bool Squares>
+__global__ void __launch_bounds__(kWarp* kSlotLanes) add_slots(Task job) {
     SHARED(double, part_sum, [kSlotLanes][kWarp]);
     SHARED(double, part_lost, [kSlotLanes][kWarp]);
     const int64_t size = (Squares ? 2 : 1) * job.channels;
@@ -336,14 +339,15 @@ void launch_sums(const ClassMoments& a, const Layout& layout, const T* x, int64_
                  const double* centers, double* spreads, cudaStream_t stream) {
     constexpr bool Squares = kSecond == Second::kSquares;
     char* space = static_cast<char*>(a.workspace);
-    const Job<T> job{x, a.x.n, a.x.channels, stride_n, a.order, a.offsets, a.groups,
-                     layout.window, layout.windows, a.counts, a.sums, a.sumsq,
-                     reinterpret_cast<double*>(space + layout.slots),
-                     reinterpret_cast<int64_t*>(space + layout.leaders),
-                     reinterpret_cast<int*>(space + layout.marks), a.status, a.skip_nonfinite,
-                     centers, spreads};
+    const Job<T> job{{a.x.n, a.x.channels, stride_n, a.order, a.offsets, a.groups,
+                      layout.window, layout.windows, a.counts, a.sums, a.sumsq,
+                      reinterpret_cast<double*>(space + layout.slots),
+                      reinterpret_cast<int64_t*>(space + layout.leaders),
+                      reinterpret_cast<int*>(space + layout.marks), a.status, a.skip_nonfinite,
+                      centers, spreads},
+                     x};
     const int64_t warps = kThreads / kWarp;
-    LAUNCH((count_groups<T, Squares>), min(ceil_div(job.groups, warps), int64_t{1} << 16), kThreads, 0,
+    LAUNCH((count_groups<Squares>), min(ceil_div(job.groups, warps), int64_t{1} << 16), kThreads, 0,
            stream)(job);
     if (job.windows == 0 || job.channels == 0) return;
 
@@ -356,7 +360,7 @@ void launch_sums(const ClassMoments& a, const Layout& layout, const T* x, int64_
     LAUNCH((mend_windows<T, Squares>), job.windows, kThreads, 0, stream)(job);
     const int64_t size = (Squares ? 2 : 1) * job.channels;
     const dim3 grid(ceil_div(size, kWarp), min(job.windows, int64_t{1024}));
-    LAUNCH((add_slots<T, Squares>), grid, dim3(kWarp, kSlotLanes), 0, stream)(job);
+    LAUNCH((add_slots<Squares>), grid, dim3(kWarp, kSlotLanes), 0, stream)(job);
 }
 
 template <typename T, Second kSecond>
@@ -369,7 +373,7 @@ void launch(const ClassMoments& a, cudaStream_t stream) {
     }
     using Mean = std::conditional_t<std::is_same_v<T, double>, double, float>;
     Mean* means = reinterpret_cast<Mean*>(static_cast<char*>(a.workspace) + layout.means);
-    launch_spatial_mean<T>(a.x, means, stream);
+    launch_spatial_mean(a.x, means, stream);
     launch_sums<Mean, kSecond>(a, layout, means, a.x.channels, nullptr, nullptr, stream);
 }
 

@@ -92,6 +92,17 @@ void allow_shared(Kernel* kernel, int64_t bytes) {
           "cudaFuncSetAttribute");
 }
 
+inline int device_attribute(cudaDeviceAttr which, int device) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+    return value;
+}
+
+// Bytes of shared memory that a block may ask for: 64 KB on compute capability 7.5, 99 to 227 KB later.
+inline int64_t most_shared(int device) {
+    return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+}
+
 // Makes `device` current and gives the caller's back on the way out, also when something throws.
 class DeviceGuard {
    public:

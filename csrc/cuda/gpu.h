@@ -9,13 +9,22 @@
 //   DYN_SHARED(float4, sums);      float4* sums, at the start of the launch's dynamic shared memory
 //
 // A type that contains a comma needs an alias before SHARED or DYN_SHARED.
+//
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+// RESQUE_SM is the compute capability that device code is compiled for, 75 for 7.5. The emulator's is 90
+// unless the build sets it, so that the code for older GPUs runs there too. Device code alone asks.
 #ifndef RESQUE_CUDA_ON_CPU
+
+#ifdef __CUDA_ARCH__
+#define RESQUE_SM (__CUDA_ARCH__ / 10)
+#else
+#define RESQUE_SM 90  // the host's pass, which only parses device code
+#endif
 
 #define LAUNCH(kernel, grid, block, shared_bytes, stream) \
   kernel<<<(grid), (block), (shared_bytes), (stream)>>>

@@ -1,7 +1,8 @@
-// What CUDA C++ has no words for on sm_80 and later: a tensor core's product and copies to shared memory
-// that run on while the thread does. Each has a twin for the emulator, from the same documentation, so
-// that all but the one line of PTX runs there: the twin of the product takes its operands from the
-// lanes that PTX says hold them, the twin of the copies lets nothing arrive before somebody waits.
+// What differs between compute capabilities, or has no words in CUDA C++: a tensor core's product, copies
+// to shared memory that run on while the thread does (from 8.0 on), reductions of a warp. What is PTX has
+// a twin for the emulator, from the same documentation, so that all but the one line of PTX runs there:
+// the twin of the product takes its operands from the lanes that PTX says hold them, the twin of the
+// copies lets nothing arrive before somebody waits.
 #pragma once
 
 #include "cuda/gpu.h"
@@ -27,15 +28,82 @@ __device__ __forceinline__ uint32_t bits_of(__half2 pair) {
 //   sum[0], sum[1]: row g; columns 2 t, 2 t + 1          sum[2], sum[3]: row g + 8; the same columns
 __device__ __forceinline__ void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0,
                                              uint32_t b1) {
+#if RESQUE_SM >= 80
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+    // Two products of 8 columns, which 9 addends each round no worse than lloyd_step_bounds.cuh allows.
+    const auto multiply_add_8 = [&sum](uint32_t upper, uint32_t lower, uint32_t b) {
+        asm volatile(
+            "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 "
+            "{%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};\n"
+            : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+            : "r"(upper), "r"(lower), "r"(b));
+    };
+    multiply_add_8(a[0], a[1], b0);
+    multiply_add_8(a[2], a[3], b1);
+#endif
 }
+
+#else
+
+inline float half_of(uint32_t pair, int which) {
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(pair >> (16 * which))));
+}
+
+// The sum is rounded towards zero, as tensor cores round it: once, or before compute capability 8.0 once
+// for each half of the columns.
+inline void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const auto together = [](uint32_t low, uint32_t high) { return uint64_t{high} << 32 | low; };
+    double total[2][4] = {};  // of columns 0 ... 7 of a, and of the others
+    for (int q = 0; q < 4; ++q) {  // the lane of a quad
+        uint64_t row[2], column[2];
+        for (int i = 0; i < 2; ++i) {
+            row[i] = __shfl_sync(0xffffffffu, together(a[i], a[i + 2]), 4 * g + q);
+            column[i] = __shfl_sync(0xffffffffu, together(b0, b1), 4 * (2 * t + i) + q);
+        }
+        for (int k = 0; k < 4; ++k) {  // columns 2 q, 2 q + 1, 2 q + 8, 2 q + 9 of a
+            for (int i = 0; i < 4; ++i) {
+                const float x = half_of(static_cast<uint32_t>(row[i / 2] >> (32 * (k / 2))), k % 2);
+                const float y = half_of(static_cast<uint32_t>(column[i % 2] >> (32 * (k / 2))), k % 2);
+                total[k / 2][i] += static_cast<double>(x) * y;
+            }
+        }
+    }
+    const auto truncated = [](double exact) {
+        const float rounded = static_cast<float>(exact);
+        return fabs(static_cast<double>(rounded)) > fabs(exact) ? nextafterf(rounded, 0.0f) : rounded;
+    };
+    for (int i = 0; i < 4; ++i) {
+        sum[i] = RESQUE_SM >= 80 ? truncated(sum[i] + total[0][i] + total[1][i])
+                                 : truncated(truncated(sum[i] + total[0][i]) + total[1][i]);
+    }
+}
+
+#endif
 
 // A thread's copies of 16 bytes from global to shared memory, in groups. What it copied is there for
 // itself after wait(), for others after a barrier behind that.
+#if RESQUE_SM < 80
+
+// Without such copies: a thread's are there as soon as it starts them.
+class Copies {
+   public:
+    __device__ __forceinline__ void start(void* shared, const void* global) {
+        *static_cast<uint4*>(shared) = *static_cast<const uint4*>(global);
+    }
+    __device__ __forceinline__ void close_group() {}
+
+    template <int kLatest>
+    __device__ __forceinline__ void wait() {}
+};
+
+#elif !defined(RESQUE_CUDA_ON_CPU)
+
 class Copies {
    public:
     __device__ __forceinline__ void start(void* shared, const void* global) {
@@ -52,35 +120,6 @@ class Copies {
 };
 
 #else
-
-inline float half_of(uint32_t pair, int which) {
-    return __half2float(__ushort_as_half(static_cast<unsigned short>(pair >> (16 * which))));
-}
-
-// The sum is rounded towards zero, as tensor cores round it.
-inline void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const auto together = [](uint32_t low, uint32_t high) { return uint64_t{high} << 32 | low; };
-    double total[4] = {sum[0], sum[1], sum[2], sum[3]};
-    for (int q = 0; q < 4; ++q) {  // the lane of a quad
-        uint64_t row[2], column[2];
-        for (int i = 0; i < 2; ++i) {
-            row[i] = __shfl_sync(0xffffffffu, together(a[i], a[i + 2]), 4 * g + q);
-            column[i] = __shfl_sync(0xffffffffu, together(b0, b1), 4 * (2 * t + i) + q);
-        }
-        for (int k = 0; k < 4; ++k) {  // columns 2 q, 2 q + 1, 2 q + 8, 2 q + 9 of a
-            for (int i = 0; i < 4; ++i) {
-                const float x = half_of(static_cast<uint32_t>(row[i / 2] >> (32 * (k / 2))), k % 2);
-                const float y = half_of(static_cast<uint32_t>(column[i % 2] >> (32 * (k / 2))), k % 2);
-                total[i] += static_cast<double>(x) * y;
-            }
-        }
-    }
-    for (int i = 0; i < 4; ++i) {
-        sum[i] = static_cast<float>(total[i]);
-        if (fabs(static_cast<double>(sum[i])) > fabs(total[i])) sum[i] = nextafterf(sum[i], 0.0f);
-    }
-}
 
 class Copies {
    public:
@@ -115,5 +154,15 @@ class Copies {
 };
 
 #endif
+
+// The greatest of a warp's values, in every lane.
+__device__ __forceinline__ unsigned warp_max(unsigned value) {
+#if RESQUE_SM >= 80
+    return __reduce_max_sync(0xffffffffu, value);
+#else
+    for (int step = 16; step > 0; step /= 2) value = max(value, __shfl_xor_sync(0xffffffffu, value, step));
+    return value;
+#endif
+}
 
 }  // namespace resque::cuda

@@ -38,13 +38,6 @@
 #include "cuda/instructions.cuh"
 
 namespace resque::cuda {
-namespace {
-
-constexpr int kChunk = 32;  // columns of rows and centres that are multiplied in one go, 64 bytes
-constexpr int kChainColumns = 256;
-constexpr float kStep = 20 / 8388608.0f;  // 20 * 2^-23
-constexpr float kFloat = 1 / 16777216.0f;  // 2^-24, what rounding to float32 loses at most
-constexpr float kTiny = 1 / 1152921504606846976.0f;  // 2^-60, more than squares lose to underflow
 
 // The powers of two, from the largest values found; written once, read by every block.
 struct Frame {
@@ -60,6 +53,14 @@ struct alignas(16) Bound {
     float rest;    // |z - zh|
     float rest2;   // |z - zh - zl|
 };
+
+namespace {
+
+constexpr int kChunk = 32;  // columns of rows and centres that are multiplied in one go, 64 bytes
+constexpr int kChainColumns = 256;
+constexpr float kStep = 20 / 8388608.0f;  // 20 * 2^-23
+constexpr float kFloat = 1 / 16777216.0f;  // 2^-24, what rounding to float32 loses at most
+constexpr float kTiny = 1 / 1152921504606846976.0f;  // 2^-60, more than squares lose to underflow
 
 // A feature in the frame; `shift` is p m.
 template <typename T>

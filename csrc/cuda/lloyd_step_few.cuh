@@ -390,10 +390,10 @@ __global__ void __launch_bounds__(kFewThreads, 1) step_few(FewJob<T> job) {
 
     // Rows are counted from the window's first.
     const int64_t window = blockIdx.x * job.windows.rows;
-    const int window_rows = static_cast<int>(min(job.windows.rows, job.n - window));
+    const auto window_rows = [&] { return static_cast<int>(min(job.windows.rows, job.n - window)); };
     Copies copies;
-    for (int first = 0, end = 0; end < window_rows;) {
-        end = min(first + kSpan, window_rows);
+    for (int first = 0, end = 0; end < window_rows();) {
+        end = min(first + kSpan, window_rows());
         const auto rows_from = [&](int row) { return min(job.plan.rows, end - row); };
         // Columns that pad a tile are zero; the last span's sums may stand where they are.
         for (int i = threadIdx.x; i < 2 * job.plan.rows * (padded - static_cast<int>(job.width)); i += kFewThreads) {
@@ -470,26 +470,6 @@ __global__ void __launch_bounds__(kFewThreads, 1) step_few(FewJob<T> job) {
         if (shared.rechecked > 0) atomic_add(job.rechecked, shared.rechecked);
     }
     if (job.counts && threadIdx.x < job.k) atomic_add(&job.counts[threadIdx.x], shared.counts[threadIdx.x]);
-}
-
-constexpr int kSlotParts = 32;
-
-// blockDim (32 columns, 32 parts of the windows): the windows' sums, in their order.
-__global__ void __launch_bounds__(kWarp* kSlotParts)
-    add_windows(const double* slots, int64_t windows, int64_t size, double* sums) {
-    SHARED(double, part_sum, [kSlotParts][kWarp]);
-    const int64_t column = blockIdx.x * int64_t{kWarp} + threadIdx.x, part = ceil_div(windows, kSlotParts);
-    const int64_t end = min((threadIdx.y + 1) * part, windows);
-    double sum = 0;
-    if (column < size) {
-#pragma unroll 8
-        for (int64_t w = threadIdx.y * part; w < end; ++w) sum += slots[w * size + column];
-    }
-    part_sum[threadIdx.y][threadIdx.x] = sum;
-    __syncthreads();
-    if (threadIdx.y > 0 || column >= size) return;
-    for (int p = 1; p < kSlotParts; ++p) sum += part_sum[p][threadIdx.x];
-    sums[column] = sum;
 }
 
 }  // namespace

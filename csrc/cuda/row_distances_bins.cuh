@@ -60,9 +60,10 @@ struct Precision<double> {
     }
 };
 
-// The greater of two numbers, or NaN where one is NaN: one instruction for float32.
+// The greater of two numbers, or NaN where one is NaN: from compute capability 8.0 on one instruction
+// for float32.
 __device__ __forceinline__ float max_or_nan(float a, float b) {
-#ifdef RESQUE_CUDA_ON_CPU
+#if defined(RESQUE_CUDA_ON_CPU) || RESQUE_SM < 80
     return isnan(a) || isnan(b) ? NAN : max(a, b);
 #else
     float greater;

@@ -31,10 +31,8 @@ struct Share {
     }
 };
 
-template <typename T>
-struct Job {
-    const T* x[2];  // old, new: [n, m]
-    int64_t stride[2];
+// All that is to be done, but for the rows.
+struct Task {
     int64_t n, m;
     double inverse;  // 1 / m
     Levels levels;
@@ -55,6 +53,17 @@ struct Job {
     __host__ __device__ __forceinline__ int columns() const { return shared ? 8 : 4; }
 };
 
+template <typename T>
+struct Job : Task {
+    const T* x[2];  // old, new: [n, m]
+    int64_t stride[2];
+};
+
+// Rows of up to 2,048 values (float64: 1,024) and up to 64 bins, which is what row_distances_short.cuh
+// takes if a block may have `most_shared` bytes of shared memory; whether it has taken the job.
+template <typename T>
+bool launch_short(const Job<T>& job, int64_t most_shared, cudaStream_t stream);
+
 // Rows of any length and any bins: row_distances_long.cu. `space` is long_workspace() bytes; the warps
 // that measure need long_slots().
 int64_t long_slots(int64_t n);
@@ -64,6 +73,8 @@ void launch_long(const Job<T>& job, void* space, cudaStream_t stream);
 // The pairs that are marked, by numpy's rule to the letter.
 template <typename T>
 void launch_mend(const Job<T>& job, cudaStream_t stream);
+
+constexpr int kMostBins = 64;  // of what launch_short takes
 
 namespace {
 
@@ -84,8 +95,7 @@ struct Totals {
         above += mine && v >= kWarp ? value : 0;
     }
 
-    template <typename T>
-    __device__ __forceinline__ void write(const Job<T>& job, int64_t slot) const {
+    __device__ __forceinline__ void write(const Task& job, int64_t slot) const {
         for (int half = 0; half < 2; ++half) {
             const int v = threadIdx.x % kWarp + half * kWarp;
             const int level = v / job.columns(), column = v % job.columns();

@@ -1,4 +1,4 @@
-// row_distances on CUDA, what measure_tiles leaves over: long rows, many bins, and rows that need numpy's
+// row_distances on CUDA, what row_distances_short.cuh leaves over: long rows, many bins, and rows that need numpy's
 // rule to the letter.
 //
 // A warp reads a segment of 3,840 values: first its range; then, once the segments before it in the stream
@@ -190,8 +190,8 @@ struct Ranges {
 // Measures a pair by one warp, whose joint range is low...high: fill(level, joint) puts a level's counts
 // into h. Between a level's last read and the next one's fill there is no barrier: both times a lane has
 // the bins lane, lane + 32, ... to itself.
-template <typename T, typename Fill>
-__device__ __forceinline__ void measure_pair(const Job<T>& job, int64_t pair, double low, double high,
+template <typename Fill>
+__device__ __forceinline__ void measure_pair(const Task& job, int64_t pair, double low, double high,
                                              int32_t (&h)[2][kHistogram], Totals& totals, Fill fill) {
     const int lane = threadIdx.x % kWarp, columns = job.columns();
     const double inverse = job.inverse;
@@ -252,8 +252,7 @@ __device__ __forceinline__ bool read_row(const Job<T>& job, int side, int64_t pa
 }
 
 // A pair with a value that is not finite is NaN, unless it is to be left out of the sums.
-template <typename T>
-__device__ __forceinline__ void leave_out(const Job<T>& job, int64_t pair, Totals& totals) {
+__device__ __forceinline__ void leave_out(const Task& job, int64_t pair, Totals& totals) {
     const int lane = threadIdx.x % kWarp, columns = job.columns();
     if (job.skip_nonfinite && job.report && lane == 0) atomic_add(job.left_out, 1);
     for (int level = 0; level < job.levels.count; ++level) {
@@ -299,9 +298,8 @@ __device__ __forceinline__ void mend_pair(const Job<T>& job, int64_t pair, int32
 }
 
 // A warp the pairs of its slot. Those that are not plain are marked.
-template <typename T>
-__global__ void __launch_bounds__(kRowThreads, 4) measure_pairs(Job<T> job, Chunk<Binned<T>> chunk) {
-    using F = Binned<T>;
+template <typename F>
+__global__ void __launch_bounds__(kRowThreads, 4) measure_pairs(Task job, Chunk<F> chunk) {
     SHARED(int32_t, shared, [kRowWarps][2][kHistogram]);
     int32_t(&h)[2][kHistogram] = shared[threadIdx.x / kWarp];
     const int lane = threadIdx.x % kWarp, base = job.levels.base;
@@ -410,7 +408,7 @@ void launch_long(const Job<T>& job, void* space, cudaStream_t stream) {
         } else {
             launch_segments<T, 1>(job, chunk, stream);
         }
-        LAUNCH((measure_pairs<T>), blocks_for(ceil_div(chunk.pairs, run)), kRowThreads, 0, stream)(job,
+        LAUNCH((measure_pairs<F>), blocks_for(ceil_div(chunk.pairs, run)), kRowThreads, 0, stream)(job,
                                                                                              chunk);
     }
     launch_mend(job, stream);

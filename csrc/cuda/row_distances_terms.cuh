@@ -10,6 +10,8 @@
 
 #include "cuda/common.cuh"
 
+#include <cstring>
+
 namespace resque::cuda {
 namespace {
 
@@ -64,9 +66,15 @@ struct Terms {
 
 // Two counts of 16 bits in a word: the old row's low, the new row's high. Sorted both at once. Before
 // sm_90 there is no such instruction for integers; but as half floats, too, numbers up to 31,743 are in
-// the order of their bits.
+// the order of their bits. Those have a minimum from sm_80 on, a comparison before that.
 __device__ __forceinline__ void order(uint32_t& a, uint32_t& b) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#if RESQUE_SM < 80
+    __half2 x, y;
+    memcpy(&x, &a, 4);
+    memcpy(&y, &b, 4);
+    const uint32_t less = __hlt2_mask(x, y), low = (a & less) | (b & ~less);
+    b = (b & less) | (a & ~less);
+#elif RESQUE_SM < 90 && !defined(RESQUE_CUDA_ON_CPU)
     uint32_t low;
     asm("min.f16x2 %0, %1, %2;" : "=r"(low) : "r"(a), "r"(b));
     asm("max.f16x2 %0, %1, %2;" : "=r"(b) : "r"(a), "r"(b));

@@ -185,12 +185,6 @@ __global__ void __launch_bounds__(256) count_channels(Features x, Job job) {
     }
 }
 
-int attribute(cudaDeviceAttr which, int device) {
-    int value = 0;
-    check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
-    return value;
-}
-
 // The window of magnitudes for a table of so many bytes. Its middle is 2^-4, or nearer to the middle of
 // what there is.
 void choose_window(const ValueHistogram& a, const ValueBins& bins, int64_t bytes, Job* job) {
@@ -206,13 +200,13 @@ void choose_window(const ValueHistogram& a, const ValueBins& bins, int64_t bytes
 template <typename T>
 void launch_all(const ValueHistogram& a, Job job, const ValueBins& bins, int device,
                 cudaStream_t stream) {
-    const int64_t fits = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    const int64_t fits = most_shared(device);
     choose_window(a, bins, a.x.dtype == DType::float16 ? fits : std::min(fits, kTableBytes), &job);
     const int64_t table = 2 * (int64_t{job.window} + 1) * static_cast<int64_t>(sizeof(uint32_t));
     check(cudaFuncSetAttribute(count_values<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(table)),
           "cudaFuncSetAttribute");
-    const int64_t per_device = attribute(cudaDevAttrMultiProcessorCount, device);
+    const int64_t per_device = device_attribute(cudaDevAttrMultiProcessorCount, device);
     const int64_t total = a.x.channels;
     for (int64_t start = 0; start < total; start += kValuesPerLaunch) {
         const T* x = static_cast<const T*>(a.x.data) + start;

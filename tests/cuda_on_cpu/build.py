@@ -51,11 +51,12 @@ def build_module(
     """Build the file ``output``, a shared library if it ends in ``.so``, else an executable.
 
     ``.cu`` sources are compiled as C++ against the emulated CUDA headers; other sources are
-    compiled as what they are. ``csrc`` is on the include path. ``sanitizer`` is None, "address"
-    (with UBSan) or "thread" (make that an executable). ``extra`` goes to compiler and linker.
+    compiled as what they are. ``csrc`` is on the include path, last. ``sanitizer`` is None,
+    "address" (with UBSan) or "thread" (make that an executable). ``extra`` goes to compiler and
+    linker.
     The same command on the same sources and headers returns the earlier build.
     """
-    folders = [EMULATOR / "include", CSRC, *map(Path, include_dirs)]
+    folders = [EMULATOR / "include", *map(Path, include_dirs), CSRC]
     flags = [*COMPILE, *(f"-D{name}" for name in defines)]
     jobs = [
         *((Path(source), [*flags, *SANITIZE[sanitizer], *extra], folders) for source in sources),

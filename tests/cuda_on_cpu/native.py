@@ -6,6 +6,7 @@ import ctypes
 import functools
 import importlib.machinery
 import importlib.util
+import os
 import sysconfig
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,9 @@ import pytest
 
 from cuda_on_cpu import build
 from resque_ext import _backend
+
+# The emulated GPU's compute capability: "90", or "75" for the code and the limits of older ones.
+CAPABILITY = os.environ.get("RESQUE_CUDA_ON_CPU_CAPABILITY", "90")
 
 ORDERS = {"forward": (0, 0), "reverse": (1, 0), "random": (2, 7)}
 PYTHON = Path(sysconfig.get_paths()["include"])
@@ -42,6 +46,7 @@ def path() -> Path:
         defines=[
             *(f'RESQUE_{name}="{text}"' for name, text in texts.items()),
             *("RESQUE_WITH_CUDA", "RESQUE_BASELINE_ONLY", "RESQUE_ISA=baseline"),
+            f"RESQUE_SM={CAPABILITY}",
         ],
         # Half the time of -O2 -g to compile, and no slower to run.
         extra=["-O1", "-g0", "-fvisibility=hidden", "-Wno-psabi"],

@@ -1,6 +1,7 @@
 """The CUDA kernels touch their own memory alone, do not race, and need each of their barriers."""
 
 import functools
+import itertools
 import re
 from dataclasses import dataclass, field
 
@@ -21,14 +22,27 @@ ORDERS = ["forward", "reverse", "random:7"]
 
 @dataclass(frozen=True)
 class Driver:
-    """A program of kernels/NAME.cpp and the .cu files that it runs, its own first."""
+    """A program of kernels/NAME.cpp and the .cu files that it needs."""
 
     sources: tuple[str, ...]
+    own: tuple[str, ...]  # the .cu and .cuh files whose barriers it leaves out in turn
     work: tuple[tuple[str, ...], ...] = ((),)  # its arguments, one run each
-    # ThreadSanitizer makes a thread of each fiber, 20 us: smaller constants, and the same code. A
-    # header of csrc/ that is named here is found before that one.
+    # ThreadSanitizer makes a thread of each fiber, 20 us: smaller constants, and the same code.
     smaller: dict[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
     less_work: tuple[tuple[str, ...], ...] = ((),)
+    float32_alone: bool = False  # the smaller program: a quarter of the code, and the same barriers
+
+    @property
+    def smaller_sources(self) -> tuple[str, ...]:
+        left_out = tuple(f"_{dtype}.cu" for dtype in DTYPES[1:]) if self.float32_alone else ()
+        return tuple(source for source in self.sources if not source.endswith(left_out))
+
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+def each_type(op):
+    return tuple(f"{op}_{dtype}.cu" for dtype in DTYPES)
 
 
 SMALLER_ORDER = (("kDigitBits = 8", "kDigitBits = 6"), ("kThreads = 256", "kThreads = 64"))
@@ -48,83 +62,103 @@ SMALLER_HISTOGRAM = (
     ("kTableBytes = 128 << 10", "kTableBytes = 4 << 10"),
 )
 SMALLER_PAIRS = (("kThreads = 512", "kThreads = 64"), ("kBlocks = 264", "kBlocks = 2"))
-SMALLER_LLOYD = (
-    ("kFrameParts = 32", "kFrameParts = 4"),
-    ("kSplitThreads = 128", "kSplitThreads = 64"),
-    ("kAddThreads = 256", "kAddThreads = 64"),
-    ("kNarrow = 128, kWide = 256", "kNarrow = 16, kWide = 32"),
-    ("kFewThreads = 512", "kFewThreads = 64"),
-    ("kFewTile = 64 << 10", "kFewTile = 8 << 10"),
-    ("kSpan = 4096", "kSpan = 64"),
-    ("kSlotParts = 32", "kSlotParts = 4"),
-    ("kSettleThreads = 256", "kSettleThreads = 64"),
-    ("min(a.x.n, int64_t{1024})", "min(a.x.n, int64_t{2})"),
-    ("int64_t{528}", "int64_t{1}"),
-)
-FLOAT32_ALONE = (  # a quarter of the code to compile; barriers are the same for all
+SMALLER_LLOYD = {
+    "lloyd_step.cu": (
+        ("kSplitThreads = 128", "kSplitThreads = 64"),
+        ("kAddThreads = 256", "kAddThreads = 64"),
+        ("kSlotParts = 32", "kSlotParts = 4"),
+    ),
+    "lloyd_step_layout.cuh": (("kNarrow = 128, kWide = 256", "kNarrow = 16, kWide = 32"),),
+    "lloyd_step_launch.cuh": (
+        ("kFrameParts = 32", "kFrameParts = 4"),
+        ("min(a.x.n, int64_t{1024})", "min(a.x.n, int64_t{2})"),
+        ("int64_t{528}", "int64_t{1}"),
+    ),
+    "lloyd_step_few.cuh": (
+        ("kFewThreads = 512", "kFewThreads = 64"),
+        ("kFewTile = 64 << 10", "kFewTile = 8 << 10"),
+        ("kSpan = 4096", "kSpan = 64"),
+    ),
+    "lloyd_step_many.cuh": (("kSettleThreads = 256", "kSettleThreads = 64"),),
+}
+FLOAT32_ALONE = (
     ("case DType::float64: return f(Type<double>{});", ""),
     ("case DType::float16: return f(Type<Half>{});", ""),
     ("case DType::bfloat16: return f(Type<BFloat>{});", ""),
 )
+MOMENTS = ("class_moments.cu", "class_order.cu", "spatial_mean.cu")
+DISTANCES = (
+    *("row_distances.cu", "row_distances_long.cu", "spatial_mean.cu"),
+    *each_type("row_distances"),
+)
 DRIVERS_OF = {
     "class_order": Driver(
-        ("class_order.cu",), ((), ("257",)), {"class_order.cu": SMALLER_ORDER}, ((), ("17",))
+        ("class_order.cu",),
+        ("class_order.cu",),
+        ((), ("257",)),
+        {"class_order.cu": SMALLER_ORDER},
+        ((), ("17",)),
     ),
     "class_moments": Driver(
-        ("class_moments.cu", "class_order.cu"),
+        MOMENTS,
+        ("class_moments.cu",),
         ((), ("1250",)),
         {"class_moments.cu": SMALLER_MOMENTS, "class_order.cu": SMALLER_ORDER},
     ),
     "lloyd_step": Driver(
-        ("lloyd_step.cu", "class_order.cu", "class_moments.cu"),
+        ("lloyd_step.cu", *each_type("lloyd_step"), *MOMENTS),
+        (
+            *("lloyd_step.cu", "lloyd_step_launch.cuh", "lloyd_step_layout.cuh"),
+            *("lloyd_step_few.cuh", "lloyd_step_many.cuh", *each_type("lloyd_step")),
+        ),
         smaller={
-            "lloyd_step.cu": SMALLER_LLOYD,
+            **SMALLER_LLOYD,
             "class_moments.cu": SMALLER_MOMENTS,
             "class_order.cu": SMALLER_ORDER,
-            "dispatch.h": FLOAT32_ALONE,
         },
         less_work=(("float32",),),
+        float32_alone=True,
     ),
     "pair_counts": Driver(
-        ("pair_counts.cu",), ((), ("270",)), {"pair_counts.cu": SMALLER_PAIRS}, ((), ("9",))
+        ("pair_counts.cu",),
+        ("pair_counts.cu",),
+        ((), ("270",)),
+        {"pair_counts.cu": SMALLER_PAIRS},
+        ((), ("9",)),
     ),
-    "spatial_mean": Driver(("spatial_mean.cu",)),
+    "spatial_mean": Driver(("spatial_mean.cu",), ("spatial_mean.cu",)),
     "row_distances": Driver(
-        ("row_distances.cu", "row_distances_long.cu"),
+        DISTANCES,
+        ("row_distances.cu", "row_distances_short.cuh", *each_type("row_distances")),
         ((), ("8200",)),
         {"row_distances.cu": SMALLER_TILES},
     ),
     "row_distances_long": Driver(
-        ("row_distances_long.cu", "row_distances.cu"),
+        DISTANCES,
+        ("row_distances_long.cu",),
         smaller={"row_distances_long.cu": SMALLER_CHUNKS},
     ),
     "value_histogram": Driver(
-        ("value_histogram.cu",), smaller={"value_histogram.cu": SMALLER_HISTOGRAM}
+        ("value_histogram.cu",),
+        ("value_histogram.cu",),
+        smaller={"value_histogram.cu": SMALLER_HISTOGRAM},
     ),
 }
 WORK = [(name, work) for name, driver in DRIVERS_OF.items() for work in driver.work]
+OLDER = ["lloyd_step", "row_distances", "row_distances_long", "value_histogram"]
 LESS_WORK = [(name, work) for name, driver in DRIVERS_OF.items() for work in driver.less_work]
 
 
-def whole(source):
-    """The text of a .cu file with the headers that carry its name in it: they are parts of it."""
-    include = re.compile(rf'#include "cuda/({source.removesuffix(".cu")}_\w+\.cuh)"')
-    pasted = set()
-
-    def paste(match):
-        if match[1] in pasted:
-            return ""
-        pasted.add(match[1])
-        text = (CUDA / match[1]).read_text().replace("#pragma once", "")
-        return include.sub(paste, text)
-
-    return include.sub(paste, (CUDA / source).read_text())
+def first_barriers(driver):
+    """Of each of its own files: the number of its first barrier, counted through all of them."""
+    counts = [count_barriers((CUDA / name).read_text()) for name in driver.own]
+    return dict(zip(driver.own, itertools.accumulate([0, *counts]), strict=False)), sum(counts)
 
 
 BARRIERS = [
     pytest.param(name, index, id=f"{name}-{index}")
     for name, driver in DRIVERS_OF.items()
-    for index in range(count_barriers(whole(driver.sources[0])))
+    for index in range(first_barriers(driver)[1])
 ]
 
 
@@ -132,17 +166,33 @@ def label(value):
     return " ".join(value) or "all" if isinstance(value, tuple) else None
 
 
-def smaller(driver, source):
-    text = whole(source) if source.endswith(".cu") else (build.CSRC / source).read_text()
-    for old, new in driver.smaller.get(source, ()):
-        assert text.count(old) == 1, f"{source} has no single {old!r} any more"
+def replaced(name, text, pairs):
+    for old, new in pairs:
+        assert text.count(old) == 1, f"{name} has no single {old!r} any more"
         text = text.replace(old, new)
-    return switch_barriers(text) if source == driver.sources[0] else text
+    return text
 
 
-def program(name, files, sanitizer):
+def write_smaller(driver, folder):
+    """Copies of the files that a smaller program changes; what includes them finds these first."""
+    (folder / "cuda").mkdir(parents=True)
+    first, _ = first_barriers(driver)
+    for name in {*driver.smaller_sources, *driver.own, *driver.smaller}:
+        text = replaced(name, (CUDA / name).read_text(), driver.smaller.get(name, ()))
+        text = switch_barriers(text, first[name]) if name in first else text
+        (folder / "cuda" / name).write_text(text)
+    if driver.float32_alone:
+        text = (build.CSRC / "dispatch.h").read_text()
+        (folder / "dispatch.h").write_text(replaced("dispatch.h", text, FLOAT32_ALONE))
+
+
+def program(name, files, sanitizer, folders=(), defines=()):
     return build.build_module(
-        [*files, DRIVERS / f"{name}.cpp"], name, include_dirs=[DRIVERS], sanitizer=sanitizer
+        [*files, DRIVERS / f"{name}.cpp"],
+        name,
+        include_dirs=[*folders, DRIVERS],
+        defines=defines,
+        sanitizer=sanitizer,
     )
 
 
@@ -153,19 +203,21 @@ def small(tmp_path_factory):
 
     @functools.cache
     def built(name):
-        driver = DRIVERS_OF[name]
-        (folder / name).mkdir()
-        for source in {*driver.sources, *driver.smaller}:
-            (folder / name / source).write_text(smaller(driver, source))
-        return program(name, [folder / name / source for source in driver.sources], "thread")
+        driver, own = DRIVERS_OF[name], folder / name
+        write_smaller(driver, own)
+        files = [own / "cuda" / source for source in driver.smaller_sources]
+        return program(name, files, "thread", folders=[own])
 
     return built
 
 
 def test_every_source_has_a_driver():
-    """Each .cu file is somebody's own, and each driver's program is in the table."""
-    own = {driver.sources[0] for driver in DRIVERS_OF.values()}
-    assert own == {path.name for path in CUDA.glob("*.cu")}
+    """Each .cu file, and each header with a barrier, is one driver's own; each driver is run."""
+    own = [name for driver in DRIVERS_OF.values() for name in driver.own]
+    assert len(own) == len(set(own))
+    assert {name for name in own if name.endswith(".cu")} == {p.name for p in CUDA.glob("*.cu")}
+    headers = {p.name for p in CUDA.glob("*.cuh") if count_barriers(p.read_text())}
+    assert headers <= set(own)
     assert set(DRIVERS_OF) == {path.stem for path in DRIVERS.glob("*.cpp")}
 
 
@@ -175,6 +227,17 @@ def test_no_memory_but_their_own(monkeypatch, name, work, order):
     monkeypatch.setenv("RESQUE_CUDA_ON_CPU_ORDER", order)
     files = [CUDA / source for source in DRIVERS_OF[name].sources]
     done = build.run([program(name, files, "address"), *work], sanitizer="address", timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "right\n", "")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("name", OLDER)
+def test_as_older_gpus_run_them(monkeypatch, name, order):
+    """With the code for compute capability 7.5, and its 64 KB of shared memory."""
+    monkeypatch.setenv("RESQUE_CUDA_ON_CPU_ORDER", order)
+    files = [CUDA / source for source in DRIVERS_OF[name].sources]
+    older = program(name, files, "address", defines=["RESQUE_SM=75"])
+    done = build.run([older], sanitizer="address", timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "right\n", "")
 
 

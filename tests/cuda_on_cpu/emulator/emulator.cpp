@@ -398,8 +398,8 @@ void launch(const void* kernel, dim3 grid, dim3 block, std::size_t shared_bytes,
             void (*entry)(void*), void* arguments) {
   const std::lock_guard<std::mutex> lock(device.launching);
   if (!valid(grid, block)) return void(record(cudaErrorInvalidConfiguration));
-  const std::size_t limit = dynamic_shared_limit(kernel);
-  if (shared_bytes > limit) return void(record(cudaErrorInvalidValue));
+  const SharedLimits limits = shared_limits(kernel);
+  if (shared_bytes > limits.dynamic) return void(record(cudaErrorInvalidValue));
 
   Fiber host;
   device.host = &host;
@@ -407,7 +407,7 @@ void launch(const void* kernel, dim3 grid, dim3 block, std::size_t shared_bytes,
   device.arguments = arguments;
   device.size = block.x * block.y * block.z;
   device.shared_bytes = shared_bytes;
-  device.shared_limit = limit > kSharedDefault ? kSharedOptIn : kSharedDefault;
+  device.shared_limit = limits.all;
   gridDim = grid;
   blockDim = block;
   fenced = false;

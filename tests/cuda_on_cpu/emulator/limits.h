@@ -8,12 +8,15 @@
 
 namespace cuda_on_cpu {
 
-// As on compute capability 9.0. A block has the first; a kernel that asks for more dynamic shared
+// As on compute capability 9.0, or 7.5. A block has the first; a kernel that asks for dynamic shared
 // memory by cudaFuncSetAttribute gets up to the second.
-constexpr std::size_t kSharedDefault = 48 << 10, kSharedOptIn = 227 << 10;
+constexpr std::size_t kSharedDefault = 48 << 10, kSharedOptIn = (RESQUE_SM == 75 ? 64 : 227) << 10;
 
-// The most dynamic shared memory that `kernel` may be launched with.
-std::size_t dynamic_shared_limit(const void* kernel);
+// The most shared memory that `kernel` may be launched with: dynamic, and with the static.
+struct SharedLimits {
+  std::size_t dynamic, all;
+};
+SharedLimits shared_limits(const void* kernel);
 
 // Leaves `error` for cudaGetLastError, with an explanation if it is a launch failure.
 cudaError_t record(cudaError_t error, const std::string& fault = {});

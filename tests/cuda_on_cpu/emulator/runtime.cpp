@@ -27,10 +27,11 @@ cudaError_t record(cudaError_t error, const std::string& fault) {
   return error;
 }
 
-std::size_t dynamic_shared_limit(const void* kernel) {
+SharedLimits shared_limits(const void* kernel) {
   const std::lock_guard<std::mutex> lock(changing);
   const auto found = dynamic_limits.find(kernel);
-  return found == dynamic_limits.end() ? kSharedDefault : found->second;
+  if (found == dynamic_limits.end()) return {kSharedDefault, kSharedDefault};
+  return {found->second, kSharedOptIn};
 }
 
 }  // namespace cuda_on_cpu
@@ -66,13 +67,14 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int number) {
   properties->totalGlobalMem = std::size_t{1} << 30;
   properties->sharedMemPerBlock = kSharedDefault;
   properties->sharedMemPerBlockOptin = kSharedOptIn;
-  properties->sharedMemPerMultiprocessor = 228 << 10;
-  properties->major = 9;
+  properties->sharedMemPerMultiprocessor = (RESQUE_SM == 75 ? 64 : 228) << 10;
+  properties->major = RESQUE_SM / 10;
+  properties->minor = RESQUE_SM % 10;
   // Few, so that small inputs take grid-stride loops more than once round.
   properties->multiProcessorCount = 3;
   properties->warpSize = warpSize;
   properties->maxThreadsPerBlock = 1024;
-  properties->maxThreadsPerMultiProcessor = 2048;
+  properties->maxThreadsPerMultiProcessor = RESQUE_SM == 75 ? 1024 : 2048;
   properties->l2CacheSize = 1 << 20;
   return cudaSuccess;
 }

@@ -55,5 +55,10 @@ inline __half __high2half(__half2 v) { return v.y; }
 inline float __low2float(__half2 v) { return __half2float(v.x); }
 inline float __high2float(__half2 v) { return __half2float(v.y); }
 inline float2 __half22float2(__half2 v) { return {__half2float(v.x), __half2float(v.y)}; }
+// All bits of each half in which x is less.
+inline unsigned __hlt2_mask(__half2 x, __half2 y) {
+  return (static_cast<float>(x.x) < static_cast<float>(y.x) ? 0xffffu : 0) |
+         (static_cast<float>(x.y) < static_cast<float>(y.y) ? 0xffff0000u : 0);
+}
 inline __half2 __floats2half2_rn(float x, float y) { return {__half(x), __half(y)}; }
 inline __half2 __float22half2_rn(float2 v) { return {__half(v.x), __half(v.y)}; }

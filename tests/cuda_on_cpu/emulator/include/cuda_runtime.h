@@ -3,6 +3,12 @@
 
 #define RESQUE_CUDA_ON_CPU 1
 
+// The compute capability: what kernels ask for (gpu.h), and whose limits launches have.
+#ifndef RESQUE_SM
+#define RESQUE_SM 90
+#endif
+static_assert(RESQUE_SM == 75 || RESQUE_SM == 90, "the limits of others are not known here");
+
 // __noinline__ stays undefined: libstdc++ itself writes __attribute__((__noinline__)).
 #define __global__
 #define __device__
