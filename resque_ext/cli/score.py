@@ -61,7 +61,8 @@ def _score(
     ] = False,
     layer: Annotated[str | None, typer.Option(help="The embedding's layer.")] = None,
     layers: Annotated[
-        list[str] | None, typer.Option(help="Layers that preindex and arm read; repeatable.")
+        list[str] | None,
+        typer.Option(help="Layers that preindex and arm read: auto, published, names."),
     ] = None,
     transform: Annotated[
         list[str] | None,
@@ -95,7 +96,7 @@ def _score(
         news,
         names,
         layer,
-        layers or "auto",
+        layers[0] if layers in (["auto"], ["published"]) else layers or "auto",
         paired,
         shifting,
         adapt_normalization,
