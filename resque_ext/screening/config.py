@@ -145,7 +145,7 @@ _MODEL: dict[str, Check] = {
     "weights": _text,
     "layer": _text,
     "layers": lambda value: None if value in ("auto", "published") else _texts(value),
-    **{key: _text for key in READS},
+    **dict.fromkeys(READS, _text),
     "old": _table,
 }
 _DATA: dict[str, Check] = {
