@@ -1,8 +1,4 @@
-"""From a model to activations: forward hooks that hand a layer's output on the moment it is there.
-
-What a hook receives is used before the forward pass goes on, so nothing is kept, and a later
-in-place operation of the model cannot change what was read.
-"""
+"""Running a model to read it: unwrapped, in eval mode, its inputs on the device, no hook left."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ import contextlib
 import difflib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,8 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from resque_ext._model_inputs import bytes_as_images, check_observable
-
-Consumer = Callable[[Tensor], None]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -101,93 +95,6 @@ class LayerError(KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
-
-
-class LayerReader:
-    """Hands one activation of every forward pass to a consumer.
-
-    Args:
-        model: the unwrapped model.
-        layer: the module whose output is read; "NAME:input" for what the module NAME reads; None
-            for what the last linear layer reads, found at the first forward pass.
-
-    Attributes:
-        name: the layer's name, or "NAME:input"; None until it is known.
-    """
-
-    def __init__(self, model: nn.Module, layer: str | None) -> None:
-        self._linears = {m: n for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-        self._module = None
-        self._reads_output = layer is not None and not str(layer).endswith(":input")
-        if layer is not None:
-            name = layer if self._reads_output else layer.removesuffix(":input")
-            # The model itself, where it is one linear layer, has no name.
-            self._module = model if layer == ":input" else find_layer(model, name)
-        if layer is None and not self._linears:
-            raise LayerError(
-                f"layer: expected a name, because {type(model).__name__} has no linear layer whose "
-                "input could be read, found None"
-            )
-        self.name = layer
-        self._consume: Consumer | None = None
-        self._runs = 0
-        self._last: tuple[nn.Module, Tensor] | None = None
-
-    def attach(self) -> list[torch.utils.hooks.RemovableHandle]:
-        """Registers the hooks; the caller removes them."""
-        if self._reads_output:
-            return [self._module.register_forward_hook(self._on_output)]  # type: ignore[union-attr]
-        modules = self._linears if self._module is None else (self._module,)
-        return [m.register_forward_pre_hook(self._on_input, with_kwargs=True) for m in modules]
-
-    def run(self, forward: Callable[[], Any], consume: Consumer) -> Any:
-        """One forward pass; `consume` gets the activation, once.
-
-        Raises:
-            LayerError: the layer did not run, or ran several times.
-            TypeError: its output is not a tensor.
-        """
-        self._consume, self._runs, self._last = consume, 0, None
-        try:
-            output = forward()
-            if self._runs == 0 and self._last is not None:
-                # The first pass with layer=None: only now is it known which linear layer is last.
-                self._module, activation = self._last
-                self.name = f"{self._linears[self._module]}:input"
-                self._take(activation)
-        finally:
-            self._consume, self._last = None, None
-        if self._runs == 0:
-            what = f"{self.name!r}" if self.name else "a linear layer"
-            raise LayerError(
-                f"layer: expected {what} to run in the forward pass, found it never did"
-            )
-        return output
-
-    def _take(self, activation: Any) -> None:
-        if not isinstance(activation, Tensor):
-            raise TypeError(
-                f"layer: expected {self.name!r} to give a tensor, found {type(activation).__name__}"
-            )
-        if self._consume is None:
-            return
-        self._runs += 1
-        if self._runs > 1:
-            raise LayerError(
-                f"layer: expected {self.name!r} to run once in a forward pass, found more"
-            )
-        self._consume(activation)
-
-    def _on_output(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        self._take(output)
-
-    def _on_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        activation = args[0] if args else kwargs.get("input")
-        if self._module is None:
-            # A copy: what comes after may change it in place. Only in the first pass.
-            self._last = (module, activation.clone())
-        elif module is self._module:
-            self._take(activation)
 
 
 def to_device(inputs: Any, device: torch.device) -> Any:

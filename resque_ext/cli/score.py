@@ -90,7 +90,8 @@ def _score(
     adapt_normalization: Annotated[Adaptation | None, typer.Option(help=ADAPT_HELP)] = None,
     layer: Annotated[str | None, typer.Option(help="The embedding's layer.")] = None,
     layers: Annotated[
-        list[str] | None, typer.Option(help="Layers that preindex and arm read; repeatable.")
+        list[str] | None,
+        typer.Option(help="Layers that preindex and arm read: auto, published, names."),
     ] = None,
     transform: Annotated[
         list[str] | None,
@@ -135,7 +136,7 @@ def _score(
         news,
         names,
         layer,
-        layers or "auto",
+        layers[0] if layers in (["auto"], ["published"]) else layers or "auto",
         paired,
         shifting,
         "match" if adapt_normalization is Adaptation.match else bool(adapt_normalization),

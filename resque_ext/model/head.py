@@ -141,13 +141,21 @@ def _follows(scores: Tensor, given: Tensor) -> bool:
     tolerance = _tolerance(scores, given)
     if any(_near(a, x, tolerance) for x in (b, b.softmax(1), b.sigmoid())):
         return True
-    if a.shape[1] < 2:
+    if a.shape[1] < 2 or _normalized(a):
         return False
     a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
+    if _normalized(a):
+        return False
     along, size = (a * b).sum(1).square(), a.square().sum(1) * b.square().sum(1)
     there = size > 0
     strict = 1e-3 if tolerance > 1e-3 else 1e-8  # tanh of small numbers is nearly linear
     return bool(there.any()) and bool((along[there] >= (1 - strict) * size[there]).all())
+
+
+def _normalized(x: Tensor) -> bool:
+    """All rows have one length, as embeddings have that were brought to it."""
+    lengths = x.norm(dim=1)
+    return len(x) > 1 and bool(lengths.max() - lengths.min() <= 1e-3 * lengths.max())
 
 
 def _close(scores: Tensor, given: Tensor) -> bool:

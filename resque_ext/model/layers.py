@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from resque_ext._inputs import FLOATS, describe
 from resque_ext.model.layout import CHANNEL_NORMS, LAYER_NORMS, Layouts, width_of
@@ -163,7 +164,8 @@ def _places(modules: dict[str, nn.Module]) -> dict[str, Place]:
 def makes_features(module: nn.Module) -> bool:
     """A layer with weights that gives other features than it reads: linear, convolution, embedding,
     recurrence, attention, or any other with a matrix of its own. Norms and scalings are none."""
-    if isinstance(module, (*CHANNEL_NORMS, *LAYER_NORMS)):
+    # The projection within nn.MultiheadAttention is a product of that, and never runs itself.
+    if isinstance(module, (*CHANNEL_NORMS, *LAYER_NORMS, NonDynamicallyQuantizableLinear)):
         return False
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return True

@@ -161,7 +161,7 @@ def _within(module: nn.Module, x: Tensor) -> str | None:
         found = _own(child, x)
         if found is not None:
             # What follows it may move the channels: they have to be where it has put them.
-            widths = {width for side, width in _widths(child) if side == found}
+            widths = {width for side, width in _widths(child) if side == found and width}
             at = x.shape[1 if found == FIRST else -1]
             return found if not widths or at in widths else None
         if _has_weights(child):

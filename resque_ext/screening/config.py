@@ -145,11 +145,13 @@ _CORRUPTION: dict[str, Check] = {
     "severity": lambda value: _count(value, 1, 5),
     "seed": _SHIFT["seed"],
 }
+READS = ("pooling", "mask", "channels", "labels")  # of a model, as `score` takes them
 _MODEL: dict[str, Check] = {
     "factory": _text,
     "weights": _text,
     "layer": _text,
-    "layers": _texts,
+    "layers": lambda value: None if value in ("auto", "published") else _texts(value),
+    **dict.fromkeys(READS, _text),
     "old": _table,
 }
 _DATA: dict[str, Check] = {
@@ -240,7 +242,7 @@ class _Reader:
         for name, model in models.items():
             at = ("models", name)
             if "factory" not in model and "factory" not in top["models"][name]:
-                for key in ("weights", "layer", "layers"):
+                for key in ("weights", "layer", "layers", *READS):
                     if key in model:
                         self.wrong((*at, key), "expected a factory beside it, found none")
             if "old" in model:
@@ -368,12 +370,19 @@ class _Reader:
             self.wrong((*at, "weights"), "expected a file of weights", str(path))
         if ":" not in factory:
             self.wrong((*at, "factory"), "expected module:callable", factory)
-        return ShelfModel(
+        model = ShelfModel(
             functools.partial(load_model, factory, path),
             given.get("layer"),
             given.get("layers", "auto"),
             f"{factory} {weights or ''}".strip(),
+            **{key: given[key] for key in READS if key in given},
         )
+        try:
+            model.reads  # noqa: B018 (checks them)
+        except ValueError as error:
+            key, _, message = str(error).partition(": ")
+            self.wrong((*at, key), message)
+        return model
 
     def _source(self, at: KeyPath, given: Mapping[str, Any]) -> Source | None:
         spec = {k: v for k, v in given.items() if k not in ("shift", "paired")}

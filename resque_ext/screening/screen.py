@@ -18,6 +18,7 @@ import torch
 from resque_ext._inputs import check_choice, check_count, describe
 from resque_ext.collectors import COLLECTORS, make_collectors
 from resque_ext.doctor import environment
+from resque_ext.model.reads import Reads
 from resque_ext.scoring import _check_names, _checked_device
 from resque_ext.screening.anytime import StoppingRule
 from resque_ext.screening.budget import Budget, as_budget
@@ -443,7 +444,14 @@ def _cost_digest(cost_model: Any, options: Mapping[str, Any] | None) -> str | No
 
 
 def _described(entry: ShelfModel) -> str:
-    """What a model is called, where its weights are not known before it is built."""
+    """What a model is called, where its weights are not known before it is built, and what is read
+    of it in another way than by default."""
+    reads, plain = entry.reads, Reads().plain() | {"labels": "given"}
+    other = {k: v for k, v in (reads.plain() | {"labels": reads.labels}).items() if v != plain[k]}
+    return _called(entry) + "".join(f" {key}={value}" for key, value in other.items())
+
+
+def _called(entry: ShelfModel) -> str:
     if entry.description is not None:
         return entry.description
     made = entry.make

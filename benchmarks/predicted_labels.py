@@ -1,0 +1,119 @@
+"""How far labels='predicted' is from the labels that are true: RESQUE_dist, RESQUE_task and
+linear_residual on shifted digits and CIFAR-10.
+
+    python benchmarks/predicted_labels.py                            digits alone: a minute
+    python benchmarks/predicted_labels.py --data cifar10_jpeg.npz    both: ten minutes on one core
+    python benchmarks/predicted_labels.py --write                    also writes the page
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from shifted_settings import SETTINGS, Part, fit, load, shifted
+
+from resque_ext import score
+
+INDICES = ("resque_dist", "resque_task", "linear_residual")
+CASES = (
+    ("gaussian", 0.1),
+    ("gaussian", 0.3),
+    ("gaussian_blur", 0.75),
+    ("gaussian_blur", 1.5),
+    ("contrast", 0.5),
+    ("contrast", 0.8),
+    ("rotation", 15),
+    ("rotation", 45),
+    ("occlusion", 0.4),
+    ("invert", 0.3),
+    ("invert", 1.0),
+)
+PAGE = Path(__file__).parents[1] / "docs" / "representation.md"
+BEGIN, END = "<!-- predicted -->\n", "<!-- end of predicted -->\n"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One shift: the accuracy on it, and each index with given and with predicted labels."""
+
+    kind: str
+    level: float
+    accuracy: float
+    given: dict[str, float]
+    predicted: dict[str, float]
+
+
+def batches(part: Part) -> list[Part]:
+    return list(zip(part[0].split(256), part[1].split(256), strict=True))
+
+
+def lines(name: str, data: Path | None, epochs: int | None) -> list[Line]:
+    setting = SETTINGS[name]
+    setting = setting if epochs is None else replace(setting, epochs=epochs)
+    old, new, _ = load(setting, data)
+    model, found = fit(setting, old), []
+    for kind, level in (("none", 0.0), *CASES):
+        part = new if kind == "none" else shifted(new, kind, level, setting.seed)
+        sides = batches(old), batches(part)
+        values = {}
+        for labels in ("given", "predicted"):
+            # A class that is never predicted has no angle.
+            options: Any = {"resque_dist": {"missing": "skip"}, "resque_task": {"baselines": False}}
+            scores = score(model, *sides, INDICES, labels=labels, options=options, progress=False)
+            values[labels] = {index: scores[index].value for index in INDICES}
+        found.append(Line(kind, level, scores.new_accuracy, **values))
+        print(name, found[-1], flush=True)
+    return found
+
+
+def table(title: str, found: list[Line]) -> str:
+    head = ["shift", "accuracy", *(f"{index}, given / predicted" for index in INDICES)]
+    rows = [head, ["---"] * len(head)]
+    for line in found:
+        shift = line.kind if line.kind == "none" else f"{line.kind} {line.level:g}"
+        pairs = (f"{line.given[i]:.3f} / {line.predicted[i]:.3f}" for i in INDICES)
+        rows.append([shift, f"{line.accuracy:.1%}", *pairs])
+    text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    said = []
+    for index in INDICES:
+        given, predicted = (
+            np.array([getattr(line, side)[index] for line in found])
+            for side in ("given", "predicted")
+        )
+        order = spearmanr(given, predicted).statistic
+        ratio = np.median(predicted / given)
+        said.append(f"{index}: median ratio {ratio:.2f}, rank correlation {order:.2f}")
+    return f"{title}\n\n{text}\nPredicted over given: {'; '.join(said)}.\n\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--data", type=Path, help="cifar10_jpeg.npz; without it digits alone")
+    parser.add_argument("--epochs", type=int, default=8, help="of training on CIFAR-10")
+    parser.add_argument("--write", action="store_true", help="write docs/representation.md")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    name = "digits-batchnorm-dev"
+    text = table("**Digits**, a small CNN, 600 new images:", lines(name, None, None))
+    if args.data is not None:
+        found = lines("cifar-batchnorm", args.data, args.epochs)
+        title = (
+            f"**CIFAR-10**, a small ResNet, {args.epochs} epochs on 8,000 images, 2,500 new ones:"
+        )
+        text += table(title, found)
+    print(text)
+    if args.write:
+        page = PAGE.read_text(encoding="utf-8")
+        before, rest = page.split(BEGIN)
+        after = rest.split(END)[1]
+        PAGE.write_text(f"{before}{BEGIN}{text.rstrip()}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
