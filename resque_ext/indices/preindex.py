@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from resque_ext._eager import eager
 from resque_ext._inputs import check_choice
 from resque_ext.indices.representation_distance import (
     RepresentationDistanceResult,
@@ -133,6 +134,7 @@ class PreIndexOptions:
         return self.ranges == "shared"
 
 
+@eager
 def preindex(
     old_layers: Mapping[str, Any],
     new_layers: Mapping[str, Any],

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from resque_ext._eager import eager
 from resque_ext._inputs import (
     as_tensor,
     check_choice,
@@ -121,6 +122,7 @@ def default_blocks(num_classes: int) -> int:
     return int(np.clip(2 ** int(np.log2(max(2048 // num_classes, 1))), 4, 16))
 
 
+@eager
 class ResqueDist:
     """RESQUE_dist, streamed: one pass, bounded memory, mergeable.
 
@@ -508,6 +510,7 @@ class ResqueDist:
         )
 
 
+@eager
 def resque_dist(
     old: Any,
     new: Any,
