@@ -1,4 +1,4 @@
-"""Every op, accumulator and one-call index on tensors of unusual kinds: a process that must not die.
+"""Every op, accumulator and one-call index on unusual tensors: a process that must not die.
 
 Run by test_odd_tensors.py. Prints one line of JSON: {kind: {call: "right" or the error}}.
 """

@@ -81,7 +81,8 @@ def test_private_methods_are_not_wrapped():
             return 1
 
     assert Some().public() == 1
-    assert hasattr(Some.public, "__wrapped__") and not hasattr(Some._private, "__wrapped__")
+    assert hasattr(Some.public, "__wrapped__")
+    assert not hasattr(Some._private, "__wrapped__")
 
 
 def test_the_compiler_is_not_imported():
