@@ -1,6 +1,15 @@
-// The only file that sees pybind11: pointers in, no logic, the GIL released.
+// The only file that sees Python: tensors in, no logic, the GIL released.
+//
+// A tensor comes as itself, and its address is taken here: as an argument of the call it lives until the
+// launch has returned, whatever Python or its compilers do with the names that it had.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cpu/interrupt.h"
 #include "resque.h"
 
 namespace py = pybind11;
@@ -8,73 +17,160 @@ using namespace resque;
 
 namespace {
 
+// Raised where elements lie nowhere: of meta, fake and zero tensors, and of those that only stand for
+// others, such as those that vmap and grad hand out.
+[[noreturn]] void refuse(py::handle tensor) {
+    throw py::type_error("tensors: expected memory that a kernel can read and write, found a " +
+                         std::string(py::str(py::type::handle_of(tensor).attr("__name__"))) +
+                         " without any (meta, fake, or of a torch.func transform)");
+}
+
+void* address(py::handle tensor) {
+    static PyObject* const kDataPtr = PyUnicode_InternFromString("data_ptr");
+    PyObject* const found = PyObject_CallMethodNoArgs(tensor.ptr(), kDataPtr);
+    if (!found) {
+        if (!PyErr_ExceptionMatches(PyExc_RuntimeError)) throw py::error_already_set();
+        PyErr_Clear();
+        refuse(tensor);
+    }
+    void* const data = PyLong_AsVoidPtr(found);
+    Py_DECREF(found);
+    if (!data && PyErr_Occurred()) throw py::error_already_set();
+    if (!data && tensor.attr("numel")().cast<int64_t>() != 0) refuse(tensor);
+    return data;
+}
+
+// The memory of a tensor, or of none.
 template <typename T>
-T* pointer(uintptr_t address) {
-    return reinterpret_cast<T*>(address);
+struct Memory {
+    T* data = nullptr;
+    operator T*() const { return data; }
+};
+
+// Features and the tensor whose memory they are.
+struct HeldFeatures {
+    py::object tensor;
+    Features features;
+    operator const Features&() const { return features; }
+};
+
+}  // namespace
+
+template <typename T>
+struct pybind11::detail::type_caster<Memory<T>> {
+    PYBIND11_TYPE_CASTER(Memory<T>, const_name("Tensor | None"));
+
+    bool load(handle tensor, bool) {
+        if (!tensor.is_none()) value.data = static_cast<T*>(address(tensor));
+        return true;
+    }
+};
+
+namespace {
+
+using Labels = Memory<const void>;
+using Workspace = Memory<void>;
+
+HeldFeatures features(py::object tensor, int dtype, int64_t n, int64_t channels, int64_t positions,
+                      int64_t stride_n, int64_t stride_c, int64_t stride_p) {
+    const void* const data = address(tensor);
+    return {std::move(tensor),
+            {data, static_cast<DType>(dtype), n, channels, positions, stride_n, stride_c, stride_p}};
 }
 
-Features features(uintptr_t data, int dtype, int64_t n, int64_t channels, int64_t positions,
-                  int64_t stride_n, int64_t stride_c, int64_t stride_p) {
-    return {pointer<const void>(data), static_cast<DType>(dtype), n, channels, positions, stride_n,
-            stride_c, stride_p};
+ClassOrder class_order(Labels labels, bool labels_int64, int64_t label_stride, int64_t n,
+                       int64_t classes, int64_t blocks, Memory<const int64_t> seen,
+                       Memory<int32_t> order, Memory<int64_t> offsets, Memory<int64_t> status,
+                       Workspace workspace) {
+    return {labels, labels_int64, label_stride, n, classes, blocks, seen, order, offsets, status,
+            workspace};
 }
 
-ClassOrder class_order(uintptr_t labels, bool labels_int64, int64_t label_stride, int64_t n,
-                       int64_t classes, int64_t blocks, uintptr_t seen, uintptr_t order,
-                       uintptr_t offsets, uintptr_t status, uintptr_t workspace) {
-    return {pointer<const void>(labels), labels_int64, label_stride, n, classes, blocks,
-            pointer<const int64_t>(seen), pointer<int32_t>(order), pointer<int64_t>(offsets),
-            pointer<int64_t>(status), pointer<void>(workspace)};
+ClassMoments class_moments(const HeldFeatures& x, Memory<const int32_t> order,
+                           Memory<const int64_t> offsets, int64_t groups, bool squares,
+                           bool skip_nonfinite, Memory<int64_t> counts, Memory<double> sums,
+                           Memory<double> sumsq, Memory<int64_t> status, Workspace workspace) {
+    return {x, order, offsets, groups, squares, skip_nonfinite, counts, sums, sumsq, status, workspace};
 }
 
-ClassMoments class_moments(const Features& x, uintptr_t order, uintptr_t offsets, int64_t groups,
-                           bool squares, bool skip_nonfinite, uintptr_t counts, uintptr_t sums,
-                           uintptr_t sumsq, uintptr_t status, uintptr_t workspace) {
-    return {x, pointer<const int32_t>(order), pointer<const int64_t>(offsets), groups, squares,
-            skip_nonfinite, pointer<int64_t>(counts), pointer<double>(sums), pointer<double>(sumsq),
-            pointer<int64_t>(status), pointer<void>(workspace)};
+PairCounts pair_counts(Labels labels_a, bool int64_a, int64_t stride_a, Labels labels_b, bool int64_b,
+                       int64_t stride_b, int64_t n, int64_t count_a, int64_t count_b,
+                       Memory<int64_t> table, Memory<int64_t> status_a, Memory<int64_t> status_b,
+                       Workspace workspace) {
+    return {labels_a, labels_b, int64_a, int64_b, stride_a, stride_b, n, count_a, count_b, table,
+            status_a, status_b, workspace};
 }
 
-PairCounts pair_counts(uintptr_t labels_a, bool int64_a, int64_t stride_a, uintptr_t labels_b,
-                       bool int64_b, int64_t stride_b, int64_t n, int64_t count_a, int64_t count_b,
-                       uintptr_t table, uintptr_t status_a, uintptr_t status_b, uintptr_t workspace) {
-    return {pointer<const void>(labels_a), pointer<const void>(labels_b), int64_a, int64_b, stride_a,
-            stride_b, n, count_a, count_b, pointer<int64_t>(table), pointer<int64_t>(status_a),
-            pointer<int64_t>(status_b), pointer<void>(workspace)};
+LloydStep lloyd_step(const HeldFeatures& x, Memory<const double> centers, int64_t k,
+                     Memory<int64_t> labels, Memory<double> distances, Memory<double> inertia,
+                     Memory<double> sums, Memory<int64_t> counts, Memory<int64_t> rechecked,
+                     Memory<int64_t> status, Workspace workspace) {
+    return {x, centers, k, labels, distances, inertia, sums, counts, rechecked, status, workspace};
 }
 
-LloydStep lloyd_step(const Features& x, uintptr_t centers, int64_t k, uintptr_t labels,
-                     uintptr_t distances, uintptr_t inertia, uintptr_t sums, uintptr_t counts,
-                     uintptr_t rechecked, uintptr_t status, uintptr_t workspace) {
-    return {x, pointer<const double>(centers), k, pointer<int64_t>(labels),
-            pointer<double>(distances), pointer<double>(inertia), pointer<double>(sums),
-            pointer<int64_t>(counts), pointer<int64_t>(rechecked), pointer<int64_t>(status),
-            pointer<void>(workspace)};
+SpatialMean spatial_mean(const HeldFeatures& x, Memory<void> means) { return {x, means}; }
+
+RowDistances row_distances(const HeldFeatures& x_old, const HeldFeatures& x_new,
+                           const std::vector<int32_t>& bins, bool shared, bool skip_nonfinite,
+                           Memory<double> sums, Memory<double> rows, Memory<int32_t> counts,
+                           Memory<int64_t> float64_edges, Memory<int64_t> status_old,
+                           Memory<int64_t> status_new, Memory<int64_t> left_out, Workspace workspace) {
+    return {x_old, x_new, bins.data(), static_cast<int64_t>(bins.size()), shared, skip_nonfinite, sums,
+            rows, counts, float64_edges, status_old, status_new, left_out, workspace};
 }
 
-SpatialMean spatial_mean(const Features& x, uintptr_t means) { return {x, pointer<void>(means)}; }
-
-RowDistances row_distances(const Features& x_old, const Features& x_new, uintptr_t bins,
-                           int64_t bin_counts, bool shared, bool skip_nonfinite, uintptr_t sums,
-                           uintptr_t rows, uintptr_t counts, uintptr_t float64_edges,
-                           uintptr_t status_old, uintptr_t status_new, uintptr_t left_out,
-                           uintptr_t workspace) {
-    return {x_old, x_new, pointer<const int32_t>(bins), bin_counts, shared, skip_nonfinite,
-            pointer<double>(sums), pointer<double>(rows), pointer<int32_t>(counts),
-            pointer<int64_t>(float64_edges), pointer<int64_t>(status_old),
-            pointer<int64_t>(status_new), pointer<int64_t>(left_out), pointer<void>(workspace)};
+ValueHistogram value_histogram(const HeldFeatures& x, bool by_channel, int64_t bits,
+                               Memory<int64_t> counts, Memory<int64_t> status, Workspace workspace) {
+    return {x, by_channel, bits, counts, status, workspace};
 }
 
-ValueHistogram value_histogram(const Features& x, bool by_channel, int64_t bits, uintptr_t counts,
-                               uintptr_t status, uintptr_t workspace) {
-    return {x, by_channel, bits, pointer<int64_t>(counts), pointer<int64_t>(status),
-            pointer<void>(workspace)};
+// A call without the GIL, which Ctrl-C ends: between pieces of work it runs Python's signal handlers,
+// and stops where one raises.
+class PythonCall : public cpu::Call {
+   public:
+    PythonCall() : thread_(PyEval_SaveThread()) {}
+    ~PythonCall() override { PyEval_RestoreThread(thread_); }
+
+   protected:
+    bool should_stop() override {
+        PyEval_RestoreThread(thread_);
+        const bool raised = PyErr_CheckSignals() != 0;
+        thread_ = PyEval_SaveThread();
+        return raised;
+    }
+
+   private:
+    PyThreadState* thread_;
+};
+
+template <typename Args, typename... In>
+auto on_threads(Args (*make)(In...), void (*kernel)(const Args&, int)) {
+    return [make, kernel](In... in, int threads) {
+        const Args args = make(in...);
+        try {
+            PythonCall call;
+            const cpu::CallScope scope(&call);
+            kernel(args, threads);
+        } catch (const cpu::Stopped&) {
+            throw py::error_already_set();
+        }
+    };
+}
+
+// Workspaces are sized by the features that come with them.
+template <typename... In>
+auto sized(int64_t (*workspace)(const Features&, In...)) {
+    return [workspace](const HeldFeatures& x, In... in) { return workspace(x, in...); };
 }
 
 #ifdef RESQUE_WITH_CUDA
-template <typename Args, void (*launcher)(const Args&, int, void*)>
-void on_stream(const Args& args, int device, uintptr_t stream) {
-    launcher(args, device, pointer<void>(stream));
+template <typename Args, typename... In>
+auto on_stream(Args (*make)(In...), void (*launcher)(const Args&, int, void*)) {
+    return [make, launcher](In... in, int device, uintptr_t stream) {
+        const Args args = make(in...);
+        const py::gil_scoped_release unlocked;
+        launcher(args, device, reinterpret_cast<void*>(stream));
+    };
 }
 #endif
 
@@ -97,16 +193,8 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-    const auto unlocked = py::call_guard<py::gil_scoped_release>();
-
-    py::class_<Features>(m, "Features", py::module_local()).def(py::init(&features));
-    py::class_<ClassOrder>(m, "ClassOrder", py::module_local()).def(py::init(&class_order));
-    py::class_<ClassMoments>(m, "ClassMoments", py::module_local()).def(py::init(&class_moments));
-    py::class_<PairCounts>(m, "PairCounts", py::module_local()).def(py::init(&pair_counts));
-    py::class_<LloydStep>(m, "LloydStep", py::module_local()).def(py::init(&lloyd_step));
-    py::class_<SpatialMean>(m, "SpatialMean", py::module_local()).def(py::init(&spatial_mean));
-    py::class_<RowDistances>(m, "RowDistances", py::module_local()).def(py::init(&row_distances));
-    py::class_<ValueHistogram>(m, "ValueHistogram", py::module_local()).def(py::init(&value_histogram));
+    m.attr("interface") = 2;  // what Python expects of this file: see _backend.py
+    py::class_<HeldFeatures>(m, "Features", py::module_local()).def(py::init(&features));
 
     m.def("build_info", &build_info);
     m.def("choose_instruction_set",
@@ -114,33 +202,33 @@ PYBIND11_MODULE(_C, m) {
 
     auto cpu = m.def_submodule("cpu");
     cpu.def("class_order_workspace", &cpu::class_order_workspace);
-    cpu.def("class_order", &cpu::class_order, unlocked);
-    cpu.def("class_moments_workspace", &cpu::class_moments_workspace);
-    cpu.def("class_moments", &cpu::class_moments, unlocked);
+    cpu.def("class_order", on_threads(&class_order, &cpu::class_order));
+    cpu.def("class_moments_workspace", sized(&cpu::class_moments_workspace));
+    cpu.def("class_moments", on_threads(&class_moments, &cpu::class_moments));
     cpu.def("pair_counts_workspace", &cpu::pair_counts_workspace);
-    cpu.def("pair_counts", &cpu::pair_counts, unlocked);
-    cpu.def("lloyd_step_workspace", &cpu::lloyd_step_workspace);
-    cpu.def("lloyd_step", &cpu::lloyd_step, unlocked);
-    cpu.def("spatial_mean", &cpu::spatial_mean, unlocked);
-    cpu.def("row_distances_workspace", &cpu::row_distances_workspace);
-    cpu.def("row_distances", &cpu::row_distances, unlocked);
-    cpu.def("value_histogram_workspace", &cpu::value_histogram_workspace);
-    cpu.def("value_histogram", &cpu::value_histogram, unlocked);
+    cpu.def("pair_counts", on_threads(&pair_counts, &cpu::pair_counts));
+    cpu.def("lloyd_step_workspace", sized(&cpu::lloyd_step_workspace));
+    cpu.def("lloyd_step", on_threads(&lloyd_step, &cpu::lloyd_step));
+    cpu.def("spatial_mean", on_threads(&spatial_mean, &cpu::spatial_mean));
+    cpu.def("row_distances_workspace", sized(&cpu::row_distances_workspace));
+    cpu.def("row_distances", on_threads(&row_distances, &cpu::row_distances));
+    cpu.def("value_histogram_workspace", sized(&cpu::value_histogram_workspace));
+    cpu.def("value_histogram", on_threads(&value_histogram, &cpu::value_histogram));
 
 #ifdef RESQUE_WITH_CUDA
     auto cuda = m.def_submodule("cuda");
     cuda.def("class_order_workspace", &cuda::class_order_workspace);
-    cuda.def("class_order", &on_stream<ClassOrder, cuda::class_order>, unlocked);
-    cuda.def("class_moments_workspace", &cuda::class_moments_workspace);
-    cuda.def("class_moments", &on_stream<ClassMoments, cuda::class_moments>, unlocked);
+    cuda.def("class_order", on_stream(&class_order, &cuda::class_order));
+    cuda.def("class_moments_workspace", sized(&cuda::class_moments_workspace));
+    cuda.def("class_moments", on_stream(&class_moments, &cuda::class_moments));
     cuda.def("pair_counts_workspace", &cuda::pair_counts_workspace);
-    cuda.def("pair_counts", &on_stream<PairCounts, cuda::pair_counts>, unlocked);
-    cuda.def("spatial_mean", &on_stream<SpatialMean, cuda::spatial_mean>, unlocked);
-    cuda.def("lloyd_step_workspace", &cuda::lloyd_step_workspace);
-    cuda.def("lloyd_step", &on_stream<LloydStep, cuda::lloyd_step>, unlocked);
-    cuda.def("row_distances_workspace", &cuda::row_distances_workspace);
-    cuda.def("row_distances", &on_stream<RowDistances, cuda::row_distances>, unlocked);
-    cuda.def("value_histogram_workspace", &cuda::value_histogram_workspace);
-    cuda.def("value_histogram", &on_stream<ValueHistogram, cuda::value_histogram>, unlocked);
+    cuda.def("pair_counts", on_stream(&pair_counts, &cuda::pair_counts));
+    cuda.def("spatial_mean", on_stream(&spatial_mean, &cuda::spatial_mean));
+    cuda.def("lloyd_step_workspace", sized(&cuda::lloyd_step_workspace));
+    cuda.def("lloyd_step", on_stream(&lloyd_step, &cuda::lloyd_step));
+    cuda.def("row_distances_workspace", sized(&cuda::row_distances_workspace));
+    cuda.def("row_distances", on_stream(&row_distances, &cuda::row_distances));
+    cuda.def("value_histogram_workspace", sized(&cuda::value_histogram_workspace));
+    cuda.def("value_histogram", on_stream(&value_histogram, &cuda::value_histogram));
 #endif
 }

@@ -20,6 +20,7 @@ import torch
 from resque_ext._errors import BackendError
 
 BACKENDS = ("native", "torch")
+_INTERFACE = 2  # of csrc/bindings.cpp
 _REINSTALL = "install it from its checkout with: pip install --force-reinstall --no-deps ."
 
 
@@ -52,7 +53,7 @@ def _load() -> tuple[ModuleType | None, str]:
     module, missing = _find()
     if module is None:
         return None, missing
-    if not hasattr(module, "choose_instruction_set"):  # built in place, and the checkout went on
+    if getattr(module, "interface", 0) != _INTERFACE:  # built in place, and the checkout went on
         return None, f"resque_ext._C at {module.__file__} was built of older sources; {_REINSTALL}"
     try:
         module.choose_instruction_set(os.environ.get("RESQUE_ISA", ""))
@@ -157,15 +158,25 @@ def kernels(device: torch.device) -> ModuleType:
     return getattr(module, device.type)
 
 
-def call(name: str, args: Any, device: torch.device) -> None:
-    """Launches a kernel: on torch's current stream of `device`, or on its number of CPU threads."""
-    module = kernels(device)
+def launch(name: str, device: torch.device, *arguments: Any) -> None:
+    """Launches a kernel: on torch's current stream of `device`, or on its number of CPU threads.
+
+    Args:
+        name: of the kernel.
+        arguments: what csrc/bindings.cpp names; tensors as they are, so that they live until the
+            kernel has been launched, or has run.
+
+    Raises:
+        TypeError: a tensor without memory.
+        KeyboardInterrupt: Ctrl-C ended the kernel (on the CPU); the outputs hold anything.
+    """
+    kernel = getattr(kernels(device), name)
     if device.type == "cuda":
         stream = torch.cuda.current_stream(device)
         index = device.index if device.index is not None else torch.cuda.current_device()
-        getattr(module, name)(args, index, stream.cuda_stream)
+        kernel(*arguments, index, stream.cuda_stream)
     else:
-        getattr(module, name)(args, torch.get_num_threads())
+        kernel(*arguments, torch.get_num_threads())
 
 
 def build_info() -> dict[str, Any]:

@@ -51,7 +51,7 @@ def as_tensor(x: Any, name: str) -> Tensor:
         raise TypeError(f"{name}: expected a dense real tensor, found {kind} ({describe(x)})")
     if x.device.type not in DEVICES:
         raise TypeError(f"{name}: expected a tensor on cpu or cuda, found {describe(x)}")
-    return x.detach()
+    return x.detach().resolve_neg()
 
 
 def as_array(x: Any, name: str, row_dims: int = 1) -> Any:

@@ -62,7 +62,7 @@ def test_the_switch_decides_what_runs(monkeypatch):
         raise AssertionError("the wrong backend")
 
     with monkeypatch.context() as patch, backend("torch"):
-        patch.setattr(_backend, "call", broken)
+        patch.setattr(_backend, "launch", broken)
         patch.setattr(_backend, "kernels", broken)
         found = ops.class_moments(X, Y, 2)
     with monkeypatch.context() as patch, backend("native"):

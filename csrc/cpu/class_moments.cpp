@@ -52,6 +52,7 @@ constexpr int kRows = 32;        // summed at once, at most
 constexpr int64_t kStreamWindow = 16384;  // rows at most
 constexpr int64_t kStreamGroups = 32;
 constexpr int64_t kLeastTile = 32;  // rows
+constexpr int64_t kUnasked = int64_t{1} << 22;  // values that are added before asking whether to stop
 
 // How the work is cut: fixed by the sizes, so that the result is.
 struct Plan {
@@ -191,6 +192,10 @@ class Worker {
     void add(const int32_t* rows, int64_t count, Ahead& ahead, double* sums, double* sumsq) {
         const int soon = plan_.rows, later = soon + soon / 2, page = 2 * soon;
         for (int64_t i = 0; i < count; i += plan_.rows) {
+            if ((unasked_ += plan_.rows * a_.x.channels * a_.x.positions) >= kUnasked) {
+                if (stopped()) return;
+                unasked_ = 0;
+            }
             const int some = static_cast<int>(std::min<int64_t>(plan_.rows, count - i));
             if (a_.x.positions > 1) {
                 const double* mean[kRows];
@@ -254,6 +259,7 @@ class Worker {
     Faults* faults_;
     double* slots_;
     double* pooled_;
+    int64_t unasked_ = 0;
     int32_t* rows_;  // [window] scratch: rows in another order, or those that are kept
     void (*add_rows_)(const T* const*, int, const T* const*, const T* const*, int64_t, double*, double*) =
         RESQUE_PICK(add_rows<T, Squares>);

@@ -144,6 +144,7 @@ class Worker {
             const int64_t stop = std::min(g + plan_.group, end);
             for (int64_t i = g; i < stop; i += block) {
                 multiply(i, end);
+                if (stopped()) return;  // with scores that are incomplete
                 for (int64_t s = 0; s < plan_.subs && i + s * kRows<Real> < end; ++s) {
                     assign(i + s * kRows<Real>, end, s);
                 }
@@ -176,7 +177,7 @@ class Worker {
                         wide, 0};
             int64_t left = rows * wide;  // none where no rows follow
             const int64_t share = (left + panels_.tiles * subs - 1) / (panels_.tiles * subs);
-            for (int64_t t = 0; t < panels_.tiles; ++t) {
+            for (int64_t t = 0; t < panels_.tiles && !stopped(); ++t) {
                 const int64_t first = panels_.first(t);
                 for (int64_t s = 0; s < subs; ++s) {
                     product_(y_ + s * kRows<Real> * kColumns, panels_.panel(b, t), width,
@@ -215,6 +216,7 @@ class Worker {
     // The label of a row that the bounds leave open, by the distances to all that it may belong to.
     int64_t decide(int64_t i, const Real* scores, double square, double length) {
         ++found_.rechecked;
+        if (stopped()) return 0;
         if (!std::isfinite(square) && !check_finite(i)) return 0;
         const auto low = [&](int64_t k) {
             return (static_cast<double>(panels_.base[k]) - scores[k * kRows<Real>]) -

@@ -1,6 +1,7 @@
 #include "cpu/parallel.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 
 #include <system_error>
 #include <thread>
@@ -17,12 +18,17 @@ using Team = void (*)(void (*work)(void*), void* context, unsigned threads, unsi
 // own would share the processors with them.
 Team find_team() { return reinterpret_cast<Team>(dlsym(RTLD_DEFAULT, "GOMP_parallel")); }
 
+// Whether this process is the child of a fork: it has the runtime's team, as its parent used it, but none
+// of the team's threads, and a parallel region would wait for them for ever.
+bool forked = false;
+const int watch_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
 }  // namespace
 
 void on_threads(int threads, void (*work)(void*), void* context) {
     if (threads <= 1) return work(context);
     static const Team team = find_team();
-    if (team) return team(work, context, static_cast<unsigned>(threads), 0);
+    if (team && !forked) return team(work, context, static_cast<unsigned>(threads), 0);
     std::vector<std::thread> others;
     for (int t = 1; t < threads; ++t) {
         try {

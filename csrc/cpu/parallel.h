@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cpu/interrupt.h"
+
 namespace resque::cpu {
 
 // Runs work(context) on `threads` threads at once and returns when all are done.
@@ -10,7 +12,7 @@ void on_threads(int threads, void (*work)(void*), void* context);
 
 // Runs task(0) .. task(tasks - 1), each once, on at most `threads` threads. Tasks write to places of
 // their own, so that which thread runs one never shows. A team starts in some 5 us, so a thread is
-// worth it from `bytes` of about 256 KB (25 us of reading) on.
+// worth it from `bytes` of about 256 KB (25 us of reading) on. Throws Stopped where the call was to stop.
 template <typename Task>
 void parallel_for(int64_t tasks, int threads, int64_t bytes, const Task& task) {
     constexpr int64_t kBytesPerThread = int64_t{1} << 18;
@@ -18,12 +20,17 @@ void parallel_for(int64_t tasks, int threads, int64_t bytes, const Task& task) {
     struct Context {
         const Task& task;
         int64_t tasks, next;
-    } context{task, tasks, 0};
+        Call* call;
+    } context{task, tasks, 0, this_call};
     const auto work = [](void* shared) {
         auto& c = *static_cast<Context*>(shared);
-        for (int64_t i; (i = __atomic_fetch_add(&c.next, 1, __ATOMIC_RELAXED)) < c.tasks;) c.task(i);
+        const CallScope scope(c.call);
+        for (int64_t i; (i = __atomic_fetch_add(&c.next, 1, __ATOMIC_RELAXED)) < c.tasks && !stopped();) {
+            c.task(i);
+        }
     };
     on_threads(static_cast<int>(most < threads ? most : threads), work, &context);
+    if (stopped()) throw Stopped{};
 }
 
 // The same, for tasks that lie side by side in memory: those that run at the same time are far apart, and

@@ -243,7 +243,7 @@ class Worker {
                 for (int r = 0; r < kStreams; ++r) to[b * kWide] += lanes[b * kLanes<uint16_t> + r];
             }
         };
-        for (int64_t c = 0; c < piece; c += kMost) {
+        for (int64_t c = 0; c < piece && !stopped(); c += kMost) {
             Stream<Row> streams[kStreams];
             for (int r = 0; r < kStreams; ++r) {
                 streams[r] = whole;
@@ -396,7 +396,7 @@ void run(const RowDistances& a, const Plan& plan, int threads) {
         const Part mine = part(task);
         std::fill_n(reinterpret_cast<char*>(mine.sums), mine.found, 0);
         Worker<T, Row, Count> worker(a, plan, tables, mine);
-        for (int64_t g = task * each; g < std::min((task + 1) * each, plan.groups); ++g) {
+        for (int64_t g = task * each; g < std::min((task + 1) * each, plan.groups) && !stopped(); ++g) {
             worker.group(g * plan.pairs, std::min((g + 1) * plan.pairs, plan.n));
         }
     });

@@ -82,7 +82,8 @@ class Counter {
             uint32_t* table = static_cast<uint32_t*>(a_.workspace) + task * entries;
             std::fill_n(table, entries, 0);
             int64_t held = 0, begin;
-            while ((begin = __atomic_fetch_add(&next, kChunk, __ATOMIC_RELAXED)) < size_) {
+            while (!stopped() &&
+                   (begin = __atomic_fetch_add(&next, kChunk, __ATOMIC_RELAXED)) < size_) {
                 const int64_t n = std::min(kChunk, size_ - begin);
                 if (held + n > kFlush) {
                     flush(table, &bad);
@@ -113,7 +114,12 @@ class Counter {
         parallel_for((x.channels + some - 1) / some, threads, bytes, [&](int64_t task) {
             const int64_t end = std::min((task + 1) * some, x.channels);
             Faults faults;
+            int64_t unasked = 0;
             for (int64_t i = 0; i < x.n; ++i) {
+                if ((unasked += some * x.positions) >= kChunk) {
+                    if (stopped()) return;
+                    unasked = 0;
+                }
                 for (int64_t p = 0; p < x.positions; ++p) {
                     for (int64_t c = task * some; c < end; ++c) {
                         add(x_[i * x.stride_n + c * x.stride_c + p * x.stride_p],

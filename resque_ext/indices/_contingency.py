@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from resque_ext._eager import eager
 from resque_ext._inputs import as_tensor, describe
 
 _LOW = 2**32 - 1
 _CELLS = 2**18  # squared at a time: what that takes stays in the cache, 2 MB an array
 
 
+@eager
 def adjusted_rand_index(table: Any) -> float:
     """The adjusted Rand index of two labellings, from their contingency table, in exact integers.
 

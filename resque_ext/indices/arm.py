@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resque_ext._eager import eager
 from resque_ext._inputs import as_array, check_choice, check_features, describe
 from resque_ext.indices._arm_distance import layer_distance
 from resque_ext.indices._arm_result import ArmResult
@@ -40,6 +41,7 @@ class _Layer(NamedTuple):
     parts: list[Staged]
 
 
+@eager
 class Arm:
     """ARM, streamed: one pass, bounded memory, mergeable without any rounding.
 
@@ -423,6 +425,7 @@ def _checked(activations: Any, name: str) -> dict[str, Tensor]:
     return {layer: check_features(x, f"{name}[{layer!r}]") for layer, x in activations.items()}
 
 
+@eager
 def arm(
     old: Any,
     new: Any,

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from resque_ext._eager import eager
 from resque_ext._inputs import (
     check_choice,
     check_features,
@@ -97,6 +98,7 @@ class LinearResidualResult:
         }
 
 
+@eager
 class LinearResidual:
     """linear_residual, streamed: one pass, bounded memory, mergeable.
 
@@ -342,6 +344,7 @@ class LinearResidual:
         )
 
 
+@eager
 def linear_residual(
     old: Any,
     new: Any,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from resque_ext._eager import eager
 from resque_ext._inputs import check_choice, check_count
 from resque_ext.indices import _chance
 from resque_ext.indices._chance import Chance
@@ -230,6 +231,7 @@ class PairDistanceResult:
         return found | {"distances": self.distances.to_dict(), "skipped": dict(self.skipped)}
 
 
+@eager
 def preindex(
     old_layers: Mapping[str, Any],
     new_layers: Mapping[str, Any],

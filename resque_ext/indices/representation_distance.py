@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from resque_ext._eager import eager
 from resque_ext._inputs import check_choice, check_count, check_features, describe
 from resque_ext.indices._state import tensors_of
 from resque_ext.model.pooling import check_mask, matches
@@ -109,6 +110,7 @@ class _LayerState:
     FIELDS = ("sums", "counts", "float64_edges")
 
 
+@eager
 class RepresentationDistance:
     """The representation distance p, streamed: one pass, bounded memory, mergeable.
 
@@ -479,6 +481,7 @@ def _checked(layers: Any, masks: Masks) -> dict[str, _Pair]:
     return checked
 
 
+@eager
 def representation_distance(
     old: Mapping[str, Any],
     new: Mapping[str, Any],

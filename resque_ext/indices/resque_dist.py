@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from resque_ext._eager import eager
 from resque_ext._inputs import (
     as_tensor,
     check_choice,
@@ -146,6 +147,7 @@ def default_blocks(num_classes: int) -> int:
     return int(np.clip(2 ** int(np.log2(max(2048 // num_classes, 1))), 4, 16))
 
 
+@eager
 class ResqueDist:
     """RESQUE_dist, streamed: one pass, bounded memory, mergeable.
 
@@ -573,6 +575,7 @@ def _warnings(
     return ()
 
 
+@eager
 def resque_dist(
     old: Any,
     new: Any,

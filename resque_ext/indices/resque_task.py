@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from resque_ext._eager import eager
 from resque_ext._inputs import (
     DEVICES,
     FLOATS,
@@ -152,6 +153,7 @@ class ResqueTaskResult:
         }
 
 
+@eager
 def resque_task(
     features: Any,
     labels: Any = None,

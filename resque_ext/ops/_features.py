@@ -1,4 +1,4 @@
-"""Features as the kernels read them: [n, channels, positions] and a pointer with its strides."""
+"""Features as the kernels read them: [n, channels, positions] with their strides, in memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from resque_ext import _backend
+from resque_ext._inputs import describe
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -37,6 +38,29 @@ def channel_view(features: Tensor) -> Tensor:
     return x if adjacent else x.contiguous()
 
 
-def kernel_view(x: Tensor) -> Any:
-    """What the extension takes for :func:`channel_view`'s result; `x` has to outlive the call."""
-    return _backend.extension().Features(x.data_ptr(), DTYPE_CODES[x.dtype], *x.shape, *x.stride())
+def kernel_view(x: Tensor, name: str = "features") -> Any:
+    """What the extension takes for :func:`channel_view`'s result, and holds."""
+    expect_memory(x, name)
+    return _backend.extension().Features(x, DTYPE_CODES[x.dtype], *x.shape, *x.stride())
+
+
+def expect_memory(x: Tensor, name: str) -> None:
+    """Whether all elements lie in memory, of which a kernel gets the address.
+
+    Raises:
+        TypeError: they do not.
+    """
+    try:
+        storage = x.untyped_storage()
+        there = storage.data_ptr() != 0
+        size = storage.nbytes()
+    except RuntimeError:  # of tensors that only stand for others
+        there, size = False, 0
+    if x.numel() == 0:
+        return
+    last = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+    if not there or (x.storage_offset() + last + 1) * x.element_size() > size:
+        raise TypeError(
+            f"{name}: expected a tensor with its values in memory, found a {type(x).__name__} "
+            f"without ({describe(x)}): a meta, fake or freed one, or one of a torch.func transform"
+        )

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from resque_ext._eager import eager
+
 _library = torch.library.Library("resque_ext", "DEF")
 
 
@@ -36,6 +38,7 @@ def define(schema: str) -> Callable[[Callable[..., Any]], _Op]:
     def register(kernel: Callable[..., Any]) -> _Op:
         name = schema.partition("(")[0]
         _library.define(schema, tags=(torch.Tag.needs_fixed_stride_order,))
+        kernel = eager(kernel)
         _library.impl(name, kernel, "CompositeExplicitAutograd")
         return _Op(name, kernel)
 

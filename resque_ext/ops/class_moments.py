@@ -87,28 +87,28 @@ def grouped_moments(
         return reference.class_moments(x, order, offsets, squares, skip_nonfinite)
     device, groups = x.device, offsets.numel() - 1
     channels = x.shape[1]
-    kernels, extension = _backend.kernels(device), _backend.extension()
-    view = kernel_view(x)
+    kernels, view = _backend.kernels(device), kernel_view(x)
     counts = torch.empty(groups, dtype=torch.int64, device=device)
     sums = torch.empty(groups, channels, dtype=torch.float64, device=device)
     sumsq = torch.empty(groups if squares else 0, channels, dtype=torch.float64, device=device)
     status = torch.zeros(5, dtype=torch.int64, device=device)
     size = kernels.class_moments_workspace(view, groups, squares)
     workspace = torch.empty(size, dtype=torch.uint8, device=device)
-    args = extension.ClassMoments(
+    _backend.launch(
+        "class_moments",
+        device,
         view,
-        order.data_ptr(),
-        offsets.data_ptr(),
+        order,
+        offsets,
         groups,
         squares,
         skip_nonfinite,
-        counts.data_ptr(),
-        sums.data_ptr(),
-        sumsq.data_ptr(),
-        status.data_ptr(),
-        workspace.data_ptr(),
+        counts,
+        sums,
+        sumsq,
+        status,
+        workspace,
     )
-    _backend.call("class_moments", args, device)
     return counts, sums, sumsq, status
 
 

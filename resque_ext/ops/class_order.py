@@ -7,6 +7,7 @@ from torch import Tensor
 
 from resque_ext import _backend
 from resque_ext.ops import reference
+from resque_ext.ops._features import expect_memory
 
 
 def class_order(
@@ -31,6 +32,7 @@ def class_order(
     """
     if _backend.current_backend() == "torch":
         return reference.class_order(labels, num_classes, blocks, seen)
+    expect_memory(labels, "labels")
     device, n = labels.device, labels.numel()
     kernels = _backend.kernels(device)
     order = torch.empty(n, dtype=torch.int32, device=device)
@@ -38,18 +40,19 @@ def class_order(
     status = torch.zeros(5, dtype=torch.int64, device=device)
     size = kernels.class_order_workspace(n, num_classes, blocks)
     workspace = torch.empty(size, dtype=torch.uint8, device=device)
-    args = _backend.extension().ClassOrder(
-        labels.data_ptr(),
+    _backend.launch(
+        "class_order",
+        device,
+        labels,
         labels.dtype == torch.int64,
         labels.stride(0),
         n,
         num_classes,
         blocks,
-        0 if seen is None else seen.data_ptr(),
-        order.data_ptr(),
-        offsets.data_ptr(),
-        status.data_ptr(),
-        workspace.data_ptr(),
+        seen,
+        order,
+        offsets,
+        status,
+        workspace,
     )
-    _backend.call("class_order", args, device)
     return order, offsets, status

@@ -10,7 +10,7 @@ from torch import Tensor
 from resque_ext import _backend
 from resque_ext._inputs import as_float, describe, raises_at_once
 from resque_ext.ops import reference
-from resque_ext.ops._features import DTYPE_CODES, channel_view
+from resque_ext.ops._features import channel_view, expect_memory, kernel_view
 from resque_ext.ops._library import define
 from resque_ext.ops._status import Status, merge_status
 from resque_ext.ops.class_moments import SEGMENT_ROWS
@@ -87,8 +87,8 @@ def _segment(
         return reference.lloyd_step(features, centers, update, distances)
     x = channel_view(features)
     device, (n, width, _), k = x.device, x.shape, centers.shape[0]
-    kernels, extension = _backend.kernels(device), _backend.extension()
-    view = extension.Features(x.data_ptr(), DTYPE_CODES[x.dtype], n, width, 1, *x.stride())
+    expect_memory(centers, "centers")
+    kernels, view = _backend.kernels(device), kernel_view(x)
     labels = torch.empty(n, dtype=torch.int64, device=device)
     squared = torch.empty(n if distances else 0, dtype=torch.float64, device=device)
     inertia = torch.empty((), dtype=torch.float64, device=device)
@@ -98,20 +98,21 @@ def _segment(
     status = torch.zeros(5, dtype=torch.int64, device=device)
     size = kernels.lloyd_step_workspace(view, k, update)
     workspace = torch.empty(size, dtype=torch.uint8, device=device)
-    args = extension.LloydStep(
+    _backend.launch(
+        "lloyd_step",
+        device,
         view,
-        centers.data_ptr(),
+        centers,
         k,
-        labels.data_ptr(),
-        squared.data_ptr() if distances else 0,
-        inertia.data_ptr(),
-        sums.data_ptr() if update else 0,
-        counts.data_ptr() if update else 0,
-        rechecked.data_ptr(),
-        status.data_ptr(),
-        workspace.data_ptr(),
+        labels,
+        squared if distances else None,
+        inertia,
+        sums if update else None,
+        counts if update else None,
+        rechecked,
+        status,
+        workspace,
     )
-    _backend.call("lloyd_step", args, device)
     return labels, squared, inertia, sums, counts, rechecked, status
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from resque_ext import _backend
 from resque_ext._inputs import check_count, check_labels, check_pair, raises_at_once
 from resque_ext.ops import reference
+from resque_ext.ops._features import expect_memory
 from resque_ext.ops._library import define
 from resque_ext.ops._status import Status, merge_status
 from resque_ext.ops.class_moments import SEGMENT_ROWS
@@ -71,26 +72,29 @@ def _count(labels: Tensor, name: str, size: str) -> int:
 
 def _segment(a: Tensor, b: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """Adds the rows to the table, and returns both sides' status."""
+    for labels, name in zip((a, b), NAMES, strict=True):
+        expect_memory(labels, name)
     device, n = a.device, a.numel()
     kernels = _backend.kernels(device)
     status_a, status_b = (torch.zeros(5, dtype=torch.int64, device=device) for _ in NAMES)
     size = kernels.pair_counts_workspace(n, *table.shape)
     workspace = torch.empty(size, dtype=torch.uint8, device=device)
-    args = _backend.extension().PairCounts(
-        a.data_ptr(),
+    _backend.launch(
+        "pair_counts",
+        device,
+        a,
         a.dtype == torch.int64,
         a.stride(0),
-        b.data_ptr(),
+        b,
         b.dtype == torch.int64,
         b.stride(0),
         n,
         *table.shape,
-        table.data_ptr(),
-        status_a.data_ptr(),
-        status_b.data_ptr(),
-        workspace.data_ptr(),
+        table,
+        status_a,
+        status_b,
+        workspace,
     )
-    _backend.call("pair_counts", args, device)
     return status_a, status_b
 
 

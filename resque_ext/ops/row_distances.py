@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -202,7 +201,7 @@ def row_distances_with_status(
     if _backend.current_backend() == "torch":
         return reference.row_distances(x, y, bins, shared, rows, counts, skip_nonfinite)
     device, n = x.device, x.shape[0]
-    kernels, views = _backend.kernels(device), (kernel_view(x), kernel_view(y))
+    kernels, views = _backend.kernels(device), (kernel_view(x, "old"), kernel_view(y, "new"))
     columns, sides, all_bins = (8, 4, sum(bins)) if shared else (4, 2, sum(bins))
 
     def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -215,23 +214,22 @@ def row_distances_with_status(
     status = torch.zeros(2, 5, dtype=torch.int64, device=device)
     size = kernels.row_distances_workspace(views[0], len(bins), all_bins, shared)
     workspace = empty(size, dtype=torch.uint8)
-    numbers = array("i", bins)  # in host memory, wherever the rows are
-    args = _backend.extension().RowDistances(
+    _backend.launch(
+        "row_distances",
+        device,
         *views,
-        numbers.buffer_info()[0],
-        len(bins),
+        bins,
         shared,
         skip_nonfinite,
-        sums.data_ptr(),
-        each.data_ptr() if rows else 0,
-        histograms.data_ptr() if counts else 0,
-        float64_edges.data_ptr(),
-        status[0].data_ptr(),
-        status[1].data_ptr(),
-        left_out.data_ptr(),
-        workspace.data_ptr(),
+        sums,
+        each if rows else None,
+        histograms if counts else None,
+        float64_edges,
+        status[0],
+        status[1],
+        left_out,
+        workspace,
     )
-    _backend.call("row_distances", args, device)
     return sums, n - left_out[0], each, float64_edges, histograms, status
 
 

@@ -45,8 +45,7 @@ def _spatial_mean(features: Tensor) -> Tensor:
     if _backend.current_backend() == "torch":
         return reference.spatial_mean(x)
     means = x.new_empty(x.shape[:2], dtype=mean_dtype(x.dtype))
-    args = _backend.extension().SpatialMean(kernel_view(x), means.data_ptr())
-    _backend.call("spatial_mean", args, x.device)
+    _backend.launch("spatial_mean", x.device, kernel_view(x), means)
     return means
 
 

@@ -305,19 +305,12 @@ class Values(NamedTuple):
             found, status = reference.value_histogram(x, bits, by_channel)
             return counts.add_(found.view_as(counts)), status
         status = torch.zeros(5, dtype=torch.int64, device=x.device)
-        kernels, extension = _backend.kernels(x.device), _backend.extension()
-        view = kernel_view(x)
+        kernels, view = _backend.kernels(x.device), kernel_view(x)
         size = kernels.value_histogram_workspace(view, by_channel, bits)
         workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
-        args = extension.ValueHistogram(
-            view,
-            by_channel,
-            bits,
-            counts.data_ptr(),
-            status.data_ptr(),
-            workspace.data_ptr(),
+        _backend.launch(
+            "value_histogram", x.device, view, by_channel, bits, counts, status, workspace
         )
-        _backend.call("value_histogram", args, x.device)
         return counts, status
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from resque_ext._eager import eager
 from resque_ext.ops.value_histogram import ValueHistogram
 
 Floats = NDArray[np.float64]
@@ -40,6 +41,7 @@ class Distance(float):
         return float(self) + self.bound
 
 
+@eager
 def wasserstein_from_histograms(a: ValueHistogram, b: ValueHistogram) -> Distance:
     """The Wasserstein distance W1 of two sets of values, from their histograms.
 

@@ -75,9 +75,9 @@ def install(monkeypatch: pytest.MonkeyPatch, order: str = "forward") -> None:
     module = load()
     set_order(order)
 
-    def call(name: str, args: Any, device: Any) -> None:
-        getattr(module.cuda, name)(args, 0, 0)
+    def launch(name: str, device: Any, *arguments: Any) -> None:
+        getattr(module.cuda, name)(*arguments, 0, 0)
 
     monkeypatch.setattr(_backend, "_C", module)
     monkeypatch.setattr(_backend, "kernels", lambda device: module.cuda)
-    monkeypatch.setattr(_backend, "call", call)
+    monkeypatch.setattr(_backend, "launch", launch)

@@ -1,0 +1,39 @@
+"""What torch.compile leaves alone: the graph breaks there, and plain Python runs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def eager(function: T) -> T:
+    """Runs a function, or every public method of a class, as plain Python inside torch.compile.
+
+    Compiled, NumPy code is rounded otherwise, and what a kernel writes to is not known to be
+    written to. torch.compiler.disable alone would import torch's compiler, which takes seconds;
+    nothing can be compiled before somebody else has imported it.
+    """
+    if inspect.isclass(function):
+        for name, member in list(vars(function).items()):
+            if inspect.isfunction(member) and (name == "__init__" or not name.startswith("_")):
+                setattr(function, name, eager(member))
+        return function
+    disabled: list[Callable[..., Any]] = []
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if "torch._dynamo" not in sys.modules:
+            return function(*args, **kwargs)
+        if not disabled:
+            disabled.append(torch.compiler.disable(function))
+        return disabled[0](*args, **kwargs)
+
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]  # not to be inlined
+    return call  # type: ignore[return-value]
