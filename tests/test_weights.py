@@ -133,7 +133,10 @@ def test_tied_weights_that_are_stored_once(tmp_path, prefix, kept):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({f"module.{k}": v for k, v in list(STATE.items())[1:]}, r"expected .* found others \(read without"),
+        (
+            {f"module.{k}": v for k, v in list(STATE.items())[1:]},
+            r"expected .* found others \(read without",
+        ),
         ({f"net.{k}": v for k, v in STATE.items()}, "expected the weights of Sequential"),
         ({"model": {"a": 3}}, "expected tensors by name, found dict of 'a'"),
         ({"weights": STATE}, "expected tensors by name, found dict of 'weights'"),
