@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -244,23 +245,26 @@ def _retrain(
         done.append(run)
         progress(f"retrained for {run.kind} {run.level:g}", len(done) / cases)
 
-    runs = study(
-        model,
-        {
-            "old": _batches(*old),
-            "train": list(zip(images, labels, strict=True)),
-            "test": _batches(*held_out),
-        },
-        LEVELS,
-        ("resque_dist",),
-        target_accuracy=TARGET,
-        max_epochs=MOST_EPOCHS,
-        checks_per_epoch=CHECKS,
-        seed=seed,
-        meter=None,  # these runs are too short for any meter's resolution
-        on_run=report,
-        progress=False,
-    )
+    with warnings.catch_warnings():
+        # Of what intervals need at a higher coverage than the one here.
+        warnings.filterwarnings("ignore", "shifts: .* kinds: ", UserWarning)
+        runs = study(
+            model,
+            {
+                "old": _batches(*old),
+                "train": list(zip(images, labels, strict=True)),
+                "test": _batches(*held_out),
+            },
+            LEVELS,
+            ("resque_dist",),
+            target_accuracy=TARGET,
+            max_epochs=MOST_EPOCHS,
+            checks_per_epoch=CHECKS,
+            seed=seed,
+            meter=None,  # these runs are too short for any meter's resolution
+            on_run=report,
+            progress=False,
+        )
     predictions, reason = {}, None
     try:
         predictions = leave_one_kind_out(runs, (INDEX,), ("epochs",), coverage=COVERAGE)[
