@@ -184,7 +184,7 @@ def test_both_ways_to_draw_agree():
     for n in (5_000, 100):
         rng = np.random.default_rng(1)
         counts = cells if n == 5_000 else np.random.default_rng(0).multinomial(n, p)
-        drawn = _contingency._draw(rng, counts[counts > 0], n, 4_000)
+        drawn = _contingency._draw(rng, counts[counts > 0], np.full(4_000, n))
         assert (drawn.sum(1) == n).all()
         share = counts[counts > 0] / n
         np.testing.assert_allclose(
@@ -219,6 +219,65 @@ def test_the_same_seed_gives_the_same():
 def test_nothing_to_resample():
     assert _contingency.bootstrap(np.zeros((2, 2), np.int64), 0) is None
     assert _contingency.bootstrap(np.array([[1, 0]]), 0) is None
-    for table in (np.array([[7]]), np.diag([3, 4])):  # equal in every replicate
-        found = _contingency.bootstrap(table, 0)
-        assert (found.std_error, found.low, found.high) == (0, 1, 1)
+    found = _contingency.bootstrap(np.array([[7]]), 0)  # one cell: equal in every replicate
+    assert (found.std_error, found.low, found.high) == (0, 1, 1)
+
+
+def plain_bootstrap(table, seed, replicates):
+    """All cells at once, from the table and one sample more that is spread as chance would."""
+    n = table.sum()
+    p = (table + np.outer(table.sum(1), table.sum(0)) / n**2) / (n + 1)
+    rng = np.random.default_rng(seed)
+    drawn = [
+        adjusted_rand_index(rng.multinomial(n, p.ravel()).reshape(p.shape))
+        for _ in range(replicates)
+    ]
+    difference = np.array(drawn) - population(p)
+    return difference.std(ddof=1), adjusted_rand_index(table) + np.quantile(
+        difference, [0.025, 0.975]
+    )
+
+
+@pytest.mark.parametrize(("n", "k"), [(60, 3), (400, 4), (500, 12)])
+def test_the_bootstrap_is_that_of_the_table_and_a_sample_by_chance(n, k):
+    """The standard errors of two bootstraps of 2,000 agree to a few percent; so do their ends."""
+    table = np.diag(np.full(k, n // k)) if n == 400 else table_of(n, k, 0.6)
+    error, (low, high) = plain_bootstrap(table, 1, 2000)
+    found = _contingency.bootstrap(table, 2, 2000)
+    assert found.std_error == pytest.approx(error, rel=0.1)
+    assert found.low == pytest.approx(low, abs=0.35 * error)
+    assert found.high == pytest.approx(min(high, 1), abs=0.35 * error)
+
+
+def test_a_table_without_disagreement_is_not_certain():
+    """About 3 / N: of ten classes, 0 of N seen leaves up to some 3 of N disagreements open."""
+    for n in (100, 1000, 10_000):
+        found = _contingency.bootstrap(np.diag(np.full(10, n // 10)), 0)
+        assert found.high == 1
+        assert 1 / n < 1 - found.low < 8 / n
+        assert found.std_error > 0
+
+
+def coverage(errors, n, k, tables):
+    """The share of intervals with the true index, where so many errors of n are expected."""
+    share = errors / n
+    p = np.full((k, k), share / (k * (k - 1)))
+    np.fill_diagonal(p, (1 - share) / k)
+    truth, rng, covered = population(p), np.random.default_rng(int(errors * 10)), 0
+    for seed in range(tables):
+        table = rng.multinomial(n, p.ravel()).reshape(k, k)
+        found = _contingency.bootstrap(table, seed, replicates=200)
+        covered += found.low <= truth <= found.high
+    return covered / tables
+
+
+def test_the_interval_covers_few_errors_quickly():
+    assert coverage(1, 300, 4, 60) >= 0.85
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("errors", [0.1, 0.5, 1, 2, 3, 5, 10, 30, 100, 210])
+@pytest.mark.parametrize("k", [2, 10])
+def test_the_interval_covers_from_a_tenth_of_an_error_on(errors, k):
+    """95% intervals, 500 tables: 0.92 less three deviations of the share, 0.036."""
+    assert coverage(errors, 300, k, 500) >= 0.92 - 0.036

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from resque_ext.indices import _angles
-from resque_ext.indices._angles import angles, noise_floor, std_error
+from resque_ext.indices._angles import angles, exchange, noise_floor, std_error
 
 ROTATIONS = [1e-12, 1e-9, 1e-7, 1e-5, 1e-3, 0.1, math.pi / 6, 1.0, math.pi / 2, 2.0, 3.0]
 
@@ -125,9 +125,9 @@ def redraws(paired, rows, seed, draws=2000, classes=3, width=5, blocks=16):
 )
 def test_std_error_is_the_spread_of_redraws(paired, rows):
     """A standard deviation of R draws has the relative error 1/sqrt(2R), 1.6% for 2,000: five of
-    them. The jackknife's bias is of the order of the squared relative noise of a sum, here under
-    (0.7 sqrt(5) / (1.5 sqrt(77)))^2 = 1.4%. The root mean square of the R estimates themselves is
-    known far better: each has 15 degrees of freedom a class.
+    them. What the first order leaves out is of the order of the squared relative noise of a sum,
+    here under (0.7 sqrt(5) / (1.5 sqrt(77)))^2 = 1.4%. The root mean square of the R estimates
+    themselves is known far better: each has 15 degrees of freedom a class.
     """
     values, errors, others = redraws(paired, rows, seed=sum(rows))
     spread = values.std(ddof=1)
@@ -138,35 +138,43 @@ def test_std_error_is_the_spread_of_redraws(paired, rows):
         assert math.sqrt(np.square(others).mean()) > 1.3 * spread
 
 
-def plain_jackknife(old, new, m, n, paired):
-    """Busing, Meijer and van der Leeden (1999), equations 5 to 8, one block after another."""
-    classes, blocks, _ = old.shape
+def plain_std_error(old, new, m, n, paired):
+    """From [D, D] covariances of the directions, class by class, without a Gram matrix."""
 
-    def variance(statistic, rows):
-        there = [b for b in range(blocks) if rows[b] > 0]
-        g, total, whole = len(there), sum(rows), statistic(None)
-        without = {b: statistic(b) for b in there}
-        centre = g * whole - sum((1 - rows[b] / total) * without[b] for b in there)
-        result = 0
+    def direction(sums, counts):
+        """The unit vector, the rows r of blocks with rows, and their number less one."""
+        there = np.flatnonzero(counts)
+        total, rows, g = sums.sum(0), counts.sum(), len(there)
+        mean = total / rows
+        unit = mean / np.linalg.norm(mean)
+        r = []
         for b in there:
-            h = total / rows[b]
-            pseudo = h * whole - (h - 1) * without[b]
-            result += (pseudo - centre) ** 2 / (h - 1) / g
-        return result
+            away = np.sqrt(counts[b]) * (sums[b] / counts[b] - mean) / np.sqrt(rows * (g - 1))
+            r.append((away - (away @ unit) * unit) / np.linalg.norm(mean))
+        return unit, np.array(r), g - 1
 
-    def angle(c, b_old, b_new):
-        u = sum(old[c, b] for b in range(blocks) if b != b_old)
-        v = sum(new[c, b] for b in range(blocks) if b != b_new)
-        return float(angles(u, v))
+    def squares(k, nu):
+        return nu**2 / ((nu - 1) * (nu + 2)) * (np.trace(k @ k) - np.trace(k) ** 2 / nu)
 
-    result = 0.0
+    classes, _, width = old.shape
+    total = least = 0.0
     for c in range(classes):
+        (u, ru, nu), (v, rv, nv) = direction(old[c], m[c]), direction(new[c], n[c])
+        if u @ v < 0:
+            v, rv = -v, -rv
+        d = v - u
+        ku, kv = ru.T @ ru, rv.T @ rv
         if paired:
-            result += variance(lambda b, c=c: angle(c, b, b), m[c])
+            k = (rv - ru).T @ (rv - ru)
+            t, trace = squares(k, nu), np.trace(k)
         else:
-            result += variance(lambda b, c=c: angle(c, b, None), m[c])
-            result += variance(lambda b, c=c: angle(c, None, b), n[c])
-    return math.sqrt(result) / classes
+            k = ku + kv
+            t, trace = squares(ku, nu) + squares(kv, nv) + 2 * np.trace(ku @ kv), np.trace(k)
+        t = max(t, trace**2 / width)
+        q, cos2 = d @ k @ d, (u @ v) ** 2
+        total += (q - t * cos2 / 2) / (np.pi**2 * (1 - cos2))
+        least += q / (2 * np.pi**2 * (1 - cos2))
+    return math.sqrt(max(total, least)) / classes
 
 
 def uneven(seed, classes=7, blocks=6, width=4):
@@ -179,15 +187,106 @@ def uneven(seed, classes=7, blocks=6, width=4):
 
 @pytest.mark.parametrize("paired", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_std_error_is_a_plain_jackknife_of_unequal_blocks(paired, seed):
+@pytest.mark.parametrize("opposite", [1, -1])
+def test_std_error_is_that_of_plain_covariances(paired, seed, opposite):
+    """Of unequal blocks, some empty, and of angles beyond a right one."""
     old, new, m, n = uneven(seed)
     assert (m == 0).any()
     assert (n == 0).any()
-    n = m if paired else n
     if paired:
-        new[n == 0] = 0
+        n, new = m, np.where(m[:, :, None] > 0, new, 0)
+    new = new * opposite
     found = std_error(old, new, m, n, paired)
-    assert abs(found / plain_jackknife(old, new, m, n, paired) - 1) < 1e-12
+    assert found == pytest.approx(plain_std_error(old, new, m, n, paired), rel=1e-9)
+
+
+def test_std_error_of_equal_sides():
+    """Pairs that are equal stay equal in any sample; samples that happen to be do not."""
+    old, _, m, _ = uneven(3)
+    assert std_error(old, old, m, m, paired=True) == 0
+    found = std_error(old, old, m, m, paired=False)
+    near = old * (1 + 1e-9 * np.random.default_rng(0).normal(size=old.shape))
+    assert 0.4 < found / std_error(old, near, m, m, paired=False) < 2.5
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_std_error_and_exchange_do_not_depend_on_the_unit(scale):
+    old, new, m, _ = uneven(4)
+    new = np.where(m[:, :, None] > 0, new, 0)
+    for paired in (False, True):
+        found = std_error(old * scale, new * scale, m, m, paired)
+        assert found == pytest.approx(std_error(old, new, m, m, paired), rel=1e-12)
+    assert exchange(old * scale, new * scale, m).floor == pytest.approx(
+        exchange(old, new, m).floor, rel=1e-12
+    )
+
+
+# The true deviation: cells of shift, spectrum and pairing. `bounds` are what is promised of blocks.
+CELLS = [
+    (paired, spectrum, shift)
+    for paired in (False, True)
+    for spectrum in ("flat", "steep")
+    for shift in (0, 0.05, 0.1, 0.3, 1.0)
+]
+
+
+def ratio(paired, spectrum, shift, draws, width=64, classes=5, rows=160, blocks=16):
+    """The root mean square of the standard errors over the deviation of the values; and what the
+    noise floor, or the sign test, says of them."""
+    rng = np.random.default_rng(7)
+    sigma = np.ones(width) if spectrum == "flat" else np.arange(1, width + 1) ** -0.5
+    sigma = sigma / np.sqrt(np.square(sigma).mean())
+    mean = rng.normal(size=(classes, width)) * 0.5 + 0.3
+    away = rng.normal(size=(classes, width))
+    away -= (away * mean).sum(1, keepdims=True) / (mean**2).sum(1, keepdims=True) * mean
+    away *= np.linalg.norm(mean, axis=1, keepdims=True) / np.linalg.norm(away, axis=1)[:, None]
+    values, errors, floors, tests = [], [], [], []
+    for _ in range(draws):
+        old, m, noise = blocks_of(rng, mean, sigma, rows, blocks)
+        new, n, own = blocks_of(rng, mean + shift * away, sigma, rows, blocks)
+        if paired:
+            new += noise - 0.7 * own
+            shown = exchange(old, new, m)
+            floors.append(shown.floor)
+            tests.append(shown.p_value <= 0.05)
+        else:
+            floors.append(noise_floor(old, m, n.sum(axis=1)))
+        values.append(angles(old.sum(axis=1), new.sum(axis=1)).mean())
+        errors.append(std_error(old, new, m, n, paired))
+    values, floors = np.array(values), np.array(floors)
+    root_mean_square = math.sqrt(np.square(errors).mean())
+    clear = tests if paired else values > floors + 2 * np.array(errors)
+    return root_mean_square / values.std(ddof=1), floors.mean() / values.mean(), np.mean(clear)
+
+
+def judged(paired, shift, found, slack):
+    error, floor, clear = found
+    assert 0.85 - slack < error < (1.2 if paired else 1.15) + slack
+    if shift == 0:
+        assert abs(floor - 1) < 0.03 + slack
+        assert clear < (0.08 if paired else 0.09) + slack
+    if shift >= 0.3:
+        assert clear == 1
+
+
+@pytest.mark.parametrize(("paired", "spectrum", "shift"), CELLS[::5])
+def test_std_error_near_no_shift_quickly(paired, spectrum, shift):
+    """The deviation of 150 draws is known to 6%."""
+    judged(paired, shift, ratio(paired, spectrum, shift, 150), 0.12)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("paired", "spectrum", "shift"), CELLS)
+def test_std_error_is_the_true_deviation_from_no_shift_to_a_clear_one(paired, spectrum, shift):
+    """Within 15%; of paired sides at most a fifth above. That of 1,500 draws is known to 1.8%."""
+    judged(paired, shift, ratio(paired, spectrum, shift, 1500), 0.02)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("shift", [0, 0.2, 1.0])
+def test_std_error_of_four_blocks(shift):
+    error, *_ = ratio(False, "flat", shift, 1500, blocks=4)
+    assert 0.83 < error < 1.23
 
 
 @pytest.mark.parametrize("size", [1, 8 * 4 * 6 * 4 * 3])
@@ -195,12 +294,12 @@ def test_chunks_of_classes_change_nothing(monkeypatch, size):
     old, new, m, n = uneven(9)
     rows = n.sum(axis=1)
     whole = [std_error(old, new, m, n, paired) for paired in (False, True)]
-    whole.append(noise_floor(old, m, rows))
+    whole += [noise_floor(old, m, rows), *exchange(old, new, m)]
     assert len(_angles.chunks(7, 4)) == 1
     monkeypatch.setattr(_angles, "_CHUNK_BYTES", size)
     assert len(_angles.chunks(7, 4 * 6 * 4)) > 1
     found = [std_error(old, new, m, n, paired) for paired in (False, True)]
-    found.append(noise_floor(old, m, rows))
+    found += [noise_floor(old, m, rows), *exchange(old, new, m)]
     np.testing.assert_allclose(found, whole, rtol=1e-13)
 
 
@@ -236,6 +335,79 @@ def test_noise_floor_of_two_blocks_is_their_angle_scaled():
     assert abs(noise_floor(old, counts, np.array([11])) / expected - 1) < 1e-14
 
 
+# What an exchange within pairs would show
+
+
+def exchanged(old, new, swap):
+    """The mean angle after the blocks of `swap` [C, B] changed sides."""
+    u = np.where(swap[:, :, None], new, old).sum(axis=1)
+    v = np.where(swap[:, :, None], old, new).sum(axis=1)
+    return angles(u, v).mean()
+
+
+def pairs(seed, shift, blocks=5, classes=3, width=4):
+    rng = np.random.default_rng(seed)
+    counts = np.full((classes, blocks), 6)
+    old = (rng.normal(size=(classes, blocks, width)) + 2) * 6
+    return old, old + rng.normal(size=old.shape) + shift, counts
+
+
+@pytest.mark.parametrize("shift", [0, np.array([0.4, 0, -0.3, 0])])
+def test_the_sign_test_is_that_of_all_exchanges(shift):
+    """Of all 2^15 exchanges of 15 blocks; 199 of them are within 5 deviations of that share."""
+    old, new, counts = pairs(1, shift)
+    value = exchanged(old, new, np.zeros(counts.shape, bool))
+    patterns = (np.arange(2**15)[:, None] >> np.arange(15) & 1).astype(bool).reshape(-1, 3, 5)
+    u = np.where(patterns[..., None], new, old).sum(axis=2)
+    v = np.where(patterns[..., None], old, new).sum(axis=2)
+    share = (angles(u, v).mean(axis=1) >= value * (1 - 1e-12)).mean()
+    found = exchange(old, new, counts).p_value
+    assert abs(found - share) < 5 * math.sqrt(share * (1 - share) / 199) + 1 / 200
+    assert (found * 200) % 1 == pytest.approx(0, abs=1e-9)
+
+
+def test_the_paired_floor_is_that_of_random_halves():
+    """Of four equal blocks every halving exchanges two: the floor is a mean over the three ways to
+    halve, each with its own share of the eight halvings, so between the least and the largest."""
+    old, new, counts = pairs(2, 0.3, blocks=4, classes=1)
+    ways = [
+        exchanged(old, new, np.isin(np.arange(4), half)[None]) for half in ([0, 1], [0, 2], [0, 3])
+    ]
+    assert min(ways) < exchange(old, new, counts).floor < max(ways)
+
+
+def test_the_paired_floor_of_unequal_blocks():
+    """Two blocks of 3 and 5 rows: one way to halve them, each weighed by the other's rows."""
+    old, new, _ = pairs(3, 0.3, blocks=2, classes=1)
+    counts = np.array([[3, 5]])
+    d, total = new - old, (old + new).sum(axis=1)[0]
+    away = math.sqrt(5 / 3) * d[0, 0] - math.sqrt(3 / 5) * d[0, 1]
+    expected = angles(total - away, total + away)
+    found = exchange(old, new, counts)
+    assert found.floor == pytest.approx(expected, rel=1e-12)
+    # The data, their exchange and the two with one block exchanged: as much or less in each half.
+    assert found.p_value > 0.3
+
+
+def test_equal_pairs_show_nothing():
+    old, _, counts = pairs(4, 0)
+    assert exchange(old, old, counts) == (0, 1)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("blocks", [4, 16])
+def test_the_level_of_the_sign_test(blocks):
+    """At 5%: 2,000 samples without a shift; 100 +- 10 of them are expected."""
+    rng = np.random.default_rng(blocks)
+    mean = rng.normal(size=(4, 20)) + 0.5
+    found = []
+    for _ in range(2000):
+        old, m, noise = blocks_of(rng, mean, 1.0, 80, blocks)
+        new, _, own = blocks_of(rng, mean, 1.0, 80, blocks)
+        found.append(exchange(old, new + noise - 0.6 * own, m).p_value)
+    assert 0.02 < np.mean(np.array(found) <= 0.05) < 0.08
+
+
 def test_noise_floor_is_reproducible():
     old, _, m, n = uneven(4)
     assert noise_floor(old, m, n.sum(axis=1)) == noise_floor(old, m, n.sum(axis=1))
@@ -244,10 +416,16 @@ def test_noise_floor_is_reproducible():
 # Too little to say anything
 
 
-def test_none_where_a_class_has_fewer_than_two_blocks():
+def test_none_where_a_class_has_too_few_blocks():
+    """Three for a standard error, two for a floor."""
     old, new, m, n = uneven(5)
-    one = m.copy()
-    one[3, 1:] = 0
+    one, two = m.copy(), m.copy()
+    one[3, 1:], two[3, 2:] = 0, 0
+    assert noise_floor(old, two, n.sum(axis=1)) is not None
+    assert exchange(old, new, two) is not None
+    assert exchange(old, new, one) is None
+    for paired in (False, True):
+        assert std_error(old, new, two, n, paired) is None
     rows = n.sum(axis=1)
     assert noise_floor(old, one, rows) is None
     assert noise_floor(old, m, np.ones_like(rows)) is not None  # one new row is enough

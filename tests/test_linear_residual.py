@@ -1,5 +1,7 @@
 """linear_residual against scikit-learn's ridge regression, fold by fold; streaming; bad input."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,6 @@ from sklearn.linear_model import Ridge
 
 import resque_ext
 from resque_ext import LinearResidual, linear_residual, resque_dist
-from resque_ext.indices import _baselines
 
 FOLDS = 5
 
@@ -26,12 +27,16 @@ def unexplained(x, y):
         train, test = fold != f, fold == f
         if not test.any():
             continue
-        penalty = _baselines.RIDGE * x[train].var(0).mean() * train.sum()
         near = x - x[train].mean(0)
-        scores = Ridge(alpha=penalty).fit(near[train], targets[train]).predict(near[test])
-        left.append(((targets[test] - scores) ** 2).sum())
         total.append(((targets[test] - targets[train].mean(0)) ** 2).sum())
+        row = []
+        for penalty in 10.0 ** np.arange(-3, 3.5, 0.5) * x[train].var(0).mean() * train.sum():
+            scores = Ridge(alpha=penalty, solver="svd").fit(near[train], targets[train])
+            row.append(((targets[test] - scores.predict(near[test])) ** 2).sum())
+        left.append([*row, total[-1]])  # the last one: an infinite penalty
     left, total = np.array(left), np.array(total)
+    chosen = [np.delete(left, f, axis=0).sum(0).argmin() for f in range(len(left))]
+    left = left[np.arange(len(left)), chosen]
     share = left.sum() / total.sum()
     spread = ((left - share * total) ** 2).sum() * len(left) / (len(left) - 1)
     return share, spread**0.5 / total.sum()
@@ -170,7 +175,59 @@ def test_features_that_say_nothing_and_features_that_say_all():
     x, noise = np.eye(2)[y], np.ones((50, 2))
     assert linear_residual(x, x, y, y).value == pytest.approx(0, abs=1e-5)
     nothing = linear_residual(noise, noise, y, y)
-    assert nothing.unexplained == pytest.approx(1, abs=0.01)
+    assert nothing.unexplained == 1
+
+
+@pytest.mark.parametrize(("n", "reliable"), [(60, False), (99, False), (100, True)])
+def test_few_rows_are_told(n, reliable):
+    (x, y), (x2, y2) = drawn(n, 50, 2), drawn(n, 50, 2, 1)
+    found = linear_residual(x, x2, y, y2)
+    assert (found.reliable, not found.warnings) == (reliable, reliable)
+    if not reliable:
+        assert found.warnings[0].startswith("unexplained: may be much too large")
+        assert f"needs more than {n} rows; use at least 100" in found.warnings[0]
+        assert found.to_dict()["warnings"] == list(found.warnings)
+
+
+def test_a_class_of_few_rows_is_told():
+    y = np.r_[np.arange(40) % 2, [2, 2, 2]]
+    x = np.random.default_rng(0).standard_normal((43, 3))
+    found = linear_residual(x, x, y, y)
+    assert not found.reliable
+    assert found.warnings == (
+        "unexplained: a class has 3 rows on the new side, so it is missing from a fold; use at "
+        "least 5 rows a class",
+    )
+
+
+def shares(n, d, signal, seeds):
+    """Mean of U over draws of one distribution whose noise is flat, and of random labels' U."""
+    found = []
+    means = np.random.default_rng(5).standard_normal((10, d)) * 2.6 / d**0.5
+    for seed in range(seeds):
+        rng = np.random.default_rng(seed)
+        y = np.arange(n) % 10
+        x = means[y] * signal + rng.standard_normal((n, d))
+        found.append(linear_residual(x, x, y, y).unexplained)
+    return np.mean(found)
+
+
+def test_no_peak_where_rows_are_as_many_as_columns_quickly():
+    """The old penalty of 1e-3 gave 4 to 10 there."""
+    few, equal, many = (shares(n, 64, 1, 2) for n in (32, 80, 1280))
+    assert 1.01 > few > equal > many > 0.2
+    assert abs(shares(80, 64, 0, 3) - 1) < 0.02
+
+
+@pytest.mark.full
+def test_no_peak_where_rows_are_as_many_as_columns():
+    """From a quarter of the columns to 20 times as many; labels that mean nothing stay at 1."""
+    ratios = [0.25, 0.5, 1, 1.25, 2.5, 5, 20]
+    signal = [shares(int(r * 384), 384, 1, 3) for r in ratios]
+    assert all(a > b for a, b in itertools.pairwise(signal))
+    assert 1 > signal[0] > 0.8
+    nothing = [shares(int(r * 384), 384, 0, 3) for r in ratios]
+    np.testing.assert_allclose(nothing, 1, atol=0.004)
 
 
 def test_new_classes_and_plain_values():

@@ -191,13 +191,57 @@ def test_paired_sides():
     x2 = x + torch.tensor([1.0, 0, 0, 0, 0, 0]) + 0.01 * torch.randn(80, 6, dtype=torch.float64)
     paired, apart = (resque_dist(x, x2, y, y, paired=p) for p in (True, False))
     assert paired.value == apart.value
-    assert paired.noise_floor == apart.noise_floor
+    assert 0 < paired.noise_floor < apart.noise_floor
     assert 0 < paired.std_error < apart.std_error
+    assert paired.p_value == 1 / 200
+    assert apart.p_value is None
+    assert (paired.reliable, paired.warnings) == (True, ())
     acc = ResqueDist(4, paired=True)
     acc.update(x2, y, "new")
     for part in (slice(0, 33), slice(33, 80)):
         acc.update(x[part], y[part], "old")
     same(acc.compute(), paired, 1e-12)
+
+
+def test_equal_pairs_have_no_floor():
+    """Nothing changed, which is certain; two samples of one distribution have a floor."""
+    x, y = sample(80, 4, 6)
+    found = resque_dist(x, x, y, y, paired=True)
+    assert (found.value, found.noise_floor, found.std_error, found.p_value) == (0, 0, 0, 1)
+    assert found.reliable
+    assert resque_dist(x, x, y, y).noise_floor > 0.01
+
+
+def test_pairs_that_scatter_without_a_shift_are_told():
+    x, y = sample(400, 4, 6)
+    found = resque_dist(x, x + 0.3 * torch.randn(400, 6), y, y, paired=True)
+    assert found.value > 0
+    assert found.p_value > 0.05
+    assert not found.reliable
+    (warning,) = found.warnings
+    assert warning.startswith("value: no shift detected, as random exchanges within pairs show as")
+    assert found.to_dict()["warnings"] == [warning]
+
+
+@pytest.mark.parametrize(("shift", "reliable"), [(0.0, False), (2.0, True)])
+def test_values_near_the_noise_floor_are_told(shift, reliable):
+    x, y = sample(400, 4, 6)
+    x2, y2 = sample(400, 4, 6)
+    found = resque_dist(x, x2 + shift * torch.eye(6)[0], y, y2)
+    assert found.reliable == reliable
+    near = found.value <= found.noise_floor + 2 * found.std_error
+    assert near != reliable
+    starts = [line.partition(",")[0] for line in found.warnings]
+    assert starts == ([] if reliable else ["value: no shift detected"])
+
+
+def test_too_few_rows_are_told():
+    x, y = sample(8, 4, 6)  # two rows a class: a floor, no standard error
+    found = resque_dist(x, x + 1, y, y)
+    assert found.noise_floor is not None
+    assert found.std_error is None
+    assert not found.reliable
+    assert "a class has fewer than three rows on a side" in found.warnings[0]
 
 
 def test_paired_sides_must_match():
@@ -233,6 +277,9 @@ def test_paired_sides_that_lost_their_pairs():
     acc.update(broken, y, "new")
     found = acc.compute()
     assert found.nonfinite_rows["new"] == 1
+    assert found.noise_floor is None
+    assert found.p_value is None
+    assert "rows of pairs were left out on one side only" in found.warnings[0]
     assert found.std_error is None
 
 

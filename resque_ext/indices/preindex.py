@@ -336,10 +336,10 @@ def _cluster(
         given = asked if side == options.ari else plain
         found[side] = named(f"{side}_embedding", resque_task, features, **given)
     centers = named("old_embedding", class_means, old)
-    if centers.shape[1] != found["new"].centers.shape[1]:
+    if centers.shape[1] != found["new"].centers.shape[-1]:
         raise ValueError(
             "old_embedding, new_embedding: expected one width, found "
-            f"{centers.shape[1]} and {found['new'].centers.shape[1]}"
+            f"{centers.shape[1]} and {found['new'].centers.shape[-1]}"
         )
     task = named("new_embedding", resque_task, new, init=centers, **plain)
     if options.ari == "new_from_old_centers" and len(centers) > 1:
