@@ -37,15 +37,22 @@ Row = dict[str, Any]
 
 
 def measure(
-    name: str, setting: Setting, seed: int, recipe: str, steps: list[int], work: Path | None
+    name: str,
+    setting: Setting,
+    seed: int,
+    recipe: str,
+    steps: list[int],
+    every: int,
+    work: Path | None,
 ) -> list[Row]:
-    """Forecast and cost of every shift of a setting."""
+    """Forecast and cost of every n-th shift of a setting."""
     print(f"{name}, seed {seed}", file=sys.stderr)
     old, new, test = load(setting, None)
     model = trained(name, setting, old, work)
     target = accuracy(model, test) - setting.below
 
-    def one(i: int, case: tuple[str, float]) -> Row:
+    def one(_: int, case: tuple[str, float]) -> Row:
+        i = setting.cases.index(case)
         train, held_out = shifted(new, *case, 1000 + i), shifted(test, *case, 2000 + i)
         arguments = Shuffled(train, setting.batch), batches(held_out), target, setting.max_epochs
         options = {
@@ -64,7 +71,7 @@ def measure(
         }
 
     file = work / f"{name}.{recipe}.{seed}.forecasts.jsonl" if work else None
-    return kept(file, setting.cases, one)
+    return kept(file, setting.cases[::every], one)
 
 
 def value(row: Row) -> float:
@@ -150,6 +157,7 @@ def main() -> None:
     parser.add_argument("--role", choices=("judge", "development"), default="judge")
     parser.add_argument("--recipe", choices=RECIPES, default="adam-1e-3")
     parser.add_argument("--steps", type=int, nargs="*", default=[16, 32], help="of the probe")
+    parser.add_argument("--every", type=int, default=1, help="of the shifts take each n-th alone")
     parser.add_argument("--work", type=Path, help="a folder for models and results")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -159,7 +167,8 @@ def main() -> None:
     for name, setting in SETTINGS.items():
         if setting.data == "digits" and setting.role == given.role:
             for seed in range(1 if given.quick else setting.seeds):
-                rows = measure(name, setting, seed, given.recipe, given.steps, given.work)
+                options = given.recipe, given.steps, given.every, given.work
+                rows = measure(name, setting, seed, *options)
                 parts[f"{name}, seed {seed}"] = rows
     show(parts)
 

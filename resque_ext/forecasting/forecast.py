@@ -262,8 +262,7 @@ class _Forecasting:
                 return
         linear = indices.linear_error(model, new, self.layer, settings)
         self.linear_error = linear.error
-        if linear.reason is not None:
-            self.notes.append(linear.reason)
+        self.notes += linear.notes
 
     # What is known so far
 

@@ -20,10 +20,14 @@ WAYS = ("auto", True, "match", False)
 
 @dataclass(frozen=True)
 class Linear:
-    """The error of a linear classifier of the embeddings, 0 to 1; None, and why."""
+    """The error of a linear classifier of the embeddings, 0 to 1, or None.
+
+    Attributes:
+        notes: why there is none, or why it is not to be relied on.
+    """
 
     error: float | None
-    reason: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Part:
@@ -115,7 +119,8 @@ def linear_error(model: nn.Module, new: Part, layer: str | None, settings: Setti
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         # An embedding that cannot be read is no fault of the retraining: it does without.
         lines = str(error.args[0] if error.args else error).splitlines()
-        return Linear(None, f"no linear probe: {lines[0] if lines else type(error).__name__}")
+        return Linear(None, (f"no linear probe: {lines[0] if lines else type(error).__name__}",))
     if task.linear_probe_error is None:
-        return Linear(None, "no linear probe: too few samples, or an embedding too wide")
-    return Linear(task.linear_probe_error)
+        return Linear(None, ("no linear probe: too few samples, or an embedding too wide",))
+    notes = (text for text in task.warnings if text.startswith("linear_probe_error"))
+    return Linear(task.linear_probe_error, tuple(notes))
