@@ -17,7 +17,7 @@ from resque_ext import _backend, build_info
 
 ROOT = Path(__file__).resolve().parents[1]
 ARCHS = ("RESQUE_CUDA_ARCHS", "TORCH_CUDA_ARCH_LIST")
-READ = ("RESQUE_CUDA", *ARCHS, "RESQUE_NVCC_FLAGS", "CXX", "MAX_JOBS")
+READ = ("RESQUE_CUDA", *ARCHS, "RESQUE_NVCC_FLAGS", "RESQUE_CCACHE", "CXX", "MAX_JOBS")
 
 
 @pytest.fixture
@@ -29,6 +29,7 @@ def setup_py(monkeypatch):
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)
     for name in READ:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RESQUE_CCACHE", "0")  # one that is installed would call the stand-ins too
     spec = importlib.util.spec_from_file_location("resque_setup", ROOT / "setup.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -37,14 +38,22 @@ def setup_py(monkeypatch):
 
 @pytest.fixture
 def nvcc(tmp_path, monkeypatch):
-    """A stand-in on the PATH that knows compute capabilities from 8.0 to 10.0, and does no more."""
-    path = tmp_path / "bin" / "nvcc"
-    path.parent.mkdir()
-    known = "\n".join(f"compute_{a}" for a in (75, 80, 86, 89, 90, 100))
-    path.write_text(f"#!/bin/sh\necho '{known}'\n")
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", str(path.parent), prepend=os.pathsep)
+    """A stand-in on the PATH that knows compute capabilities from 7.5 to 10.0, and does no more."""
+    known = "\n".join(f"compute_{a}" for a in (75, 80, 86, 87, 89, 90, 100))
+    path = put_on_path(tmp_path, monkeypatch, "nvcc", f"echo '{known}'")
+    put_on_path(tmp_path, monkeypatch, "nvidia-smi", "exit 9")  # a machine without a GPU
     return str(path)
+
+
+def put_on_path(tmp_path, monkeypatch, name, script):
+    """A shell script that is found under this name first."""
+    path = tmp_path / "bin" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    if str(path.parent) not in os.environ["PATH"].split(os.pathsep):
+        monkeypatch.setenv("PATH", str(path.parent), prepend=os.pathsep)
+    return path
 
 
 def exits_with(function, *arguments):
@@ -109,6 +118,7 @@ def test_cuda_of_another_value(setup_py, nvcc, monkeypatch, value):
         ("9.0 8.0+PTX", ["80", "90"]),
         ("10.0;9.0a; 8.6", ["86", "90a", "100"]),
         ("120f, 90,90", ["90", "120f"]),
+        ("8.0, 75-virtual", ["75-virtual", "80"]),
     ],
 )
 def test_architectures(setup_py, nvcc, monkeypatch, variable, text, expected):
@@ -117,7 +127,7 @@ def test_architectures(setup_py, nvcc, monkeypatch, variable, text, expected):
 
 
 def test_architectures_of_the_own_variable_come_first(setup_py, nvcc, monkeypatch):
-    assert setup_py.cuda_architectures(nvcc) == ["80", "90", "100"]  # those that this nvcc knows
+    assert setup_py.cuda_architectures(nvcc) == ["75-virtual"]  # of a machine without a GPU
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6")
     assert setup_py.cuda_architectures(nvcc) == ["86"]
     monkeypatch.setenv("RESQUE_CUDA_ARCHS", "90")
@@ -128,12 +138,169 @@ def test_architectures_of_the_own_variable_come_first(setup_py, nvcc, monkeypatc
 
 @pytest.mark.parametrize("variable", ARCHS)
 @pytest.mark.parametrize(
-    "text", ["sm_80", "80,Hopper", "all", "native", "8", "8000", ",", " ", "80 -O0", "90b", "-80"]
+    "text",
+    [
+        "sm_80",
+        "80,Hopper",
+        "native",
+        "8",
+        "8000",
+        ",",
+        " ",
+        "80 -O0",
+        "90b",
+        "-80",
+        "80-real",
+        "ALL",
+    ],
 )
 def test_architectures_that_are_none(setup_py, nvcc, monkeypatch, variable, text):
     monkeypatch.setenv(variable, text)
     message = exits_with(setup_py.cuda_architectures, nvcc)
     assert message == f'{variable}: expected compute capabilities like "80,90", found {text!r}'
+
+
+def test_all_architectures_that_nvcc_knows(setup_py, nvcc, monkeypatch):
+    monkeypatch.setenv("RESQUE_CUDA_ARCHS", "all")
+    assert setup_py.cuda_architectures(nvcc) == ["75", "80", "86", "89", "90", "100"]
+    monkeypatch.delenv("RESQUE_CUDA_ARCHS")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "all")  # means nothing to torch
+    assert "found 'all'" in exits_with(setup_py.cuda_architectures, nvcc)
+
+
+def test_architectures_that_the_kernels_cannot_have(setup_py, nvcc, monkeypatch):
+    """torch's own list goes back further, and is set in many images: the rest of it is used."""
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "6.0 7.0 7.5 8.0+PTX")
+    assert setup_py.cuda_architectures(nvcc) == ["75", "80"]
+    for variable, text in (("TORCH_CUDA_ARCH_LIST", "6.0 7.0"), ("RESQUE_CUDA_ARCHS", "70,80")):
+        monkeypatch.setenv(variable, text)
+        message = exits_with(setup_py.cuda_architectures, nvcc)
+        assert message == f"{variable}: expected compute capabilities from 7.5 on, found {text!r}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("echo 9.0", ["90"]),
+        ("printf '8.6\\n8.6\\n8.0\\n'", ["80", "86"]),
+        ("echo 8.7", ["86"]),  # code of a lower minor version runs there
+        ("echo 12.0", ["100"]),  # later than this nvcc: by the PTX that comes along
+        ("printf '7.0\\n9.0\\n'", ["90"]),
+        ("echo 7.0", ["75-virtual"]),  # too old for the kernels
+        ("echo 9.0; exit 9", ["75-virtual"]),
+        ("echo '[N/A]'", ["75-virtual"]),
+        ("echo No devices were found; exit 0", ["75-virtual"]),
+        (":", ["75-virtual"]),
+    ],
+)
+def test_architectures_of_the_gpus_in_the_machine(
+    setup_py, nvcc, monkeypatch, tmp_path, answer, expected
+):
+    put_on_path(
+        tmp_path,
+        monkeypatch,
+        "nvidia-smi",
+        f'[ "$1" = --query-gpu=compute_cap ] || exit 1\n{answer}',
+    )
+    assert setup_py.cuda_architectures(nvcc) == expected
+
+
+def test_architectures_without_nvidia_smi(setup_py, nvcc, monkeypatch):
+    monkeypatch.setattr(setup_py, "known_architectures", lambda nvcc: ["75", "80"])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert setup_py.cuda_architectures(nvcc) == ["75-virtual"]
+
+
+@pytest.mark.parametrize(
+    ("architectures", "machine_code", "ptx"),
+    [
+        (["80", "90a"], ["80", "90a"], ["90a"]),
+        (["75-virtual"], [], ["75"]),
+        (["75-virtual", "80"], ["80"], ["75", "80"]),
+        (["80", "90-virtual"], ["80"], ["90"]),
+    ],
+)
+def test_what_nvcc_is_asked_for(setup_py, architectures, machine_code, ptx):
+    """Machine code of each, PTX of the last, and no machine code of one that is virtual."""
+    asked = re.findall(r"-gencode=arch=compute_(\w+),code=(\w+)", setup_py.gencode(architectures))
+    assert [(a, c) for a, c in asked if c.startswith("sm_")] == [
+        (a, f"sm_{a}") for a in machine_code
+    ]
+    assert [(a, c) for a, c in asked if c.startswith("compute_")] == [
+        (a, f"compute_{a}") for a in ptx
+    ]
+
+
+# Compiler caches
+
+
+CACHES = ("ccache", "sccache")
+
+
+@pytest.fixture
+def without_caches(monkeypatch, setup_py):
+    """They are looked for, but none is on the PATH but those that a test puts there."""
+    monkeypatch.delenv("RESQUE_CCACHE")
+    found = shutil.which
+    there = set()
+
+    def which(name):
+        return found(name) if name not in CACHES or name in there else None
+
+    monkeypatch.setattr(setup_py.shutil, "which", which)
+    return there
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_a_compiler_cache_on_the_path(setup_py, nvcc, without_caches, monkeypatch, tmp_path, name):
+    plain = text_of(setup_py, tmp_path)
+    assert setup_py.compiler_cache() == ""
+    cache = str(put_on_path(tmp_path, monkeypatch, name, "exit 1"))
+    without_caches.add(name)
+    commands = re.findall(r"^  command = (.*)", text_of(setup_py, tmp_path), re.MULTILINE)
+    compiling = [command for command in commands if "-c $in" in command]
+    assert len(compiling) == 2  # g++ and nvcc
+    for command in compiling:
+        words = setup_py.shlex.split(command)
+        after = words[words.index(cache) + 1]
+        assert after in (nvcc, "g++")
+    assert not any(cache in command for command in commands if command not in compiling)
+    monkeypatch.setenv("RESQUE_CCACHE", "0")
+    assert text_of(setup_py, tmp_path) == plain
+
+
+def test_ccache_comes_before_sccache(setup_py, nvcc, without_caches, monkeypatch, tmp_path):
+    for name in CACHES:
+        put_on_path(tmp_path, monkeypatch, name, "exit 1")
+        without_caches.add(name)
+    assert "/sccache" not in setup_py.compiler_cache()
+    assert "/ccache" in setup_py.compiler_cache()
+
+
+def test_ccache_of_another_value(setup_py, monkeypatch):
+    monkeypatch.setenv("RESQUE_CCACHE", "yes")
+    message = exits_with(setup_py.compiler_cache)
+    assert message == "RESQUE_CCACHE: expected auto or 0, found 'yes'"
+
+
+def test_a_build_goes_through_the_cache(setup_py, without_caches, monkeypatch, tmp_path):
+    """As ninja runs it: one call of the cache for each source, with the compiler's command."""
+    marking = 'while [ "$1" != -o ]; do [ "$1" = -MF ] && : > "$2"; shift; done\n: > "$2"\n'
+    put_on_path(tmp_path, monkeypatch, "ccache", f'echo "$1" >> "$0.log"\n{marking}')
+    without_caches.add("ccache")
+    compiler = put_on_path(tmp_path, monkeypatch, "a-compiler", marking)
+    monkeypatch.setenv("RESQUE_CUDA", "0")
+    monkeypatch.setenv("CXX", str(compiler))
+    build = tmp_path / "build"
+    build.mkdir()
+    (build / "build.ninja").write_text(text_of(setup_py, tmp_path))
+    (tmp_path / "out").mkdir()
+    ninja = Path(setup_py.ninja.BIN_DIR) / "ninja"
+    subprocess.run([ninja, "-C", build], check=True, capture_output=True)
+    calls = (tmp_path / "bin" / "ccache.log").read_text().split()
+    sources = [*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")]
+    isa = list(ROOT.glob("csrc/cpu/isa/*.cpp"))
+    assert calls == [str(compiler)] * (len(sources) + len(isa) * len(setup_py.ISA_FLAGS))
 
 
 # The ninja file
@@ -171,6 +338,44 @@ def test_ninja_file_without_cuda(setup_py, monkeypatch, tmp_path):
     assert text == text_of(setup_py, tmp_path)  # nothing to rebuild
 
 
+def test_the_longest_steps_come_first(setup_py, nvcc, tmp_path):
+    """Ninja starts steps of one weight in the order of the file."""
+    text = text_of(setup_py, tmp_path)
+    sources = re.findall(rf"^build .*: (?:nvcc|cxx) {ROOT}/csrc/(.*)$", text, re.MULTILINE)
+    for pattern in setup_py.LONGEST:
+        assert any(Path(source).match(pattern) for source in sources), f"{pattern} names nothing"
+    types = ("bfloat16", "float16", "float32", "float64")
+    assert sources[:5] == [
+        *(f"cuda/row_distances_{t}.cu" for t in types),
+        "cuda/row_distances_long.cu",
+    ]
+    assert sources[5] == "cuda/class_moments.cu"
+    assert sources[6:10] == [f"cuda/lloyd_step_{t}.cu" for t in types]
+    assert sources[10] == "bindings.cpp"
+    cuda = [i for i, source in enumerate(sources) if source.startswith("cuda/")]
+    assert max(cuda) == len(cuda) + 1  # of the C++ files, two take as long
+    assert len(sources) == len(set(sources)) + 3 * 3  # three files for four instruction sets
+
+
+def test_ninja_starts_what_comes_first(setup_py, monkeypatch, tmp_path):
+    """One compiler at a time, which says what it compiles: in the order of the file."""
+    script = """for word; do case $word in *.cpp) echo "$word" >> "$0.log" ;; esac; done
+while [ "$1" != -o ]; do [ "$1" = -MF ] && : > "$2"; shift; done
+: > "$2"
+"""
+    compiler = put_on_path(tmp_path, monkeypatch, "a-compiler", script)
+    monkeypatch.setenv("RESQUE_CUDA", "0")
+    monkeypatch.setenv("CXX", str(compiler))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "build").mkdir()
+    text = text_of(setup_py, tmp_path)
+    (tmp_path / "build" / "build.ninja").write_text(text)
+    ninja = Path(setup_py.ninja.BIN_DIR) / "ninja"
+    subprocess.run([ninja, "-j1", "-C", tmp_path / "build"], check=True, capture_output=True)
+    started = Path(f"{compiler}.log").read_text().split()
+    assert started == re.findall(r"^build .*: cxx (.*)$", text, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -188,13 +393,13 @@ def test_a_changed_setting_changes_the_commands(setup_py, nvcc, monkeypatch, tmp
     assert text_of(setup_py, tmp_path) != before
 
 
-@pytest.mark.parametrize("flags", ["CXX_FLAGS", "NVCC_FLAGS"])
+@pytest.mark.parametrize("flags", ["CXX_FLAGS", "BINDINGS_FLAGS", "NVCC_FLAGS"])
 def test_a_changed_flag_changes_the_commands(setup_py, nvcc, monkeypatch, tmp_path, flags):
     before = text_of(setup_py, tmp_path).splitlines()
     monkeypatch.setattr(setup_py, flags, getattr(setup_py, flags) + " -DCHANGED")
     after = text_of(setup_py, tmp_path).splitlines()
     commands = [a for a, b in zip(after, before, strict=True) if a != b]
-    assert any(c.startswith("  command = ") and "-DCHANGED" in c for c in commands)
+    assert any(c.startswith(("  command = ", "  flags = ")) and "-DCHANGED" in c for c in commands)
 
 
 def test_a_changed_flag_makes_ninja_build_again(setup_py, monkeypatch, tmp_path):
@@ -326,7 +531,8 @@ def test_build_info_says_what_was_built():
     assert info["instruction_set"] in ("avx512icl", "avx512", "avx2", "baseline")
     if info["cuda"] is not None:
         assert set(info["cuda"]) == {"toolkit", "architectures"}
-        assert all(re.fullmatch(r"\d{2,3}[af]?", a) for a in info["cuda"]["architectures"])
+        built = info["cuda"]["architectures"]
+        assert all(re.fullmatch(r"\d{2,3}[af]?(-virtual)?", a) for a in built)
     with resque_ext.backend("torch"):
         assert build_info()["backend"] == "torch"
 
