@@ -147,7 +147,7 @@ def open_batches(
         transforms: functions of a batch of inputs, in turn; of one image [1, C, H, W] for a folder,
             whose images may differ in size.
         batch_size: samples of a batch, at least 1.
-        classes: names that the subfolders must have; for a second side.
+        classes: names that the subfolders may have, in order; for a second side.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: one line: path, what was expected, what was found.
@@ -204,19 +204,24 @@ def list_images(
 ) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
     """The classes, one a subfolder, and the images with their class, in the order of their names.
 
+    Args:
+        path: the folder.
+        classes: names that subfolders may have, in order; default those that there are, sorted.
+
     Raises:
         ValueError: no images, or subfolders other than `classes`.
     """
     found = tuple(sorted(f.name for f in path.iterdir() if f.is_dir() and f.name[0] != "."))
-    if classes is not None and found != tuple(classes):
-        differing = sorted(set(found) ^ set(classes))
+    names = found if classes is None else tuple(classes)
+    if not set(found) <= set(names):
+        unknown = sorted(set(found) - set(names))
         raise ValueError(
             f"{path}: expected the subfolders of the other side, one a class, found others: "
-            f"{', '.join(differing[:5])} on one side alone"
+            f"{', '.join(unknown[:5])} on one side alone"
         )
     files = [
-        (file, label)
-        for label, name in enumerate(found)
+        (file, names.index(name))
+        for name in found
         for file in sorted((path / name).rglob("*"))
         if file.suffix.lower() in IMAGES and file.is_file()
     ]
@@ -225,7 +230,7 @@ def list_images(
             f"{path}: expected subfolders of images, one a class, found none "
             f"({len(found)} subfolders; images end in {', '.join(IMAGES)})"
         )
-    return found, files
+    return names, files
 
 
 def stack_images(images: Sequence[Tensor], where: Any) -> Tensor:

@@ -150,7 +150,7 @@ def test_a_folder_of_images(images):
     assert [tuple(x.shape) for x, _ in read] == [(4, 3, 10, 10), (4, 3, 10, 10), (2, 3, 10, 10)]
     assert torch.cat([y for _, y in read]).tolist() == [0] * 5 + [1] * 5
     (images / "new" / "cat").rename(images / "new" / "dog")
-    with pytest.raises(ValueError, match=r"expected the subfolders of the other side.*cat, dog"):
+    with pytest.raises(ValueError, match=r"expected the subfolders of the other side.*: dog on"):
         open_batches(images / "new", classes=batches.classes)
     (images / "old" / "ant" / "0.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"ant/0\.png: expected an image, found"):

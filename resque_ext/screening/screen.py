@@ -262,6 +262,7 @@ def make_plan(
     budget = as_budget(budget)
     olds = _olds(old, shelf, names, on_fault)
     feeds = _feeds(shelf, olds, given, on_fault)
+    _check_classes(olds, feeds)
     _check_indices(names, shelf, given, feeds)
     streams = names == ("resque_dist",) and rank_by == "resque_dist"
     streams = streams and not any(c.paired for c in given.values())
@@ -413,6 +414,24 @@ def _feeds(
             _check_runs(feed, entry, where, model)
             found[model, name] = feed
     return found
+
+
+def _check_classes(olds: Mapping[str, Feed | None], feeds: Mapping[PairKey, Feed]) -> None:
+    """Raises ValueError where a class that both sides name has another number on each.
+
+    Names on one side alone are well: datasets call the same class by several names.
+    """
+    for (model, candidate), feed in feeds.items():
+        old = olds[model]
+        there, here = (s.source.classes or () for s in (old or feed, feed))
+        places = {name: i for i, name in enumerate(there)}
+        for i, name in enumerate(here):
+            if places.get(name, i) != i:
+                raise ValueError(
+                    f"candidates.{candidate}: expected classes in the order of the old data, found "
+                    f"{name!r} as class {i}, and as class {places[name]} there: give both the same "
+                    "classes=[...]"
+                )
 
 
 def _check_runs(feed: Feed | None, entry: ShelfModel, where: str, model: str) -> None:

@@ -56,7 +56,7 @@ class ImageFolderSource(ItemSource):
         name: how reports call it; default the path.
         transforms: of one image [1, 3, H, W], which may differ in size, in turn: functions, or
             texts as :func:`resque_ext.loading.make_transform` takes.
-        classes: names that the subfolders must have.
+        classes: names that the subfolders may have, in order.
 
     Raises:
         FileNotFoundError, ValueError: one line: path, what was expected, what was found.

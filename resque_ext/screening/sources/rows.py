@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from resque_ext._inputs import as_tensor, check_features, check_labels, describe
+from resque_ext._inputs import as_tensor, check_features, check_labels, class_indices, describe
 from resque_ext.screening.sources.base import (
     Access,
     Batch,
@@ -58,7 +58,7 @@ class ArraySource(RowsSource):
     Args:
         features: embeddings [N, D], [N, C, H, W] or [N, T, D] of a floating dtype; or a model's
             inputs [N, ...], of which uint8 ones become floats in [0, 1].
-        labels: [N] class indices.
+        labels: [N] class indices, or names of classes, numbered in sorted order.
         name: how reports call it.
         kind: "embeddings" or "inputs".
         fingerprint: what tells these arrays from others, where something does.
@@ -81,6 +81,8 @@ class ArraySource(RowsSource):
         self.name, self.kind = name, check_kind(kind)
         named = "features" if kind == "embeddings" else "inputs"
         x = check_features(features) if kind == "embeddings" else as_tensor(features, "inputs")
+        (labels,), names = class_indices(labels=labels)
+        self.classes = None if names is None else tuple(names.tolist())
         y = check_labels(labels)
         if x.dim() < 2 or len(x) != len(y) or len(y) == 0:
             raise ValueError(
