@@ -72,7 +72,7 @@ def as_array(x: Any, name: str, row_dims: int = 1) -> Any:
     if isinstance(x, (list, tuple)):
         return _converted(x, name) if x and _is_row(x[0], row_dims) else x
     sequence = isinstance(x, Sequence) and not isinstance(x, (str, bytes))
-    return _converted(x, name) if sequence or _is_array(x) else x
+    return _converted(x, name) if sequence or is_array_like(x) else x
 
 
 def _is_row(x: Any, dims: int) -> bool:
@@ -83,7 +83,8 @@ def _is_row(x: Any, dims: int) -> bool:
     return np.isscalar(x) or getattr(x, "ndim", dims + 1) <= dims
 
 
-def _is_array(x: Any) -> bool:
+def is_array_like(x: Any) -> bool:
+    """Whether it says that it converts to a tensor or an array, as these do themselves."""
     names = ("__dlpack__", "__cuda_array_interface__", "__array__", "__array_interface__")
     return type(x).__name__ == "PyCapsule" or any(hasattr(x, name) for name in names)
 
@@ -96,7 +97,7 @@ def _converted(x: Any, name: str) -> Any:
         return _plain(x, name)
     if isinstance(x, Sequence) and not isinstance(x, (str, bytes)):
         return _of_sequence(list(x), name)
-    if not _is_array(x):
+    if not is_array_like(x):
         raise TypeError(f"{name}: expected a torch.Tensor or numpy.ndarray, found {describe(x)}")
     converts = hasattr(x, "__array__") or hasattr(x, "__array_interface__")
     try:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from resque_ext.files import parse_json
@@ -252,17 +249,3 @@ def parse(text: str) -> dict[str, Any]:
     if wrong:
         raise RecordError(f"model: expected the keys {list(KEYS)}, differs in {sorted(wrong)}")
     return {name: values[name] for name in KEYS}
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The text as a file's whole content, or the file as it was."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from resque_ext._atomic import replaced
 from resque_ext._inputs import describe
 from resque_ext.files import read_bytes
 from resque_ext.retraining._conformal import (
@@ -31,7 +32,6 @@ from resque_ext.retraining._model_runs import (
     check_unknown,
     model_runs,
     parse,
-    write_atomically,
 )
 from resque_ext.retraining._regression import METHODS
 from resque_ext.retraining._scaling import (
@@ -326,7 +326,8 @@ class CostModel:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `to_json` to a file, in one step: a reader finds the old file or the new one."""
-        write_atomically(Path(path), self.to_json() + "\n")
+        with replaced(Path(path)) as beside:
+            beside.write_text(self.to_json() + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CostModel:

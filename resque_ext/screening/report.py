@@ -8,7 +8,6 @@ and nothing else.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import html
 import os
@@ -18,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from resque_ext._atomic import replaced
 from resque_ext.screening import report_data
 from resque_ext.screening.pair import PairResult
 from resque_ext.screening.report_data import FORMAT
@@ -75,16 +75,8 @@ def write_report(path: str | os.PathLike[str], text: str, force: bool = False) -
     """
     path = Path(path)
     check_output(path, force)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
+    with replaced(path) as beside:
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def check_output(path: Path, force: bool) -> None:

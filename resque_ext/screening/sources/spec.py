@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from resque_ext._inputs import describe
+from resque_ext._inputs import describe, is_array_like
 from resque_ext.loading import current_folder_first, find_callable, returning
 from resque_ext.screening.sources.base import KINDS, Source
 from resque_ext.screening.sources.items import DatasetSource, ImageFolderSource
@@ -179,9 +179,9 @@ def as_source(data: Any, name: str | None = None, **options: Any) -> Source:
 
     Args:
         data: a source; a path or mapping for :func:`open_source`; a pair (features, labels) of
-            arrays or tensors; a dataset with `__len__` and `__getitem__` (torch's, torchvision's,
-            Hugging Face's); an iterable of batches that can be read again, or a function that
-            returns one.
+            tensors, arrays or data frames; a dataset with `__len__` and `__getitem__` (torch's,
+            torchvision's, Hugging Face's); an iterable of batches that can be read again, or a
+            function that returns one.
         name: how reports call it.
         options: of the class that reads it.
 
@@ -195,7 +195,7 @@ def as_source(data: Any, name: str | None = None, **options: Any) -> Source:
         return open_source({"path": os.fspath(data)} | named | options)
     if isinstance(data, Mapping):
         return open_source({**data, **named, **options})
-    if isinstance(data, tuple) and len(data) == 2 and all(hasattr(x, "dtype") for x in data):
+    if isinstance(data, tuple) and len(data) == 2 and all(map(is_array_like, data)):
         return ArraySource(*data, **named, **options)
     map_style = isinstance(data, torch.utils.data.Dataset) and hasattr(data, "__len__")
     if map_style or hasattr(data, "column_names"):
