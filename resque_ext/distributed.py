@@ -19,7 +19,7 @@ import copy
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
@@ -89,8 +89,9 @@ class Ranks:
     through a gloo group of its own, those on CUDA through the default group.
 
     Args:
-        timeout: seconds after which a rank that gives no sign of life is lost. One whose process
-            ended is found sooner.
+        timeout: seconds after which a rank that gives no sign of life is lost. A thread of its own
+            gives one every second, so a rank may take as long as it likes over a batch, and the
+            others wait for it. One whose process ended is found sooner.
 
     Attributes:
         rank, size: of this process, and how many there are.
@@ -209,7 +210,7 @@ class Ranks:
         sums = values.detach().cpu().clone()
         if self.size > 1:
             self._exchange({"total": list(sums.shape)})
-            self._finish(dist.all_reduce(sums, group=self._group, async_op=True))
+            self._together(dist.all_reduce, sums, group=self._group)
         return sums
 
     def expect_entered(self) -> None:
@@ -250,11 +251,11 @@ class Ranks:
         for side in SIDES:
             mine, whole = sides[side], _SideState.empty(*empty, sides[side].sums.device)
             seen = [torch.empty_like(mine.seen) for _ in range(self.size)]
-            self._finish(dist.all_gather(seen, mine.seen, self._group_of(mine.seen), async_op=True))
+            self._together(dist.all_gather, seen, mine.seen, group=self._group_of(mine.seen))
             whole.seen = sum(seen[: self.rank], torch.zeros_like(mine.seen))
             acc._merge_side(whole, mine)
             for tensor in (whole.counts, whole.sums, whole.nonfinite_rows):
-                self._finish(dist.all_reduce(tensor, group=self._group_of(tensor), async_op=True))
+                self._together(dist.all_reduce, tensor, group=self._group_of(tensor))
             whole.seen = sum(seen, torch.zeros_like(mine.seen))
             reduced[side] = whole
         acc._sides = reduced  # all or nothing: an error before leaves the state as it was
@@ -285,13 +286,13 @@ class Ranks:
             data = torch.empty(size, dtype=torch.uint8)
             if rank == self.rank:
                 data = torch.frombuffer(bytearray(mine), dtype=torch.uint8)
-            self._finish(dist.broadcast(data, rank, group=self._group, async_op=True))
+            self._together(dist.broadcast, data, rank, group=self._group)
             yield data.numpy().tobytes()
 
     def _exchange(self, note: dict[str, Any]) -> list[dict[str, Any]]:
         """What every rank says, by rank; at the same time the place where all are known to be."""
         notes = [torch.empty(_NOTE, dtype=torch.uint8) for _ in range(self.size)]
-        self._finish(dist.all_gather(notes, _packed(note), self._group, async_op=True))
+        self._together(dist.all_gather, notes, _packed(note), group=self._group)
         return [_unpacked(n) for n in notes]
 
     @staticmethod
@@ -306,15 +307,18 @@ class Ranks:
     def _group_of(self, tensor: Tensor) -> Any:
         return self._group if tensor.device.type == "cpu" else None
 
-    def _finish(self, work: Any) -> None:
-        """Waits for a collective, but not for a rank that will never come."""
+    def _together(self, collective: Callable[..., Any], *args: Any, group: Any) -> None:
+        """A collective, which waits for a slow rank, but not for one that will never come.
+
+        The group's own timeout counts from the start of a collective, so it starts when all ranks
+        have come to it.
+        """
         assert self._watch is not None
-        self._work = work
-        pause = 1e-4
-        while not work.is_completed():
-            self._watch.check()
-            time.sleep(pause)
-            pause = min(2 * pause, 0.02)
+        self._watch.meet()
+        self._work = work = collective(*args, group=group, async_op=True)
+        for _ in self._watch.patience():
+            if work.is_completed():
+                break
         try:
             work.wait()
         except RuntimeError as error:
@@ -327,7 +331,8 @@ class _Watch:
     def __init__(self, group: Any, size: int) -> None:
         self.group, self._size = group, size
         self._work: Any = None  # held: see Ranks._leave
-        self._note: dict[str, Any] = {"state": _READING}
+        self._note: dict[str, Any] = {"state": _READING, "met": 0}
+        self._notes: list[dict[str, Any]] = []  # what all ranks said last
         self._failure: str | None = None
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="resque_ext ranks", daemon=True)
@@ -337,6 +342,36 @@ class _Watch:
         if self._failure is not None:
             raise RankError(self._failure)
 
+    def patience(self) -> Iterator[None]:
+        """For loops that wait for other ranks: at once, then after ever longer pauses.
+
+        Raises:
+            RankError: another rank failed or was lost.
+        """
+        pause = 1e-4
+        while True:
+            self.check()
+            yield
+            time.sleep(pause)
+            pause = min(2 * pause, 0.02)
+
+    def meet(self) -> None:
+        """Waits until all ranks have called this as often, however long one takes.
+
+        Raises:
+            RankError: another rank failed, was lost or left without having come here.
+        """
+        met = self._note["met"] + 1
+        self._note = self._note | {"met": met}
+        self._wake.set()
+        for _ in self.patience():
+            late = [r for r, note in enumerate(self._notes) if note["met"] < met]
+            if self._notes and not late:
+                return
+            left = [r for r in late if self._notes[r]["state"] == _DONE]
+            if left:
+                raise RankError(f"rank {left[0]} left before all had reduced their data")
+
     def lost(self, reason: str) -> RankError:
         """What to raise where a collective failed: the reason that is known, else that one."""
         self._thread.join(2 * _INTERVAL)
@@ -344,7 +379,8 @@ class _Watch:
 
     def end(self, failure: str | None) -> None:
         """Tells the others that this rank is done, or what it failed with, and waits for them."""
-        self._note = {"state": _DONE if failure is None else _FAILED, "failure": failure}
+        state = _DONE if failure is None else _FAILED
+        self._note = self._note | {"state": state, "failure": failure}
         self._wake.set()
         self._thread.join()
 
@@ -355,16 +391,20 @@ class _Watch:
                 notes = [torch.empty(_NOTE, dtype=torch.uint8) for _ in range(self._size)]
                 self._work = dist.all_gather(notes, _packed(mine), self.group, async_op=True)
                 self._work.wait()
-                found = [_unpacked(note) for note in notes]
+                self._notes = found = [_unpacked(note) for note in notes]
                 failed = [r for r, note in enumerate(found) if note["state"] == _FAILED]
                 if failed:
                     self._failure = f"rank {failed[0]} failed: {found[failed[0]]['failure']}"
                     return
                 if all(note["state"] == _DONE for note in found):
                     return
-                self._wake.wait(_INTERVAL)
-                if self._note["state"] == _DONE:  # nothing more to say: the others set the pace
+                # Who waits for the others lets them set the pace.
+                waits = any(note["met"] < self._note["met"] for note in found)
+                if waits or self._note["state"] == _DONE:
                     time.sleep(0.01)
+                else:
+                    self._wake.wait(_INTERVAL)
+                self._wake.clear()
         except RuntimeError as error:  # of gloo: a connection that is closed, or a time that is up
             self._failure = _lost(str(error))
 

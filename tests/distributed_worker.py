@@ -119,6 +119,27 @@ def stopped(ranks):
     ranks.all_reduce(reduced(ranks))
 
 
+def slow(ranks):
+    """The last rank takes longer over its batches than the timeout, and over what comes after."""
+    last = ranks.rank == ranks.size - 1
+    acc = ResqueDist(CLASSES)
+    for side in ("old", "new"):
+        for i, (x, y) in enumerate(ranks.watch(own_rows(ranks, side))):
+            acc.update(x, y, side)
+            if last and side == "new" and i < 6:
+                time.sleep(1)
+    ranks.all_reduce(acc)
+    if last:
+        time.sleep(5)
+    return ranks.gather(float(acc.compute()))
+
+
+def leaving(ranks):
+    """The last rank leaves without what the others wait for."""
+    if ranks.rank < ranks.size - 1:
+        ranks.all_reduce(reduced(ranks))
+
+
 def unlike(ranks):
     ranks.all_reduce(ResqueDist(3, blocks=4 if ranks.rank else 8))
 

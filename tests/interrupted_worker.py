@@ -1,4 +1,4 @@
-"""One long call of an op that Ctrl-C ends, and the same op right afterwards; see test_interrupt.py."""
+"""One long call of an op that Ctrl-C ends, then the same op once more: see test_interrupt.py."""
 
 from __future__ import annotations
 

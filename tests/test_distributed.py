@@ -72,6 +72,22 @@ def test_a_rank_that_hangs_is_found(tmp_path):
     assert found["seconds"] < 60
 
 
+@pytest.mark.full
+def test_a_slow_rank_is_waited_for(tmp_path):
+    """It is alive, and takes longer than the timeout of 4 seconds, twice."""
+    expected = run("sums", tmp_path / "1", 1)[0]["result"]["value"]
+    found = run("slow", tmp_path / "2", 2)
+    for each in found:
+        assert each.get("result") == pytest.approx([expected] * 2, abs=1e-12), found
+        assert each["seconds"] > 9
+
+
+def test_a_rank_that_leaves_early_is_an_error(tmp_path):
+    first, last = run("leaving", tmp_path / "l", 2)
+    assert first["error"] == "RankError: rank 1 left before all had reduced their data"
+    assert last["error"].startswith("RankError: rank 0 failed: RankError: rank 1 left")
+
+
 @pytest.mark.parametrize(
     ("scenario", "message"),
     [
