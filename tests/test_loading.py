@@ -275,7 +275,7 @@ def test_score_of_folders(images, capsys):
         ),
         (
             ("--old", "images.npz", "--shift", "frost=0.1", "--per-layer"),
-            "per-layer: expected preindex or arm",
+            "per-layer: expected preindex, representation_distance or arm",
         ),
         (
             (

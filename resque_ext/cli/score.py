@@ -25,8 +25,8 @@ from resque_ext.cli.output import (
 # typer evaluates annotations from their text, so what is put together stands here. Names of the
 # package are written out: to import them takes seconds (the tests compare them).
 INDEX_HELP = (
-    "resque_dist, resque_task, preindex, arm, linear_residual; may be repeated. Default: "
-    "resque_dist."
+    "resque_dist, resque_task, preindex, arm, linear_residual, representation_distance; may be "
+    "repeated. Default: resque_dist."
 )
 TRANSFORM_HELP = (
     'In turn: resize, center_crop, grayscale, normalize, as NAME={"size": 224}; repeatable.'
