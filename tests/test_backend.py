@@ -131,6 +131,7 @@ def python(code, *path, **env):
 NAMES = "import resque_ext; print(resque_ext.build_info()['backend'])"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["native", "torch"])
 def test_environment_variable(name):
     done = python(NAMES, RESQUE_BACKEND=name)
@@ -281,6 +282,7 @@ def loads(*path, only=False):
     return done.stdout.splitlines()
 
 
+@pytest.mark.full
 def test_a_checkout_uses_the_installed_extension_of_its_own_sources(checkout, installed):
     package, extension, missing, used = loads(checkout.parent, installed.parents[1])
     assert package == str(checkout / "__init__.py")
@@ -289,6 +291,7 @@ def test_a_checkout_uses_the_installed_extension_of_its_own_sources(checkout, in
     assert used == "works"
 
 
+@pytest.mark.full
 def test_a_checkout_refuses_an_installed_extension_of_other_sources(checkout, installed):
     with (checkout.parent / "csrc" / "resque.h").open("a") as file:
         file.write("\n")
@@ -318,6 +321,7 @@ def test_an_extension_of_older_sources_is_not_used(monkeypatch):
     assert missing.startswith("resque_ext._C at FOLDER/_C.so was built of older sources; install")
 
 
+@pytest.mark.full
 def test_an_extension_that_does_not_load_says_why(checkout):
     """Made for another Python or machine, or cut short."""
     suffix = importlib.machinery.EXTENSION_SUFFIXES[0]

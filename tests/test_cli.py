@@ -39,6 +39,7 @@ def test_program_refuses_with_one_line(tmp_path):
     assert "no.npz: expected a .npz or .safetensors file, found none" in done.stderr
 
 
+@pytest.mark.full
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT and closed pipes are POSIX matters")
 def test_interrupt_exits_with_130():
     # As `python -m resque_ext`, but it says when torch is imported, which takes its time.
@@ -64,6 +65,7 @@ def test_interrupt_exits_with_130():
     assert (process.returncode, out, err.strip()) == (130, "", "")
 
 
+@pytest.mark.full
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT and closed pipes are POSIX matters")
 @pytest.mark.parametrize("arguments", [(), ("--json",)])
 def test_closed_pipe_is_quiet(sides, arguments):

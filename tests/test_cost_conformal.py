@@ -57,6 +57,7 @@ def test_exchangeable_runs(method, runs, stated):
     assert_rate(inside, DRAWS, stated, stated)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", ["monotone", "log-linear"])
 def test_exchangeable_kinds(method):
     # The new kind's own weight, of which only one run is looked at, is held to be above all: that
@@ -66,6 +67,7 @@ def test_exchangeable_kinds(method):
     assert_rate(inside, DRAWS, 0.8, 0.8 + 1 / 10)
 
 
+@pytest.mark.full
 def test_runs_are_not_exchangeable_where_kinds_differ():
     # What the grouped form is for: by single runs the interval of a new kind would be too short.
     rng = np.random.default_rng(0)
@@ -80,6 +82,7 @@ def test_runs_are_not_exchangeable_where_kinds_differ():
     assert scipy.stats.binom.cdf(inside, 150, 0.8) < 1e-3
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("method", ["monotone", "log-linear"])
 @pytest.mark.parametrize(("groups", "each", "stated"), [(19, 1, 0.9), (9, 3, 0.8)])
 def test_censored_runs_keep_the_rate(method, groups, each, stated):
@@ -90,6 +93,7 @@ def test_censored_runs_keep_the_rate(method, groups, each, stated):
     assert_rate(inside, DRAWS, stated, stated + 1 / (groups + 1))
 
 
+@pytest.mark.full
 def test_limits_that_differ_keep_the_rate():
     rng = np.random.default_rng(1)
     inside = 0

@@ -12,9 +12,10 @@ from scipy import stats
 from resque_ext import demo, shifts
 
 
-@pytest.fixture(scope="module")
-def result():
-    return demo.run(0)
+# In the user's tier it runs in short, as a command (test_cli_demo.py).
+@pytest.fixture(scope="module", params=[pytest.param(0, marks=pytest.mark.full)], ids=["seed"])
+def result(request):
+    return demo.run(request.param)
 
 
 def by_kind(result):
@@ -79,6 +80,7 @@ def test_split_is_stratified_and_shares_no_image():
     assert len(distinct) == 1797  # no digit is twice in the set, so none is on both sides
 
 
+@pytest.mark.full
 def test_process_state_is_left_alone(monkeypatch):
     monkeypatch.setattr(demo, "LEVELS", {"contrast": (0.5,), "brightness": (0.3,)})
     monkeypatch.setattr(demo, "EPOCHS", 1)

@@ -57,6 +57,7 @@ def test_nothing_to_measure_is_said():
         assert result[name]["reason"]
 
 
+@pytest.mark.full
 def test_ctrl_c_is_the_command_s(tmp_path):
     """Both get it, as from a terminal; the command decides, and is metered to its end."""
     code = textwrap.dedent(

@@ -198,6 +198,7 @@ def test_windows_add_up():
     assert add("x", []).measured.value is None
 
 
+@pytest.mark.full
 def test_nothing_heavy_is_imported():
     code = (
         "import sys, torch; before = set(sys.modules); "  # torch takes pynvml where that is

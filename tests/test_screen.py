@@ -228,6 +228,7 @@ def program(store, kill_after, count):
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
+@pytest.mark.full
 def test_killed_twice_and_resumed_is_as_undisturbed(tmp_path):
     expected = made.screening()
     assert len(expected) == 600
