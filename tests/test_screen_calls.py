@@ -67,13 +67,14 @@ def test_any_text_is_a_name(tmp_path, name, suffix):
 
 
 @pytest.mark.parametrize("suffix", ["sqlite", "jsonl"])
-def test_an_error_about_a_file_whose_name_is_no_text(tmp_path, suffix):
+def test_an_error_about_a_file_whose_name_is_no_text(tmp_path, suffix, caplog):
     class Bad:
         def __iter__(self):
             raise OSError("expected a file, found none: a\udcff.png")
 
     found = call(candidates={"c": Bad()}, store=tmp_path / f"store.{suffix}")
     assert found.results[0].error == "expected a file, found none: a\\udcff.png"
+    assert caplog.messages == ["m, c: expected a file, found none: a\\udcff.png"]
 
 
 def test_candidates_at_the_edges():

@@ -26,6 +26,7 @@ from resque_ext.screening.reading import (
     PAIRED,
     READ_ONCE,
     PairReading,
+    error_line,
     failed,
     possible,
     read_paired,
@@ -313,14 +314,14 @@ class Screener:
         except Exception as error:
             if self.plan.on_error == "raise":
                 raise
-            log.warning("%s, %s: %s", *key, error)
+            log.warning("%s, %s: %s", *key, error_line(error))
             return failed(*key, error, old_samples=old.samples, available=feed.rows)
 
     def _fail(self, keys: list[PairKey], error: Exception) -> None:
         """The same for all pairs of a model that cannot be run."""
         if self.plan.on_error == "raise":
             raise error
-        log.warning("%s: %s", keys[0][0], error)
+        log.warning("%s: %s", keys[0][0], error_line(error))
         for key in keys:
             self._finish(Finished(failed(*key, error, available=self.plan.feeds[key].rows)))
 

@@ -24,7 +24,7 @@ from resque_ext.screening.loop import Plan, Screener
 from resque_ext.screening.models import OldSide
 from resque_ext.screening.pair import PairResult
 from resque_ext.screening.progress import Progress
-from resque_ext.screening.reading import PAIRED, failed
+from resque_ext.screening.reading import PAIRED, error_line, failed
 from resque_ext.screening.store import Finished, NoStore, PairKey, Store
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class RayScreener(Screener):
             found = _reason(error)
             if self.plan.on_error == "raise":
                 raise found from None
-            log.warning("%s, %s: %s", *key, found)
+            log.warning("%s, %s: %s", *key, error_line(found))
             result = failed(*key, found, available=self.plan.feeds[key].rows)
         self._finish(Finished(result))
 

@@ -267,11 +267,16 @@ def unread(old: OldSide, name: str, feed: Feed | None, stopped: str) -> PairResu
     return PairResult(old.name, name, {}, old_samples=old.samples, available=rows, stopped=stopped)
 
 
-def failed(model: str, name: str, error: BaseException, **known: Any) -> PairResult:
-    """A pair that failed."""
+def error_line(error: BaseException) -> str:
+    """The message of an error in one line that any encoding can hold."""
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     line = " ".join(str(message).split()) or type(error).__name__
-    line = line.encode(errors="backslashreplace").decode()  # names of files may be no text
+    return line.encode(errors="backslashreplace").decode()  # names of files may be no text
+
+
+def failed(model: str, name: str, error: BaseException, **known: Any) -> PairResult:
+    """A pair that failed."""
+    line = error_line(error)
     fault = getattr(error, "fault", None)
     faults: tuple[Fault, ...] = (fault,) if isinstance(fault, Fault) else ()
     return PairResult(model, name, {}, stopped="error", error=line, faults=faults, **known)
