@@ -124,6 +124,15 @@ def gencode(architectures: list[str]) -> str:
     return " ".join(flags)
 
 
+def compression(nvcc: str) -> str:
+    """nvcc's flags for kernels that take little room, which every driver that it needs can read."""
+    listed = subprocess.run([nvcc, "--version"], capture_output=True, text=True)
+    release = re.search(r"release (\d+)\.", listed.stdout)
+    if release and int(release[1]) >= 13:
+        return "--compress-mode=size"  # in CUDA 12 it needs a later driver than the code does
+    return "-Xfatbin=-compress-all"
+
+
 def compiler_cache() -> str:
     """What goes before a compiler's command: a compiler cache, if there is one on the PATH."""
     wanted = os.environ.get("RESQUE_CCACHE", "auto")
@@ -169,13 +178,18 @@ def ninja_text(output: Path, build: Path) -> str:
     defines = " ".join(shlex.quote(f'-D{k}="{v}"') for k, v in facts.items())
     if nvcc:
         defines += " -DRESQUE_WITH_CUDA"
+    gpu_flags = f"{compression(nvcc)} {gencode(archs)}" if nvcc else ""
     more = os.environ.get("RESQUE_NVCC_FLAGS", "")
     shared = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
+    # Stripped: symbols other than those that Python looks up are for debuggers.
     static = (
-        "" if sys.platform == "darwin" else "-static-libstdc++ -static-libgcc -Wl,--gc-sections"
+        ""
+        if sys.platform == "darwin"
+        else "-static-libstdc++ -static-libgcc -Wl,--gc-sections,--strip-all"
     )
     link = (
-        f"{nvcc} -shared -cudart static -Xcompiler -static-libstdc++,-static-libgcc $in -o $out"
+        f"{nvcc} -shared -cudart static -Xcompiler -static-libstdc++,-static-libgcc "
+        "-Xlinker --strip-all $in -o $out"
         if nvcc
         else f"{cxx} {shared} -pthread {static} $in -o $out"
     )
@@ -186,7 +200,7 @@ def ninja_text(output: Path, build: Path) -> str:
         "  depfile = $out.d",
         "  deps = gcc",
         "rule nvcc",
-        f"  command = {cache}{nvcc} {NVCC_FLAGS} {gencode(archs)} {more} {compile_to}",
+        f"  command = {cache}{nvcc} {NVCC_FLAGS} {gpu_flags} {more} {compile_to}",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",

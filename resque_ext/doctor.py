@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -73,20 +72,22 @@ def devices() -> list[dict[str, Any]]:
     return found
 
 
-def covers(architectures: list[str], capability: str) -> bool:
-    """Whether kernels built for `architectures` ("80", "90a") run on a GPU of `capability` ("9.0").
+def covers(architectures: list[str], capability: str, *, compiled: bool = False) -> bool:
+    """Whether kernels built for `architectures` run on a GPU of `capability` ("9.0").
 
-    Machine code runs on its own major version from its minor on; the intermediate code of the last
-    architecture runs on every later one, unless it is specific to an architecture (suffix a or f).
+    "80" and "90a" are machine code, which runs on its own major version from its minor on. There is
+    intermediate code (PTX) of "80-virtual", and of the last one: it runs on every later capability,
+    unless it is specific to an architecture (suffix a or f), but the driver has to compile it.
+    `compiled` asks for machine code alone.
     """
-    major, minor = map(int, capability.split("."))
+    wanted = tuple(map(int, capability.split(".")))
     for architecture in architectures:
-        digits = re.match(r"\d+", architecture)
-        own = divmod(int(digits.group()), 10) if digits else (0, 0)
-        specific = architecture[-1:] in ("a", "f")
-        if own == (major, minor) or (not specific and own[0] == major and own[1] <= minor):
+        name, _, virtual = architecture.partition("-")
+        own, specific = divmod(int(name.rstrip("af")), 10), name[-1] in "af"
+        earlier = not specific and own <= wanted
+        if not virtual and (own == wanted or (earlier and own[0] == wanted[0])):
             return True
-        if architecture == architectures[-1] and not specific and own <= (major, minor):
+        if not compiled and earlier and (virtual or architecture == architectures[-1]):
             return True
     return False
 
@@ -113,6 +114,15 @@ def examine() -> dict[str, Any]:
     for device in machine:
         device["kernels"], problem = _check(device, build)
         problems += [problem] if problem else []
+        if device["kernels"] == "work" and not _compiled_for(device, build):
+            wanted = device["capability"].replace(".", "")
+            missing.append(
+                {
+                    "what": f"machine code for {device['device']} ({device['name']}, "
+                    f"{device['capability']}): the driver compiles the kernels at their first use",
+                    "how": f"install again on this machine, or with RESQUE_CUDA_ARCHS={wanted}",
+                }
+            )
     if len(machine) == 1:
         cuda = torch.version.cuda
         missing.append(
@@ -146,6 +156,13 @@ def examine() -> dict[str, Any]:
         "problems": problems,
         "missing": missing,
     }
+
+
+def _compiled_for(device: dict[str, Any], build: dict[str, Any]) -> bool:
+    """Whether there is machine code for the device; the CPU has no other."""
+    if device["device"] == "cpu":
+        return True
+    return covers(build["cuda"]["architectures"], device["capability"], compiled=True)
 
 
 def _check(device: dict[str, Any], build: dict[str, Any]) -> tuple[str, dict[str, str] | None]:

@@ -101,7 +101,48 @@ def test_doctor_without_kernels_for_the_gpu(run, monkeypatch):
         (["86", "90"], "8.0", False),
         (["80", "90a"], "9.0", True),
         (["80", "90a"], "10.0", False),
+        (["75-virtual"], "7.5", True),
+        (["75-virtual"], "12.0", True),
+        (["75-virtual"], "7.0", False),
+        (["75-virtual", "80"], "7.5", True),  # intermediate code of one that is not the last
+        (["75-virtual", "90"], "8.0", True),
+        (["80", "90-virtual"], "8.6", True),
+        (["80-virtual", "90a"], "10.0", True),
     ],
 )
 def test_covers(architectures, capability, expected):
     assert doctor.covers(architectures, capability) is expected
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "expected"),
+    [
+        (["75-virtual"], "7.5", False),
+        (["75-virtual", "80"], "8.6", True),
+        (["80", "90"], "12.0", False),
+        (["80", "90-virtual"], "9.0", False),
+        (["86"], "8.0", False),
+        (["90a"], "9.0", True),
+    ],
+)
+def test_covers_with_machine_code(architectures, capability, expected):
+    assert doctor.covers(architectures, capability, compiled=True) is expected
+
+
+def test_doctor_where_the_driver_compiles(run, monkeypatch):
+    """Kernels that work, but only after the driver's own compiler: nothing wrong, worth a word."""
+    gpu = {"device": "cuda:0", "name": "G", "capability": "9.0", "memory_bytes": 1}
+    devices = doctor.devices()[:1]
+    build = resque_ext.build_info()
+    monkeypatch.setattr(doctor, "devices", lambda: [dict(d) for d in [*devices, gpu]])
+    monkeypatch.setattr(doctor, "_check", lambda device, build: ("work", None))
+    for architectures, expected in ((["75-virtual"], 1), (["80", "90"], 0)):
+        built = build | {"cuda": {"toolkit": "13.0", "architectures": architectures}}
+        monkeypatch.setattr(doctor, "build_info", lambda built=built: built)
+        status, out, _ = run("doctor", "--json")
+        assert status == 0
+        found = [m for m in strict(out)["missing"] if m["what"].startswith("machine code")]
+        assert len(found) == expected
+        for entry in found:
+            assert entry["what"].startswith("machine code for cuda:0 (G, 9.0): the driver compiles")
+            assert entry["how"].endswith("RESQUE_CUDA_ARCHS=90")
