@@ -141,7 +141,7 @@ def predictors(model: nn.Module, old: Part, new: Part) -> dict[str, float]:
             batches(new, 128),
             names,
             adapt_normalization=way,
-            options={"resque_task": {"max_iter": 1}},  # its probe alone is wanted
+            options={"resque_task": {"max_iter": 1, "chance": 0}},  # its probe is wanted
             progress=False,
         )
         for way in (False, "match")

@@ -97,7 +97,7 @@ def test_resque_task(benchmark: Any, k: int) -> None:
     iterations = 10
 
     def index() -> Any:
-        return resque_ext.resque_task(x, y, max_iter=iterations, tol=0)
+        return resque_ext.resque_task(x, y, max_iter=iterations, tol=0, chance=0)
 
     def theirs() -> Any:
         means = np.stack([x[y == c].mean(0) for c in range(k)])
@@ -127,7 +127,7 @@ def test_stream_to_cuda(benchmark: Any) -> None:
     pinned = x[:65_536].pin_memory()
 
     def streamed() -> Any:
-        return resque_ext.resque_task(x, y, max_iter=2, tol=0, device=device)
+        return resque_ext.resque_task(x, y, max_iter=2, tol=0, device=device, chance=0)
 
     def copied() -> None:
         for _ in range(passes):
@@ -135,7 +135,7 @@ def test_stream_to_cuda(benchmark: Any) -> None:
                 pinned[: len(x) - start].to(device, non_blocking=True)
         torch.cuda.synchronize()
 
-    there = resque_ext.resque_task(x.to(device), y.to(device), max_iter=2, tol=0)
+    there = resque_ext.resque_task(x.to(device), y.to(device), max_iter=2, tol=0, chance=0)
     found = streamed()
     assert found.centers.tobytes() == there.centers.tobytes()
     assert found.cluster_labels.tobytes() == there.cluster_labels.tobytes()

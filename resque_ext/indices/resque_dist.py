@@ -31,7 +31,7 @@ from resque_ext.ops.class_order import class_order
 Side = Literal["old", "new"]
 SIDES: tuple[Side, Side] = ("old", "new")
 SIGNIFICANT = 0.05  # of a sign test's p-value
-CLEAR = 2  # standard errors above the noise floor, which 3 to 6% of samples without a shift are
+CLEAR = 2  # standard errors above the noise floor, which 2 to 6% of samples without a shift are
 _PENDING = 1024  # unread CUDA statuses kept at most; then one wait reads them all
 
 
