@@ -18,6 +18,7 @@ MODULES = (
     "resque_ext.ops",
     "resque_ext.shifts",
     "resque_ext.distributed",
+    "resque_ext.forecasting",
     "resque_ext.screening",
     "resque_ext.retraining",
     "resque_ext.retraining.energy",

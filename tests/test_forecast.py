@@ -300,6 +300,18 @@ def test_matching_needs_old_data():
         forecast(model, None, *arguments, adapt_normalization=True, **options)
 
 
+def test_normalization_that_cannot_be_adapted_is_no_fault():
+    """A last batch of one sample has no variance."""
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8).requires_grad_(False), nn.Linear(8, 3))
+    train = batches(samples=49)  # 16, 16, 16 and 1; frozen batch-norm takes no statistics of it
+    found = make(1.0, model=model, train=train, steps=())
+    assert found.adapted_accuracy is None
+    assert any("expected two or more values a channel" in note for note in found.notes)
+    assert found.linear_probe_error is not None
+    with pytest.raises(ValueError, match="expected two or more values a channel"):
+        make(1.0, model=model, train=train, steps=(), adapt_normalization=True)
+
+
 # Verdicts
 
 

@@ -134,7 +134,8 @@ def forecast(
             tqdm(desc="forecast", disable=not progress, leave=False, bar_format="{desc}")
         )
         grams = _grams(carbon_intensity, metered)
-        work = _Forecasting(inner, Probe(run), limits, grams, way, layer)
+        asked = adapt_normalization != "auto"
+        work = _Forecasting(inner, Probe(run), limits, grams, way, asked, layer)
         stack.callback(work.close)
         return work.go(old, batch_adapter, samples, bar.set_description_str)
 
@@ -184,10 +185,11 @@ class _Forecasting:
         limits: _Limits,
         grams: Figure,
         way: bool | str,
+        asked: bool,
         layer: str | None,
     ) -> None:
         self.model, self.probe, self.limits = model, probe, limits
-        self.way, self.layer = way, layer
+        self.way, self.asked, self.layer = way, asked, layer
         self.settings, self.target = probe.run.settings, probe.target
         self.costs = Costs(limits.coverage, probe.run.train.count, grams)
         self.all = phases.Costs(probe.run.device, probe.run.costs.meter)  # of the forecast itself
@@ -253,10 +255,17 @@ class _Forecasting:
                     batches.measure(randomness)
                 olds = indices.Part(batches, None, settings, randomness, samples)
             self.adapting.switch(phases.EVALUATION)
-            model = indices.adapted(model, self.way, new, olds, settings)
+            try:
+                model = indices.adapted(model, self.way, new, olds, settings)
+            except (ValueError, KeyError) as error:  # such as a batch of one sample
+                if self.asked:
+                    raise
+                self.notes.append(f"normalization as it is: {error}")
+            else:
+                self.adapting.switch(None)
+                reading = run.read_test(phases.Costs(run.device, None), model=model)
+                self.adapted_accuracy = reading[0]
             self.adapting.switch(None)
-            accuracy, _ = run.read_test(phases.Costs(run.device, None), model=model)
-            self.adapted_accuracy = accuracy
             if self._adapted_meets():
                 self.adapted = model.eval()
                 return
