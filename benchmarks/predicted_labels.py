@@ -9,9 +9,9 @@ linear_residual on shifted digits and CIFAR-10.
 from __future__ import annotations
 
 import argparse
+import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,13 @@ from shifted_settings import SETTINGS, Part, fit, load, shifted
 
 from resque_ext import score
 
-INDICES = ("resque_dist", "resque_task", "linear_residual")
+# A class that is never predicted has no angle.
+OPTIONS = {
+    "resque_dist": {"missing": "skip"},
+    "resque_task": {"baselines": False},
+    "linear_residual": {},
+}
+INDICES = tuple(OPTIONS)
 CASES = (
     ("gaussian", 0.1),
     ("gaussian", 0.3),
@@ -45,8 +51,8 @@ class Line:
     kind: str
     level: float
     accuracy: float
-    given: dict[str, float]
-    predicted: dict[str, float]
+    given: dict[str, float | None]
+    predicted: dict[str, float | None]  # None where a class that is never predicted is refused
 
 
 def batches(part: Part) -> list[Part]:
@@ -61,15 +67,28 @@ def lines(name: str, data: Path | None, epochs: int | None) -> list[Line]:
     for kind, level in (("none", 0.0), *CASES):
         part = new if kind == "none" else shifted(new, kind, level, setting.seed)
         sides = batches(old), batches(part)
-        values = {}
+        values, accuracy = {}, 0.0
         for labels in ("given", "predicted"):
-            # A class that is never predicted has no angle.
-            options: Any = {"resque_dist": {"missing": "skip"}, "resque_task": {"baselines": False}}
-            scores = score(model, *sides, INDICES, labels=labels, options=options, progress=False)
-            values[labels] = {index: scores[index].value for index in INDICES}
-        found.append(Line(kind, level, scores.new_accuracy, **values))
+            values[labels] = dict.fromkeys(INDICES)
+            for index in INDICES:
+                with contextlib.suppress(ValueError):
+                    result = score(
+                        model,
+                        *sides,
+                        index,
+                        labels=labels,
+                        options={index: OPTIONS[index]},
+                        progress=False,
+                    )
+                    values[labels][index] = result.value
+                    accuracy = getattr(result, "new_accuracy", accuracy)
+        found.append(Line(kind, level, accuracy, **values))
         print(name, found[-1], flush=True)
     return found
+
+
+def shown(value: float | None) -> str:
+    return "refused" if value is None else f"{value:.3f}"
 
 
 def table(title: str, found: list[Line]) -> str:
@@ -77,15 +96,13 @@ def table(title: str, found: list[Line]) -> str:
     rows = [head, ["---"] * len(head)]
     for line in found:
         shift = line.kind if line.kind == "none" else f"{line.kind} {line.level:g}"
-        pairs = (f"{line.given[i]:.3f} / {line.predicted[i]:.3f}" for i in INDICES)
+        pairs = (f"{shown(line.given[i])} / {shown(line.predicted[i])}" for i in INDICES)
         rows.append([shift, f"{line.accuracy:.1%}", *pairs])
     text = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     said = []
     for index in INDICES:
-        given, predicted = (
-            np.array([getattr(line, side)[index] for line in found])
-            for side in ("given", "predicted")
-        )
+        both = [(line.given[index], line.predicted[index]) for line in found]
+        given, predicted = np.array([pair for pair in both if None not in pair]).T
         order = spearmanr(given, predicted).statistic
         ratio = np.median(predicted / given)
         said.append(f"{index}: median ratio {ratio:.2f}, rank correlation {order:.2f}")

@@ -144,7 +144,7 @@ BF16 = torch.bfloat16
 CASES: Mapping[str, Case] = {
     f"{VISION} resnet18": Case(from_torchvision("resnet18")),
     f"{VISION} resnet50": Case(from_torchvision("resnet50")),
-    f"{VISION} vgg11": Case(from_torchvision("vgg11"), pixels=32),
+    f"{VISION} mnasnet0_5": Case(from_torchvision("mnasnet0_5")),
     f"{VISION} squeezenet1_1": Case(from_torchvision("squeezenet1_1")),
     f"{VISION} densenet121": Case(from_torchvision("densenet121")),
     f"{VISION} googlenet": Case(

@@ -431,3 +431,19 @@ def test_loader_without_a_length():
     stream = torch.utils.data.DataLoader(Stream(), 16)
     known = run(train=loader(shuffle=False), checks_per_epoch=4)
     assert run(train=stream, checks_per_epoch=4).without_times() == known.without_times()
+
+
+@pytest.mark.parametrize(
+    "form", [lambda y: {"logits": y, "other": y}, lambda y: (y, y.sum()), lambda y: {"scores": y}]
+)
+def test_scores_by_key_or_position(form):
+    class Formed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            return form(self.inner(x))
+
+    cost = run(Formed(), batches(), batches(), epochs=1)
+    assert cost.gradient_norm.per_step == run(epochs=1).gradient_norm.per_step

@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from resque_ext._inputs import FLOATS
 from resque_ext.model.layers import makes_features
-from resque_ext.model.outputs import score_tensors
+from resque_ext.model.outputs import LOGITS, score_tensors
 from resque_ext.model.pooling import masked_mean
 
 _NARROW = (torch.float16, torch.bfloat16)
@@ -88,7 +88,7 @@ class HeadFinder:
             for run in dict.fromkeys((self.last, self._vectors.get(scores.shape[-1]))):
                 if run is not None and (reads := _relation(scores, run.gave, mask)) is not None:
                     return Head(run.name, path, reads, classes), run
-            if path == "logits" and named.path is None:
+            if path == LOGITS and named.path is None:
                 named = Head(path=path, classes=classes)  # it says itself what it is
         return named, None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from resque_ext._inputs import FLOATS, describe
 from resque_ext.observe import LayerError
 
+LOGITS = "logits"
 HIDDEN = "last_hidden_state"  # the tokens of a transformers model
 SENTENCE = "sentence_embedding"  # of sentence-transformers
 POOLED = "pooler_output"
@@ -24,7 +26,13 @@ def entries(output: Any) -> dict[str, Any]:
     if isinstance(output, (tuple, list)):
         fields = getattr(output, "_fields", range(len(output)))
         return {str(key): value for key, value in zip(fields, output, strict=True)}
-    return dict(vars(output)) if hasattr(output, "__dict__") else {}
+    if dataclasses.is_dataclass(output):
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    # Of any other object what it holds, and what it may compute under these names.
+    named = {
+        k: getattr(output, k) for k in (LOGITS, HIDDEN, SENTENCE, POOLED) if hasattr(output, k)
+    }
+    return named | dict(getattr(output, "__dict__", {}))
 
 
 def at_path(output: Any, path: str, name: str, argument: str = "layer") -> Any:
@@ -63,7 +71,7 @@ def main_tensor(output: Any) -> Tensor | None:
 def score_tensors(output: Any) -> Iterator[tuple[str, Tensor]]:
     """What may be a classifier's scores, by path, the likeliest first: "" is the output itself."""
     parts = {"": output} if isinstance(output, Tensor) else entries(output)
-    for key in sorted(parts, key=lambda key: key != "logits"):
+    for key in sorted(parts, key=lambda key: key != LOGITS):
         x = parts[key]
         if isinstance(x, Tensor) and x.dtype in FLOATS and x.dim() >= 2:
             yield key, x

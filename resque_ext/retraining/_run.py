@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from resque_ext._inputs import describe
+from resque_ext.model.outputs import score_tensors
 from resque_ext.observe import evaluating, forward
 from resque_ext.retraining import checkpoint, run_state
 from resque_ext.retraining.checkpoint import Checkpoint
@@ -381,16 +382,16 @@ class Run:
 
 
 def _logits(output: Any, rows: int) -> Tensor:
-    """[N, C] of a classifier's output.
+    """[N, C] of a classifier's output: the output itself, its "logits", or its only such tensor.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is something else, or several.
     """
-    logits = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
-        raise ValueError(
-            f"model: expected an output [N, C] of C >= 2 classes, found {describe(logits)}"
-        )
+    found = {path: x for path, x in score_tensors(output) if x.dim() == 2 and x.shape[1] > 1}
+    if len(found) != 1 and "logits" not in found:
+        what = f"several, {', '.join(map(repr, found))}" if found else describe(output)
+        raise ValueError(f"model: expected an output [N, C] of C >= 2 classes, found {what}")
+    logits = found.get("logits", next(iter(found.values())))
     if logits.shape[0] != rows:
         raise ValueError(
             f"model: expected one output a label ({rows}), found an output of {describe(logits)}"

@@ -62,8 +62,8 @@ def retrain(
     """Trains a copy of `model` on new data until the test accuracy reaches the target.
 
     Args:
-        model: any classifier whose output (or the output's `logits`) is [N, C]. It stays as it is,
-            buffers included: a copy is trained.
+        model: any classifier whose output (or the one such tensor in it) is [N, C]. It stays as it
+            is, buffers included: a copy is trained.
         train_batches, test_batches: batches ``(inputs, labels)`` that can be read again and again
             (a list, a DataLoader); labels are class indices [N]. Every pass has to have the same
             number of batches and samples.
