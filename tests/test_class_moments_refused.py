@@ -232,12 +232,11 @@ def test_features_and_labels_on_two_devices():
 
 def test_features_that_are_refused_by_the_launcher(place):
     """Neither channels nor positions side by side: the kernels would read the wrong places."""
-    memory = torch.zeros(1_000, dtype=torch.int64, device=place.device)
-    zeros = memory.data_ptr()
+    zeros = torch.zeros(1_000, dtype=torch.int64, device=place.device)
     for sizes in ((2, 3, 1, 6, 2, 1), (2, 3, 4, 24, 8, 2), (2, 1, 4, 8, 8, 2), (2, 1, 0, 1, 1, 1)):
         view = _backend.extension().Features(zeros, 0, *sizes)
-        args = _backend.extension().ClassMoments(view, zeros, zeros, 1, True, False, *[zeros] * 5)
+        args = (view, zeros, zeros, 1, True, False, *[zeros] * 5)
         with pytest.raises(
             ValueError, match=r"stride_c: expected 1|positions: expected at least 1"
         ):
-            _backend.call("class_moments", args, place.device)
+            _backend.launch("class_moments", place.device, *args)

@@ -430,16 +430,15 @@ def test_refused(features, centers, error, message):
 
 
 def test_refused_by_the_launcher(place):
-    memory = torch.zeros(1_000, dtype=torch.int64, device=place.device)
-    zeros, extension = memory.data_ptr(), _backend.extension()
+    zeros = torch.zeros(1_000, dtype=torch.int64, device=place.device)
     for sizes, k, message in (
         ((2, 3, 4, 12, 1, 3), 1, "positions: expected 1, found 4"),
         ((2, 3, 1, 6, 2, 1), 1, "stride_c: expected 1"),
         ((2, 3, 1, 3, 1, 1), 0, "k: expected 1 <= k"),
     ):
-        args = extension.LloydStep(extension.Features(zeros, 0, *sizes), zeros, k, *[zeros] * 8)
+        args = (_backend.extension().Features(zeros, 0, *sizes), zeros, k, *[zeros] * 8)
         with pytest.raises(ValueError, match=message):
-            _backend.call("lloyd_step", args, place.device)
+            _backend.launch("lloyd_step", place.device, *args)
 
 
 # --- Autograd, compilation

@@ -218,18 +218,15 @@ def test_refused_check():
 
 
 def test_sizes_that_the_launcher_refuses(place):
-    memory = torch.zeros(64, dtype=torch.int64, device=place.device)
-    zeros = memory.data_ptr()
+    zeros = torch.zeros(64, dtype=torch.int64, device=place.device)
     for n, a, b, message in (
         (2**31, 1, 1, "n: "),
         (1, 0, 1, "count_a: "),
         (1, 1, 2**31, "count_b"),
     ):
-        args = _backend.extension().PairCounts(
-            zeros, True, 1, zeros, True, 1, n, a, b, zeros, zeros, zeros, zeros
-        )
+        args = (zeros, True, 1, zeros, True, 1, n, a, b, zeros, zeros, zeros, zeros)
         with pytest.raises(ValueError, match=message):
-            _backend.call("pair_counts", args, place.device)
+            _backend.launch("pair_counts", place.device, *args)
 
 
 # --- Compilation, plain PyTorch

@@ -215,7 +215,7 @@ def test_published_distances_miss_what_shared_ranges_see():
         ),
         ({"a": (torch.ones(2, 0), torch.ones(2, 0))}, ValueError, "at least one value a row"),
         (
-            {"a": (torch.ones(2, 2).long(),) * 2},
+            {"a": (torch.ones(2, 2).bool(),) * 2},
             TypeError,
             r"layers\['a'\] \(old\): expected float32",
         ),

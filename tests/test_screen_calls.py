@@ -8,7 +8,7 @@ import pytest
 import screening_made as made
 
 import resque_ext
-from resque_ext.screening import StoreError
+from resque_ext.screening import StoreError, loop, models
 from resque_ext.screening.pair import IndexValue, PairResult, PredictedCost
 from resque_ext.screening.report_data import rank
 from resque_ext.screening.table import Screening
@@ -127,9 +127,9 @@ def test_a_damaged_old_side_is_an_error_of_the_store_alone(tmp_path, monkeypatch
     """Not one of the pairs, which would be written down as failed for good."""
     store = tmp_path / f"store.{suffix}"
     options = {"candidates": {"c": made.synthetic(60), "d": made.synthetic(60, 0.2)}}
-    module = resque_ext.screening.models.OldSide
+    module = models.OldSide
     monkeypatch.setattr(module, "to_bytes", lambda self: b"damaged")
-    monkeypatch.setattr(resque_ext.screening.loop.Screener, "_in_rounds", interrupted)
+    monkeypatch.setattr(loop.Screener, "_in_rounds", interrupted)
     with pytest.raises(KeyboardInterrupt):
         call(**options, store=store)
     monkeypatch.undo()
