@@ -113,7 +113,6 @@ def test_dynamic_quantization():
         found = r.score(model, *data, layer="3")
         assert found.value == pytest.approx(r.resque_dist(*outputs, Y, Y).value, rel=1e-12)
         assert r.score(model, *data, indices="arm", layers=["1", "3"]).value > 0
-        with pytest.raises(
-            KeyError, match=r"layer: expected a name, because .* has no linear layer"
-        ):
-            r.score(model, *data)
+        default = r.score(model, *data)
+        assert default.layer == "3:input"
+        assert default.value == r.score(model, *data, layer="3:input").value

@@ -299,7 +299,10 @@ def test_all_mistakes_are_said_at_once_in_their_order(folder, run):
 
 def test_a_file_that_is_missing_or_no_text(folder, run):
     status, _, err = run("none.toml")
-    assert (status, err) == (2, "resque-ext: error: none.toml: expected a TOML file, found none\n")
+    assert (status, err) == (
+        2,
+        "resque-ext: error: none.toml: expected a TOML file, found no such file\n",
+    )
     (folder / "screen.toml").write_bytes(b"\xff\xfe")
     status, _, err = run("screen.toml")
     assert status == 2

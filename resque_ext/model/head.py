@@ -59,7 +59,12 @@ class HeadFinder:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = {m: n for n, m in model.named_modules() if _could_score(m)}
+        # Parts in TorchScript take no hooks.
+        self._modules = {
+            m: n
+            for n, m in model.named_modules()
+            if _could_score(m) and not isinstance(m, torch.jit.ScriptModule)
+        }
         self.last: Run | None = None
         self._vectors: dict[int, Run] = {}  # by width, of those that gave one vector a sample
         self._times: dict[nn.Module, int] = {}

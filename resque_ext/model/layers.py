@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from resque_ext._inputs import FLOATS, describe
+from resque_ext._model_inputs import check_observable
 from resque_ext.model.layout import CHANNEL_NORMS, LAYER_NORMS, Layouts, width_of
 from resque_ext.model.outputs import at_path, entries, main_tensor
 from resque_ext.model.pooling import Features
@@ -66,6 +67,7 @@ class Place:
         def gave(_module: nn.Module, _args: Any, output: Any) -> None:
             consume(output)
 
+        check_observable(self.module)
         if self.is_input:
             return [self.module.register_forward_pre_hook(read, with_kwargs=True)]
         return [self.module.register_forward_hook(gave)]
