@@ -107,8 +107,10 @@ def join_statistics(ranks: Ranks, layers: Mapping[str, nn.Module]) -> None:
         layer.num_batches_tracked.fill_(int(part[0]))
 
 
-def _expect_equal(found: list[Any], expected: str) -> None:
-    """The same error on all ranks, which all have the same list."""
+def _expect_equal(found: list[dict[str, Any]], expected: str) -> None:
+    """The same error on all ranks, which all have the same list; it shows what differs."""
     for rank, each in enumerate(found):
-        if each != found[0]:
-            raise ValueError(f"{expected}, found {found[0]} on rank 0 and {each} on rank {rank}")
+        differing = [key for key in each if each[key] != found[0][key]]
+        if differing:
+            here, there = ({key: side[key] for key in differing} for side in (found[0], each))
+            raise ValueError(f"{expected}, found {here} on rank 0 and {there} on rank {rank}")

@@ -102,6 +102,9 @@ def reestimated(model, side):
     return model
 
 
+PENALTIES = [*(10.0 ** np.arange(-3, 3.25, 0.5)), np.inf]
+
+
 def simple_errors(model, inputs, labels):
     """(nearest class mean, linear probe): five folds, the rows of class c in turn to c, c + 1..."""
     body = nn.Sequential(*list(copy.deepcopy(model).eval())[:-1])
@@ -112,15 +115,26 @@ def simple_errors(model, inputs, labels):
     for c, label in enumerate(classes):
         rows = np.flatnonzero(y == label)
         fold[rows] = (c + np.arange(len(rows))) % FOLDS
+    one_hot = (y[:, None] == classes).astype(float)
     wrong = np.zeros(2)
+    scores, errors = [], np.zeros((FOLDS, len(PENALTIES)))  # of every fold by every penalty
     for f in range(FOLDS):
         seen, held = fold != f, fold == f
         means = np.stack([x[seen & (y == label)].mean(0) for label in classes])
         nearest = ((x[held, None] - means) ** 2).sum(-1).argmin(1)
-        penalty = 1e-3 * x[seen].var(0).mean() * seen.sum()
-        probe = Ridge(alpha=penalty).fit(x[seen], (y[seen, None] == classes).astype(float))
         wrong[0] += (classes[nearest] != y[held]).sum()
-        wrong[1] += (classes[probe.predict(x[held]).argmax(1)] != y[held]).sum()
+        scale = x[seen].var(0).mean() * seen.sum()
+        scores.append([])
+        for p, penalty in enumerate(PENALTIES):
+            if np.isinf(penalty):  # no weights: the shares of the classes
+                found = np.tile(one_hot[seen].mean(0), (held.sum(), 1))
+            else:
+                found = Ridge(alpha=penalty * scale).fit(x[seen], one_hot[seen]).predict(x[held])
+            scores[f].append(found)
+            errors[f, p] = ((one_hot[held] - found) ** 2).sum()
+    for f in range(FOLDS):  # the penalty that the other folds choose
+        chosen = np.delete(errors, f, axis=0).sum(0).argmin()
+        wrong[1] += (classes[scores[f][chosen].argmax(1)] != y[fold == f]).sum()
     return wrong / len(y)
 
 

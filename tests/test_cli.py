@@ -152,7 +152,11 @@ def test_user_errors_are_one_line(refused, monkeypatch, error):
         raise error("first\n  second")
 
     monkeypatch.setattr(doctor, "examine", broken)
-    assert refused("doctor") == "resque-ext: error: first second\n"
+    where = f"({__file__}, line {broken.__code__.co_firstlineno + 1})"  # no code of the package
+    expected = f"{error.__name__}: first second {where}"
+    if error is OSError:  # it names a file of its own
+        expected = "first second"
+    assert refused("doctor") == f"resque-ext: error: {expected}\n"
 
 
 def test_interrupt_in_process(run, monkeypatch):

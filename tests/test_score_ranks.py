@@ -76,11 +76,11 @@ SAME = {
     "empty": "ValueError: new: expected rows on one rank at least, found none on any",
     "empty_adapted": "ValueError: new: expected rows on one rank at least, found none on any",
     "arguments": "ValueError: ranks: expected the same arguments on all, found {'indices': "
-    "['resque_dist'], 'paired': False, 'adapts': False} on rank 0 and {'indices': ['arm', "
-    "'resque_dist'], 'paired': False, 'adapts': False} on rank 1",
+    "['resque_dist']} on rank 0 and {'indices': ['arm', 'resque_dist']} on rank 1",
     "models": "ValueError: model: expected the same on all ranks, found {'layer_name': "
-    "'head:input', 'layer_names': [], 'outputs': 5} on rank 0 and {'layer_name': '1:input', "
-    "'layer_names': [], 'outputs': 5} on rank 1",
+    "'head:input', 'head': {'name': 'head', 'path': '', 'reads': 'vector', 'classes': 5}} on rank 0 "
+    "and {'layer_name': '1:input', 'head': {'name': '1', 'path': '', 'reads': 'vector', 'classes': "
+    "5}} on rank 1",
 }
 
 

@@ -57,7 +57,7 @@ def _forecast(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Forecast what retraining will cost, by a probe of its first steps."""
+    """Forecast the cost of retraining by a probe of its first steps."""
     from resque_ext import forecast
     from resque_ext.loading import (
         current_folder_first,

@@ -6,7 +6,7 @@ import glob
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,12 +141,18 @@ class ParquetSource(SourceBase):
 
     def _find_shape(self) -> tuple[int, ...]:
         """The shape of the first row that has values, which all others are to have."""
+        _, pa = _library()
         for path in self._paths:
-            with _open(path) as file, _readable(path):
-                for batch in file.iter_batches(_SAMPLE, columns=[self._columns[0]]):
-                    shape = _first_shape(batch.column(0))
-                    if shape is not None:
-                        return shape
+            with _open(path) as file:
+                for group in range(file.metadata.num_row_groups):
+                    # A damaged row group is a fault of its rows, when they are read.
+                    with suppress(pa.ArrowException, OSError):
+                        for batch in file.iter_batches(
+                            _SAMPLE, row_groups=[group], columns=[self._columns[0]]
+                        ):
+                            shape = _first_shape(batch.column(0))
+                            if shape is not None:
+                                return shape
         raise ValueError(f"{self.name}: {self._columns[0]}: expected values, found nulls alone")
 
     def _find_classes(self, given: Sequence[str] | None) -> tuple[str, ...] | None:

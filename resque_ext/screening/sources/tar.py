@@ -270,7 +270,8 @@ class TarSource(SourceBase):
     def _item(self, sample: _Sample, file: int, reading: Reading) -> tuple[Tensor, int] | None:
         try:
             sample.check()
-            return self._data(sample, file), self._label(sample, file)
+            label = self._label(sample, file)  # first: it is a few bytes, and an image many
+            return self._data(sample, file), label
         except (OSError, ValueError, TypeError) as error:
             reading.fault(self._paths[sample.shard], sample.key, error)
             return None
