@@ -273,10 +273,10 @@ def test_no_linear_probe_is_no_fault():
     class Odd(nn.Module):
         def __init__(self):
             super().__init__()
-            self.weight = nn.Parameter(torch.zeros(6, 3))
+            self.weights = nn.ParameterList([torch.zeros(6, 3)])  # no layer that a hook could see
 
         def forward(self, x):
-            return x @ self.weight
+            return x @ self.weights[0]
 
     found = make(1.0, model=Odd())
     assert (found.linear_probe_error, found.stage) == (None, "probe")

@@ -48,6 +48,10 @@ def test_energy_is_steps_and_evaluations_times_their_own():
     assert found.probe.extra_steps == 0
     for end in ("value", "low", "high"):
         steps = getattr(found.steps, end)
+        if steps is None:  # open: the target may never be reached
+            assert end == "high"
+            assert found.joules.high is None
+            continue
         joules = WATTS * (0.5 * steps + 4 * 0.25 * (1 + steps // 4))
         assert getattr(found.joules, end) == pytest.approx(joules, rel=1e-3)
         assert getattr(found.kwh, end) == pytest.approx(joules / 3.6e6, rel=1e-3)

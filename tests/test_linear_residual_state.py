@@ -175,7 +175,7 @@ BAD = {
         r"\['distance.blocks'\]: expected as many blocks a class",
     ),
     "no tensor": (
-        changed("readout.seen", lambda t: t.tolist()),
+        changed("readout.seen", lambda t: "seen"),
         TypeError,
         r"\['readout.seen'\]: expected a torch.Tensor",
     ),
