@@ -43,8 +43,10 @@ def at_path(output: Any, path: str, name: str, argument: str = "layer") -> Any:
     """
     for part in path.split("."):
         parts = entries(output)
-        if part not in parts and isinstance(output, tuple) and part.isdecimal():
-            parts = {str(i): x for i, x in enumerate(output)}  # a named tuple's, by position
+        by_position = dict(zip(map(str, range(len(parts))), parts.values(), strict=True))
+        if part not in parts and part in by_position:  # of what has names, too
+            output = by_position[part]
+            continue
         if part not in parts:
             raise LayerError(
                 f"{argument}: expected {name!r} to have {part!r} in its output, found "
