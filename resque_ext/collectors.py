@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resque_ext._inputs import check_choice
@@ -28,7 +30,13 @@ from resque_ext.indices._chance import PERMUTATIONS
 from resque_ext.indices._sources import EMBEDDINGS
 from resque_ext.indices.preindex import PreIndexOptions, combine
 from resque_ext.indices.representation_distance import paired_layers
-from resque_ext.indices.resque_dist import SIDES, ResqueDist, ResqueDistResult, Side
+from resque_ext.indices.resque_dist import (
+    SIDES,
+    ResqueDist,
+    ResqueDistResult,
+    Side,
+    raise_for_missing,
+)
 from resque_ext.model.pooling import Features
 from resque_ext.ops import spatial_mean
 from resque_ext.ops._status import row_error
@@ -131,6 +139,11 @@ class ResqueDistCollector:
             return False
         old, new = (self.acc._sides[side].seen > 0 for side in SIDES)
         return not bool((old & ~new).any())
+
+    def check_classes(self, rows: Mapping[str, NDArray[np.int64]]) -> None:
+        """Raises as result() would for the rows [C] of each class on both sides."""
+        if self.missing == "error":
+            expect_both_sides(rows, MISSING_OPTION)
 
     def result(self, facts: Facts) -> ResqueDistResult:
         assert self.acc is not None  # every side had a batch
@@ -406,6 +419,10 @@ class LinearResidualCollector:
             name = "new" if side == "adapted" else side
             raise of_side(error, name) from error
 
+    def check_classes(self, rows: Mapping[str, NDArray[np.int64]]) -> None:
+        """Raises as result() would for the rows [C] of each class on both sides."""
+        expect_both_sides(rows, BY_HAND.format("LinearResidual"))
+
     def result(self, facts: Facts) -> LinearResidualResult:
         assert self.acc is not None  # every side had a batch
         self.acc.distance.paired = self.paired
@@ -463,6 +480,17 @@ def add_pairs(
 # Hints of this place, where those of the accumulators name arguments that score does not have.
 MISSING_OPTION = " (options={'resque_dist': {'missing': 'skip'}} leaves such classes out)"
 BY_HAND = " ({} can leave such out of features that are taken by hand)"
+
+
+def expect_both_sides(rows: Mapping[str, NDArray[np.int64]], hint: str) -> None:
+    """ValueError for classes with rows on one side alone."""
+    there = [rows[side] > 0 for side in SIDES]
+    missing = there[0] != there[1]
+    if missing.any():
+        try:
+            raise_for_missing(missing, rows, {})
+        except ValueError as error:
+            raise ValueError(without_hint(str(error), hint)) from error
 
 
 def without_hint(message: str, missing: str = "", nonfinite: str = "") -> str:

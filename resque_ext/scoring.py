@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from resque_ext import joining, normalization
-from resque_ext._inputs import DEVICES, describe
+from resque_ext._inputs import DEVICES, check_choice, describe
 from resque_ext._model_inputs import check_observable
 from resque_ext.collectors import COLLECTORS, Facts, make_collectors
+from resque_ext.failing import Failed, Guarded, check_classes
 from resque_ext.model.batch import MASK, MaskOf, rows_of
 from resque_ext.model.pooling import Pooling
 from resque_ext.model.reads import Reads
@@ -28,6 +29,8 @@ INDICES = tuple(COLLECTORS)
 
 class Scores(Mapping[str, Any]):
     """Several indices of one model and one pair of sides: each index's own result, by its name.
+
+    With errors="keep" it is a :class:`Failed` for one that failed.
 
     Attributes:
         layer: the embedding's layer, where an index reads one.
@@ -59,7 +62,10 @@ class Scores(Mapping[str, Any]):
         )
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{name}={float(result):.4g}" for name, result in self.items())
+        values = ", ".join(
+            f"{name}={result if isinstance(result, Failed) else format(float(result), '.4g')}"
+            for name, result in self.items()
+        )
         return f"Scores({values})"
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,6 +93,7 @@ def score(
     channels: str | None = None,
     labels: str = "given",
     mapping: bool = False,
+    errors: str = "raise",
 ) -> Any:
     """What reusing `model` on new data will cost, from one forward pass over each side.
 
@@ -147,6 +154,9 @@ def score(
             the labels of the new side, and of the old side where that has none.
         mapping: True returns :class:`Scores` for one index too, so that code for any number of
             indices needs no second case.
+        errors: "raise": an index that fails ends all. "keep": the others go on, and in its place is
+            a :class:`Failed` with its error. What is wrong with an argument, a batch, the model or
+            the data as such raises in any case. Not with `ranks`.
 
     Returns:
         One index: its own result, with `layer` and both sides' accuracy where the model is a
@@ -169,8 +179,13 @@ def score(
         raise ValueError(
             f"adapt_normalization: expected True, False or 'match', found {adapt_normalization!r}"
         )
+    check_choice(errors, ("raise", "keep"), "errors")
+    if errors == "keep" and ranks is not None:
+        raise ValueError("errors: expected 'raise' with ranks, which go on together, found 'keep'")
     paired = bool(paired) or shift is not None
     collectors = make_collectors(names, options, paired)
+    if errors == "keep":
+        collectors = {name: Guarded(collector) for name, collector in collectors.items()}
     if ranks is not None:
         joining.check(ranks, collectors, adapt_normalization, paired, reads)
     inner = unwrap(model)
@@ -192,6 +207,8 @@ def score(
             f"layers: expected 'auto', because {names} read one layer (see layer=), "
             f"found {layers!r}"
         )
+    if shift is None and labels == "given" and batch_adapter is None and ranks is None:
+        check_classes(list(collectors.values()), old, new)
     adapted = None
     if adapt_normalization:
         source = old if shift is not None else new

@@ -438,7 +438,7 @@ class ResqueDist:
         unseen = (rows["old"] == 0) & (rows["new"] == 0)
         wrong = missing & ~unseen if ignore_unseen else missing
         if self.missing == "error" and wrong.any():
-            self._raise_for_missing(wrong, rows, totals)
+            raise_for_missing(wrong, rows, totals)
         if missing.all():
             raise ValueError(
                 f"labels: expected a class with rows on both sides, found none of {len(missing)}"
@@ -518,30 +518,31 @@ class ResqueDist:
                 f"{int(old[c])} old and {int(new[c])} new rows of class {c}"
             )
 
-    def _raise_for_missing(
-        self,
-        missing: NDArray[np.bool_],
-        rows: Mapping[str, NDArray[np.int64]],
-        totals: Mapping[str, NDArray[np.float64]],
-    ) -> None:
-        reasons = []
-        for c in np.flatnonzero(missing)[:5]:
-            empty = [s for s in SIDES if rows[s][c] == 0]
-            if empty:
-                reasons.append(f"class {c} has no {' and no '.join(empty)} rows")
-                continue
-            for s in SIDES:
-                if not np.isfinite(totals[s][c]).all():
-                    reasons.append(f"class {c} has a non-finite {s} sum")
-                elif not totals[s][c].any():
-                    reasons.append(f"class {c} has a zero {s} sum")
-        more = int(missing.sum()) - min(int(missing.sum()), 5)
-        raise ValueError(
-            "labels: expected every class to have an angle, found "
-            + "; ".join(reasons)
-            + (f"; and {more} more classes" if more else "")
-            + " (missing='skip' leaves such classes out)"
-        )
+
+def raise_for_missing(
+    missing: NDArray[np.bool_],
+    rows: Mapping[str, NDArray[np.int64]],
+    totals: Mapping[str, NDArray[np.float64]],
+) -> None:
+    """ValueError with what each of these classes lacks: rows of a side, or a sum with an angle."""
+    reasons = []
+    for c in np.flatnonzero(missing)[:5]:
+        empty = [s for s in SIDES if rows[s][c] == 0]
+        if empty:
+            reasons.append(f"class {c} has no {' and no '.join(empty)} rows")
+            continue
+        for s in SIDES:
+            if not np.isfinite(totals[s][c]).all():
+                reasons.append(f"class {c} has a non-finite {s} sum")
+            elif not totals[s][c].any():
+                reasons.append(f"class {c} has a zero {s} sum")
+    more = int(missing.sum()) - min(int(missing.sum()), 5)
+    raise ValueError(
+        "labels: expected every class to have an angle, found "
+        + "; ".join(reasons)
+        + (f"; and {more} more classes" if more else "")
+        + " (missing='skip' leaves such classes out)"
+    )
 
 
 def _warnings(

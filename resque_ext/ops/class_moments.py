@@ -82,10 +82,11 @@ def grouped_moments(
         counts [G] int64, sums [G, D] float64, sumsq [G, D] float64 ([0, D] without squares), and a
         status [5] int64 with the non-finite features that the same pass found.
     """
-    x = channel_view(features)
+    x, groups = channel_view(features), offsets.numel() - 1
     if _backend.current_backend() == "torch":
-        return reference.class_moments(x, order, offsets, squares, skip_nonfinite)
-    device, groups = x.device, offsets.numel() - 1
+        group = reference.groups_of(order, offsets, len(x))
+        return reference.class_moments(x, group, groups, squares, skip_nonfinite)
+    device = x.device
     channels = x.shape[1]
     kernels, view = _backend.kernels(device), kernel_view(x)
     counts = torch.empty(groups, dtype=torch.int64, device=device)
@@ -115,6 +116,12 @@ def grouped_moments(
 def _segment(
     x: Tensor, y: Tensor, num_classes: int, skip_nonfinite: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if _backend.current_backend() == "torch":  # which needs no order
+        group, status = reference.labelled(y, num_classes)
+        *moments, faults = reference.class_moments(
+            channel_view(x), group, num_classes, True, skip_nonfinite
+        )
+        return (*moments, status + faults)
     order, offsets, status = class_order(y, num_classes)
     *moments, faults = grouped_moments(x, order, offsets, skip_nonfinite=skip_nonfinite)
     return (*moments, status + faults)

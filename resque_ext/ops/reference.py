@@ -5,10 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+# Values that are widened at a time: 1 MB of float64, which stays in a processor's cache. Features
+# that are widened whole cost four times as much, most of it the first write to fresh memory.
+PIECE = 2**17
+
+
+def _pieces(rows: int, width: int, values: int = PIECE) -> Iterator[slice]:
+    """The rows in runs of at most `values` values."""
+    step = max(values // max(width, 1), 1)
+    return (slice(i, min(i + step, rows)) for i in range(0, rows, step))
 
 
 def class_order(
@@ -16,71 +26,86 @@ def class_order(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`resque_ext.ops.class_order.class_order`."""
     n, groups = labels.numel(), num_classes * blocks
-    labels = labels.long()
-    good = (labels >= 0) & (labels < num_classes)
-    safe = torch.where(good, labels, num_classes)
-    by_class = torch.argsort(safe, stable=True)
-    rows = torch.bincount(safe, minlength=num_classes + 1)
-    start = rows.cumsum(0) - rows
-    rank = torch.empty_like(safe)
-    rank[by_class] = torch.arange(n, device=labels.device) - start[safe[by_class]]
-    if seen is not None:
-        rank += torch.cat([seen, seen.new_zeros(1)])[safe]
-    group = torch.where(good, safe * blocks + rank % blocks, groups)
-    order = torch.argsort(group, stable=True).to(torch.int32)
+    group, status = labelled(labels, num_classes)
+    order = torch.argsort(group, stable=True)
+    rows = torch.bincount(group, minlength=num_classes + 1)
+    if blocks > 1:
+        start = rows.cumsum(0) - rows
+        rank = torch.empty_like(group)
+        rank[order] = torch.arange(n, device=labels.device) - start[group[order]]
+        if seen is not None:
+            rank += torch.cat([seen, seen.new_zeros(1)])[group]
+        group = torch.where(group < num_classes, group * blocks + rank % blocks, groups)
+        order = torch.argsort(group, stable=True)
+        rows = torch.bincount(group, minlength=groups + 1)
     offsets = torch.zeros(groups + 1, dtype=torch.int64, device=labels.device)
-    offsets[1:] = torch.bincount(group, minlength=groups + 1)[:groups].cumsum(0)
+    offsets[1:] = rows[:groups].cumsum(0)
+    return order.to(torch.int32), offsets, status
+
+
+def labelled(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """The labels as int64, `num_classes` where one is out of range, and the status that says so."""
+    labels = labels.long()
+    bad = (labels < 0) | (labels >= num_classes)
     status = torch.zeros(5, dtype=torch.int64, device=labels.device)
-    if n:
-        position = torch.arange(n, 0, -1, device=labels.device)
-        from_end = torch.where(good, 0, position).max()
-        status[0] = from_end
-        status[1] = torch.where(from_end > 0, labels[(n - from_end).clamp(max=n - 1)], 0)
-    return order, offsets, status
+    if len(labels):
+        first = bad.to(torch.uint8).argmax()
+        status[0] = torch.where(bad[first], len(labels) - first, 0)
+        status[1] = torch.where(bad[first], labels[first], 0)
+    return labels.masked_fill(bad, num_classes), status
+
+
+def groups_of(order: Tensor, offsets: Tensor, rows: int) -> Tensor:
+    """The group of every row, the number of groups where it is in none."""
+    groups = offsets.numel() - 1
+    group = torch.full((rows,), groups, dtype=torch.int64, device=order.device)
+    index = torch.arange(groups, device=order.device)
+    group[order[: int(offsets[-1])].long()] = torch.repeat_interleave(index, offsets.diff())
+    return group
 
 
 def class_moments(
-    features: Tensor, order: Tensor, offsets: Tensor, squares: bool, skip_nonfinite: bool
+    features: Tensor, group: Tensor, groups: int, squares: bool, skip_nonfinite: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`resque_ext.ops.class_moments.grouped_moments`; features are [n, c, positions]."""
-    n, channels, _ = features.shape
-    groups = offsets.numel() - 1
-    group = torch.full((n,), groups, dtype=torch.int64, device=features.device)
-    sizes = offsets.diff()
-    index = torch.arange(groups, device=features.device)
-    valid = order[: int(offsets[-1])].long()
-    group[valid] = torch.repeat_interleave(index, sizes)
+    """See :func:`resque_ext.ops.class_moments.grouped_moments`.
 
-    pooled = features.double().mean(2)
-    bad = ~pooled.isfinite() & (group < groups)[:, None]
-    bad_rows = bad.any(1)
+    Args:
+        features: [n, channels, positions]
+        group: [n] int64, `groups` for a row in none.
+    """
+    n, channels, positions = features.shape
+    # The last one takes the rows that are in none.
+    sums = features.new_zeros(groups + 1, channels, dtype=torch.float64)
+    sumsq = features.new_zeros(groups + 1 if squares else 0, channels, dtype=torch.float64)
+    for piece in _pieces(n, channels * positions):
+        pooled = _means(features[piece])
+        sums.index_add_(0, group[piece], pooled)
+        if squares:
+            sumsq.index_add_(0, group[piece], pooled.square())
+    sums, sumsq = sums[:groups], sumsq[:groups]
     status = torch.zeros(5, dtype=torch.int64, device=features.device)
-    status[2], status[4] = bad.sum(), bad_rows.sum()
-    if bad.any():
-        status[3] = n * channels - bad.flatten().int().argmax()
-    if skip_nonfinite:
-        group = torch.where(bad_rows, groups, group)
-        pooled = torch.where(bad_rows[:, None], 0, pooled)
-    keep = group < groups
-    group, pooled = group[keep], pooled[keep]
-    sums = features.new_zeros(groups, channels, dtype=torch.float64)
-    sums.index_add_(0, group, pooled)
-    sumsq = features.new_zeros(groups if squares else 0, channels, dtype=torch.float64)
-    if squares:
-        sumsq.index_add_(0, group, pooled * pooled)
-    return torch.bincount(group, minlength=groups), sums, sumsq, status
+    if not sums.isfinite().all():  # or all that was added is finite
+        bad = ~_means(features).isfinite() & (group < groups)[:, None]
+        rows = bad.any(1)
+        status[2], status[4] = bad.sum(), rows.sum()
+        if status[2]:
+            status[3] = bad.numel() - bad.flatten().int().argmax()
+            if skip_nonfinite:
+                keep = ~rows
+                kept = class_moments(features[keep], group[keep], groups, squares, False)
+                return (*kept[:3], status)
+    return torch.bincount(group, minlength=groups + 1)[:groups], sums, sumsq, status
 
 
 def pair_counts(
     labels_a: Tensor, labels_b: Tensor, num_a: int, num_b: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`resque_ext.ops.pair_counts.pair_counts`."""
-    a, b = labels_a.long(), labels_b.long()
-    keep = (a >= 0) & (a < num_a) & (b >= 0) & (b < num_b)
-    table = torch.bincount(a[keep] * num_b + b[keep], minlength=num_a * num_b)
-    # class_order's status is that of labels out of range, whatever the order.
-    status = [class_order(x, size)[2] for x, size in ((a, num_a), (b, num_b))]
-    return table.view(num_a, num_b), *status
+    (a, status_a), (b, status_b) = labelled(labels_a, num_a), labelled(labels_b, num_b)
+    cells = num_a * num_b
+    cell = (a * num_b + b).masked_fill_((a == num_a) | (b == num_b), cells)
+    table = torch.bincount(cell, minlength=cells + 1)[:cells]
+    return table.view(num_a, num_b), status_a, status_b
 
 
 def lloyd_step(
@@ -92,22 +117,48 @@ def lloyd_step(
     squared = torch.empty(n, dtype=torch.float64, device=features.device)
     sums = centers.new_zeros(k if update else 0, width)
     status = torch.zeros(5, dtype=torch.int64, device=features.device)
-    rows = max(2**22 // max(k * width, 1), 1)
-    for i in range(0, n, rows):
-        x = features[i : i + rows].double()
-        nearest = _pairwise_sum((x[:, None] - centers).square()).min(1)
-        labels[i : i + rows], squared[i : i + rows] = nearest.indices, nearest.values
+    counts = torch.zeros(k if update else 0, dtype=torch.int64, device=features.device)
+    rechecked = 0
+    for piece in _pieces(n, max(width, k)):
+        x = features[piece].double()
+        labels[piece], again = _nearest(x, centers)
+        rechecked += again
+        squared[piece] = _pairwise_sum((x - centers[labels[piece]]).square())
         if update:
-            sums.index_add_(0, nearest.indices, x)
-        bad = ~x.isfinite()
-        if bad.any():
-            first = n * width - i * width - bad.flatten().int().argmax()
-            status[2] += bad.sum()
-            status[3] = torch.maximum(status[3], first)
-            status[4] += bad.any(1).sum()
-    counts = torch.bincount(labels, minlength=k) if update else labels[:0].clone()
+            sums.index_add_(0, labels[piece], x)
+    if update:
+        counts = torch.bincount(labels, minlength=k)
+    inertia = squared.sum()
+    if not inertia.isfinite():  # or all features are finite
+        bad = ~features.isfinite()
+        status[2], status[4] = bad.sum(), bad.any(1).sum()
+        if status[2]:
+            status[3] = bad.numel() - bad.flatten().int().argmax()
     kept = squared if distances else squared[:0].clone()
-    return labels, kept, squared.sum(), sums, counts, labels.new_tensor(n), status
+    return labels, kept, inertia, sums, counts, labels.new_tensor(rechecked), status
+
+
+def _nearest(x: Tensor, centers: Tensor) -> tuple[Tensor, int]:
+    """The nearest centre of the rows, and how many rows a product could not decide.
+
+    With t = |c|^2 / 2 - x.c the squared distance is |x|^2 + 2 t, and a product gives t to a few
+    units in the last place of |x|^2 + |c|^2 for each column. Labels are defined by distances that
+    are rounded in another order: these decide where two centres are closer than both roundings.
+    """
+    k, width = centers.shape
+    if k == 1:
+        return torch.zeros(len(x), dtype=torch.int64, device=x.device), 0
+    squares = centers.square().sum(1)
+    found = torch.addmm(squares / 2, x, centers.T, alpha=-1).topk(2, largest=False)
+    label = found.indices[:, 0].clone()
+    # At most 2 (width + 64) roundings of either kind, twice over; 2^-1000 is for underflow.
+    unit = (width + 64) * 2.0**-50
+    margin = unit * (x.square().sum(1) + squares.max()) + 2.0**-1000
+    undecided = ~(found.values[:, 1] - found.values[:, 0] > margin)  # also where one is NaN
+    again = undecided.nonzero()[:, 0]
+    for part in again.split(max(PIECE // max(k * width, 1), 1)):
+        label[part] = _pairwise_sum((x[part, None] - centers).square()).min(1).indices
+    return label, len(again)
 
 
 def _pairwise_sum(terms: Tensor) -> Tensor:
@@ -132,8 +183,19 @@ def _pairwise_sum(terms: Tensor) -> Tensor:
 
 def spatial_mean(features: Tensor) -> Tensor:
     """See :func:`resque_ext.ops.spatial_mean`; features are [n, c, positions]."""
-    means = features.double().mean(2)
-    return means if features.dtype == torch.float64 else means.float()
+    n, channels, positions = features.shape
+    means = features.new_empty(
+        n, channels, dtype=torch.promote_types(features.dtype, torch.float32)
+    )
+    for piece in _pieces(n, channels * positions):
+        means[piece] = _means(features[piece])
+    return means
+
+
+def _means(features: Tensor) -> Tensor:
+    """The means over positions in float64."""
+    x = features.double()
+    return x[:, :, 0] if x.shape[2] == 1 else x.mean(2)
 
 
 def row_distances(
@@ -160,8 +222,7 @@ def row_distances(
     each = old.new_full((n, len(bins), columns), torch.nan, dtype=torch.float64)
     histograms = old.new_zeros((n, sides, sum(bins)), dtype=torch.int32)
     float64_edges = torch.zeros(len(bins), dtype=torch.int64, device=old.device)
-    # Some 50 bytes a value are in use at once.
-    for part in finite.nonzero()[:, 0].split(max(2**22 // max(m, new.shape[1]), 1)):
+    for part in finite.nonzero()[:, 0].split(max(PIECE // max(m, new.shape[1]), 1)):
         x, y = (side[part] for side in pair)
         low, high = torch.minimum(x.amin(1), y.amin(1)), torch.maximum(x.amax(1), y.amax(1))
         ranges = [(x, x.amin(1), x.amax(1)), (y, y.amin(1), y.amax(1))]
@@ -238,30 +299,35 @@ def cut_to_float32(values: Tensor) -> Tensor:
     return (rounded.view(torch.int32) - beyond.to(torch.int32)).view(torch.float32)
 
 
-def value_bins(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """The bin of every value among the 2^bits in the order of the values, and whether it is finite.
-
-    See :func:`resque_ext.ops.value_histogram`.
-    """
-    if values.dtype == torch.float64:
-        values = cut_to_float32(values)
-    wide = values.dtype == torch.float32
-    width, exponent = 32 if wide else 16, 5 if values.dtype == torch.float16 else 8
-    whole = values.view(torch.int32 if wide else torch.int16).long() & (2**width - 1)
-    pattern, half = whole >> (width - bits), 2 ** (bits - 1)
-    finite = (pattern & (half - 1)) < (2**exponent - 1) << (bits - 1 - exponent)
-    return torch.where(pattern < half, half + pattern, 2 * half - 1 - pattern), finite
-
-
 def value_histogram(features: Tensor, bits: int, by_channel: bool) -> tuple[Tensor, Tensor]:
     """See :func:`resque_ext.ops.value_histogram`; features are [n, c, positions]."""
-    bins, finite = value_bins(features.contiguous(), bits)
-    groups = features.shape[1] if by_channel else 1
-    if by_channel:
-        bins = bins + (torch.arange(groups, device=bins.device) << bits)[:, None]
-    counts = torch.bincount(bins[finite], minlength=groups << bits).view(groups, -1)
+    groups, half = features.shape[1] if by_channel else 1, 2 ** (bits - 1)
+    counts = torch.zeros(groups << bits, dtype=torch.int64, device=features.device)
+    first = (torch.arange(groups, device=features.device) << bits)[:, None] + half
+    rows = features if by_channel else features.contiguous().view(-1, 1, 1)
+    for piece in _pieces(len(rows), rows.shape[1:].numel(), max(PIECE, 4 * len(counts))):
+        place = (_patterns(rows[piece], bits) + first).flatten()
+        counts += torch.bincount(place, minlength=len(counts))
+    # By signed pattern: those with the sign, -0.0 first, then the others.
+    negative, positive = counts.view(groups, 2, half).unbind(1)
+    counts = torch.cat([negative.flip(1), positive], 1)
+    exponent = 5 if features.dtype == torch.float16 else 8
+    ends = (2**exponent - 1) << (bits - 1 - exponent)  # of the finite patterns
+    wrong = torch.cat([counts[:, half + ends :], counts[:, : half - ends]], 1)
     status = torch.zeros(5, dtype=torch.int64, device=features.device)
-    if not finite.all():
-        status[2] = (~finite).sum()
-        status[3] = finite.numel() - (~finite).flatten().int().argmax()
+    status[2] = wrong.sum()
+    if status[2]:
+        bad = (_patterns(features, bits) & (half - 1)) >= ends
+        status[3] = bad.numel() - bad.flatten().int().argmax()
+        counts[:, half + ends :] = 0
+        counts[:, : half - ends] = 0
     return counts, status
+
+
+def _patterns(values: Tensor, bits: int) -> Tensor:
+    """The top bits of every value, as an integer with a sign."""
+    if values.dtype == torch.float64:
+        values = cut_to_float32(values)
+    width = 8 * values.dtype.itemsize
+    whole = values.contiguous().view(torch.int32 if width == 32 else torch.int16)
+    return (whole >> (width - bits)).long()
