@@ -171,7 +171,8 @@ def makes_features(module: nn.Module) -> bool:
         return False
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return True
-    if any(name != "parametrizations" for name, _ in module.named_children()):
+    # What holds a layer's own weights: a parametrization, or those of a quantized one.
+    if any(n not in ("parametrizations", "_packed_params") for n, _ in module.named_children()):
         return False
     matrix = any(p.dim() > 1 for p in module.parameters())
     return matrix or width_of(module) is not None
