@@ -270,7 +270,12 @@ FORMS = {
     "tensor": (lambda x: x, lambda y: y, ["parts"], []),
     "tuple": (lambda x: (x, (None, x * x)), lambda y: y[0], ["parts", "parts:0"], ["parts:1.1"]),
     "list": (lambda x: [x, x * x], lambda y: y[0], ["parts", "parts:0"], ["parts:1"]),
-    "dict": (lambda x: {"a": x, "b": x * x}, lambda y: y["a"], ["parts:a"], ["parts:b"]),
+    "dict": (
+        lambda x: {"a": x, "b": x * x},
+        lambda y: y["a"],
+        ["parts:a", "parts:0"],
+        ["parts:b", "parts:1"],
+    ),
     "hidden": (
         lambda x: {"n": x * x, "last_hidden_state": x},
         lambda y: y["last_hidden_state"],

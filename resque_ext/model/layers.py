@@ -163,9 +163,6 @@ def _places(modules: dict[str, nn.Module]) -> dict[str, Place]:
     return {name: Place(name, module) for name, module in modules.items()}
 
 
-_WEIGHTS_OF_A_LAYER = ("parametrizations", "_packed_params")
-
-
 def makes_features(module: nn.Module) -> bool:
     """A layer with weights that gives other features than it reads: linear, convolution, embedding,
     recurrence, attention, or any other with a matrix of its own. Norms and scalings are none."""
@@ -174,8 +171,8 @@ def makes_features(module: nn.Module) -> bool:
         return False
     if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
         return True
-    # Where a parametrized and a quantized layer keep their weights.
-    if any(name not in _WEIGHTS_OF_A_LAYER for name, _ in module.named_children()):
+    # What holds a layer's own weights: a parametrization, or those of a quantized one.
+    if any(n not in ("parametrizations", "_packed_params") for n, _ in module.named_children()):
         return False
     matrix = any(p.dim() > 1 for p in module.parameters())
     return matrix or width_of(module) is not None
