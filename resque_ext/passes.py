@@ -178,7 +178,8 @@ class Passes:
     def restore(self, facts: Mapping[str, Any]) -> None:
         """As after the passes that gave `facts`."""
         self.layer_name, self.token = facts["layer_name"], facts["token"]
-        self.head = None if facts["head"] is None else Head(**facts["head"])
+        head = facts["head"]
+        self.head = None if head is None else Head(**head | {"also": tuple(head["also"])})
         self.pooling = dict(facts["pooling"])
         self.layer_names, self.skipped = tuple(facts["layer_names"]), dict(facts["skipped"])
         self.kept = None if facts["kept"] is None else set(facts["kept"])
@@ -331,7 +332,8 @@ class Passes:
     def keep(self, reader: LayersReader) -> set[str]:
         """The layers that count; known once the head and its classes are."""
         if self.kept is None and self.head is not None:
-            self.kept = reader.drop(self.head.name, self.outputs)
+            heads = {name for name in (self.head.name, *self.head.also) if name is not None}
+            self.kept = reader.drop(heads, self.outputs)
             for collector in self.collectors:
                 if collector.raw:  # what the first pass has given it already
                     collector.discard(set(reader.names) - self.kept)

@@ -217,6 +217,25 @@ def test_scores_of_a_convolution_and_of_pixels():
     assert found.old_accuracy is None
 
 
+def test_the_mean_of_two_heads():
+    class Distilled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(6, 5)
+            self.first, self.second = nn.Linear(5, CLASSES), nn.Linear(5, CLASSES)
+
+        def forward(self, x):
+            x = self.body(x)
+            return (self.first(x.tanh()) + self.second(x.sin())) / 2
+
+    model, old, new = Distilled(), batches(0, (6,)), batches(1, (6,))
+    found = score(model, old, new, indices=("resque_dist", "arm"))
+    read = lambda x: model.body(x).tanh()  # noqa: E731
+    assert found["resque_dist"].value == pytest.approx(of_sides(read, old, new), rel=1e-6)
+    assert (found.layer, found.layers) == ("first:input", ("body",))
+    assert found.old_accuracy is not None
+
+
 def test_half_precision_heads_are_found():
     for dtype in (torch.float16, torch.bfloat16):
         model = Scored(nn.Softmax(1)).to(dtype)

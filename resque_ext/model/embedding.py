@@ -89,7 +89,7 @@ class EmbeddingReader:
             LayerError: nothing tells.
         """
         if run is None:
-            found = self._of_output(output)
+            found = self._of_output(output) if head.classes is None else None
             if found is None:
                 run = last
             else:

@@ -32,12 +32,14 @@ class Head:
         reads: "vector", one a sample; "token", one of several; "mean", of all positions;
             "positions", each by itself; None where there is no such module.
         classes: K of scores [N, K]; None for other models.
+        also: further modules, where the scores are the mean of several heads.
     """
 
     name: str | None = None
     path: str | None = None
     reads: str | None = None
     classes: int | None = None
+    also: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -66,7 +68,7 @@ class HeadFinder:
             if _could_score(m) and not isinstance(m, torch.jit.ScriptModule)
         }
         self.last: Run | None = None
-        self._vectors: dict[int, Run] = {}  # by width, of those that gave one vector a sample
+        self._vectors: dict[int, list[Run]] = {}  # by width, those that gave one vector a sample
         self._times: dict[nn.Module, int] = {}
 
     def attach(self) -> list[Any]:
@@ -82,17 +84,22 @@ class HeadFinder:
         run = Run(self._modules[module], module, read.clone(), gave.clone(), self._times[module])
         self.last = run
         if gave.dim() == 2:
-            self._vectors[gave.shape[1]] = run
+            self._vectors.setdefault(gave.shape[1], []).append(run)
 
     def find(self, output: Any, mask: Tensor | None, rows: int) -> tuple[Head, Run | None]:
         """The head, and its run; after the forward pass that returned `output`."""
         named = Head()
         for path, scores in score_tensors(output):
-            several = scores.dim() == 2 and scores.shape[1] > 1 and len(scores) == rows
-            classes = scores.shape[1] if several else None
-            for run in dict.fromkeys((self.last, self._vectors.get(scores.shape[-1]))):
+            scored = scores.dim() == 2 and scores.shape[1] > 1 and len(scores) == rows
+            classes = scores.shape[1] if scored else None
+            vectors = self._vectors.get(scores.shape[-1], [])
+            for run in dict.fromkeys((self.last, *vectors[-1:])):
                 if run is not None and (reads := _relation(scores, run.gave, mask)) is not None:
                     return Head(run.name, path, reads, classes), run
+            several = len(vectors) > 1 and all(run.gave.shape == scores.shape for run in vectors)
+            if several and _close(scores, sum(run.gave.double() for run in vectors) / len(vectors)):
+                names = tuple(run.name for run in vectors)
+                return Head(names[0], path, "vector", classes, names[1:]), vectors[0]
             if path == LOGITS and named.path is None:
                 named = Head(path=path, classes=classes)  # it says itself what it is
         return named, None
@@ -173,7 +180,7 @@ def _near(a: Tensor, b: Tensor, tolerance: float) -> bool:
 
 
 def _tolerance(*tensors: Tensor) -> float:
-    return 2e-2 if any(x.dtype in _NARROW for x in tensors) else 1e-5
+    return 2e-2 if any(x.dtype in _NARROW for x in tensors) else 2e-6
 
 
 def _could_score(module: nn.Module) -> bool:

@@ -263,8 +263,8 @@ class LayersReader:
             raise LayerError(f"layers: expected {name!r} to be read, but {reason}")
         self.skipped[name] = reason
 
-    def drop(self, head: str | None, num_classes: int | None) -> set[str]:
-        """The layers that count, now that it is known which module is the head and how many classes
+    def drop(self, heads: set[str], num_classes: int | None) -> set[str]:
+        """The layers that count, now that it is known which modules are heads and how many classes
         there are; those that do not are noted in `skipped`.
 
         Raises:
@@ -273,7 +273,7 @@ class LayersReader:
         kept = set(self.names)
         for layer, place in self.names.items():
             width = width_of(place.module) or 0
-            if self.chosen.rule == "auto" and place.name == head:
+            if self.chosen.rule == "auto" and place.name in heads:
                 self.skipped[layer] = "it is the classifier"
             elif self.chosen.rule == "published" and num_classes and width <= num_classes:
                 self.skipped[layer] = f"its width {width} is not above the {num_classes} classes"
