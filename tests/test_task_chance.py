@@ -270,6 +270,17 @@ def test_preindex_carries_the_chance_of_its_part(ari):
     assert preindex(old[0], new[0], old[1], new[1], old[2], ari=ari, chance=0).chance is None
 
 
+def test_preindex_of_names_of_classes():
+    x, y = noise(60, 200, 3)
+    old, new = layers_of(x, y), layers_of(x + np.float32(0.1), y)
+    names = np.array(["ant", "bee", "cow"])[y]
+    found = [
+        preindex(old[0], new[0], old[1], new[1], labels, ari="new_from_old_centers", chance=1)
+        for labels in (y, names)
+    ]
+    assert found[0].chance == found[1].chance
+
+
 def test_preindex_of_a_start_that_does_not_leak():
     x, y = noise(200, 100, 2)
     old, new = layers_of(x, y), layers_of(x + np.float32(0.1), y)
@@ -297,7 +308,7 @@ def test_through_score():
 
 
 def mean_of(made, z, k, draws, **options):
-    n = 40 * k if z <= 16 else 20 * k
+    n = 200 if z <= 16 else 20 * k
     d = int(z * n / k)
     return np.mean(
         [resque_task(*made(n, d, k, s), chance=0, **options).value for s in range(draws)]
@@ -314,10 +325,10 @@ def test_chance_level_quickly():
 @pytest.mark.full
 @pytest.mark.parametrize(("k", "levels"), [(2, (0.99, 0.85, 0.13, 0)), (10, (0.99, 0.96, 0.48, 0))])
 def test_chance_level_of_the_plain_value(k, levels):
-    """Means over cells z < 0.3, of 1 to 2, 4 to 8, and above 16."""
+    """Means over cells z < 0.3, of 1 to 2, 4 to 8, and above 16; levels fall with z within one."""
     cells = ((0.1, 0.28), (1, 2), (4, 8), (20, 40))
     for zs, level in zip(cells, levels, strict=True):
-        assert abs(np.mean([mean_of(noise, z, k, 12) for z in zs]) - level) < 0.06
+        assert abs(np.mean([mean_of(noise, z, k, 12) for z in zs]) - level) < 0.1
 
 
 @pytest.mark.full

@@ -15,7 +15,6 @@ from resque_ext._eager import eager
 from resque_ext._inputs import check_choice, check_count
 from resque_ext.indices import _chance
 from resque_ext.indices._chance import Chance
-from resque_ext.indices._sources import open_labels
 from resque_ext.indices.representation_distance import (
     RepresentationDistanceResult,
     representation_distance,
@@ -24,6 +23,7 @@ from resque_ext.indices.resque_task import (
     STARTS,
     ResqueTaskResult,
     class_means,
+    open_classes,
     resque_task,
     task_warnings,
 )
@@ -344,7 +344,7 @@ def _cluster(
     task = named("new_embedding", resque_task, new, init=centers, **plain)
     if options.ari == "new_from_old_centers" and len(centers) > 1:
         # Its centres are made of the labels too, so they are made anew of the permuted ones.
-        y = open_labels(labels)
+        y, _ = open_classes(labels)
 
         def value_of(order: Tensor) -> float:
             other = y[order.to(y.device)]

@@ -347,10 +347,7 @@ def _prepare(
     features: Any, labels: Any, embedding: str, device: torch.device | str | None
 ) -> tuple[Embeddings, Tensor, NDArray[np.int64]]:
     """The embeddings, the class of every row counted from 0, and the classes' labels or names."""
-    names = None
-    if labels is not None and not _paths(labels):
-        (labels,), names = class_indices(labels=labels)
-    y = None if labels is None else open_labels(labels)
+    y, names = (None, None) if labels is None else open_classes(labels)
     source = open_source(features, y)
     if isinstance(source, Batches):
         y = source.labels
@@ -372,6 +369,14 @@ def _prepare(
         )
     index, classes = _class_index(y.to(data.device))
     return data, index, classes if names is None else names[classes]
+
+
+def open_classes(labels: Any) -> tuple[Tensor, NDArray[Any] | None]:
+    """Labels [N] as numbers, and the names that they stand for, where they were names."""
+    names = None
+    if not _paths(labels):
+        (labels,), names = class_indices(labels=labels)
+    return open_labels(labels), names
 
 
 def _paths(labels: Any) -> bool:
