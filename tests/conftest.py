@@ -63,16 +63,15 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out the tests of the full tier, unless that was asked for."""
+    """Leaves out the tests of the full tier, unless that was asked for; the order is as asked."""
+    if config.getoption("tier") != "full":
+        kept = [item for item in representative(items) if not item.get_closest_marker("full")]
+        left_out = set(items).difference(kept)
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = kept
     if config.getoption("reverse"):
         items.reverse()
-    if config.getoption("tier") == "full":
-        return
-    kept = [item for item in representative(items) if not item.get_closest_marker("full")]
-    left_out = set(items).difference(kept)
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = kept
 
 
 def representative(items: list[pytest.Item]) -> Iterator[pytest.Item]:
