@@ -234,7 +234,11 @@ def main(backend: str) -> None:
 
                     right = expected[name]
                     if kind == "zero":
-                        x, y = (X * 0, Y) if side == "features" else (X, Y * 0)
+                        x, y = (
+                            (torch.zeros_like(X), Y)
+                            if side == "features"
+                            else (X, torch.zeros_like(Y))
+                        )
                         right = _result(call, x, y)
                     outcomes[name] = _outcome(run, right)
         for place, run_in in PLACES.items():

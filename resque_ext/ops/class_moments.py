@@ -17,7 +17,7 @@ from resque_ext._inputs import (
     raises_at_once,
 )
 from resque_ext.ops import reference
-from resque_ext.ops._features import channel_view, kernel_view
+from resque_ext.ops._features import channel_view, expect_memory, kernel_view
 from resque_ext.ops._library import define
 from resque_ext.ops._status import Status, merge_status
 from resque_ext.ops.class_order import class_order
@@ -117,6 +117,7 @@ def _segment(
     x: Tensor, y: Tensor, num_classes: int, skip_nonfinite: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if _backend.current_backend() == "torch":  # which needs no order
+        expect_memory(x, "features")
         group, status = reference.labelled(y, num_classes)
         *moments, faults = reference.class_moments(
             channel_view(x), group, num_classes, True, skip_nonfinite

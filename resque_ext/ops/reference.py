@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from resque_ext.ops._features import expect_memory
+
 # Values that are widened at a time: 1 MB of float64, which stays in a processor's cache. Features
 # that are widened whole cost four times as much, most of it the first write to fresh memory.
 PIECE = 2**17
@@ -45,6 +47,7 @@ def class_order(
 
 def labelled(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """The labels as int64, `num_classes` where one is out of range, and the status that says so."""
+    expect_memory(labels, "labels")  # where there is none, torch itself ends the process
     labels = labels.long()
     bad = (labels < 0) | (labels >= num_classes)
     status = torch.zeros(5, dtype=torch.int64, device=labels.device)
