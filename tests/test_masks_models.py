@@ -26,7 +26,9 @@ def make(kind):
     name, config, options = KINDS[kind]
     torch.manual_seed(0)
     made = getattr(transformers, config)(**SMALL, **options)
-    return getattr(transformers, name)(made).double().eval()
+    # BERT's pooler reads the first column, which left padding makes a padding token.
+    more = {"add_pooling_layer": False} if kind == "sentences" else {}
+    return getattr(transformers, name)(made, **more).double().eval()
 
 
 def with_positions(data):
