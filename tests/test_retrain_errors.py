@@ -97,7 +97,7 @@ def test_models():
     refuses(ValueError, "^model: expected trainable parameters, found 6 frozen", model=frozen)
     refuses(ValueError, "^model: expected trainable parameters, found no", model=nn.Flatten())
     refuses(TypeError, "^model: ", model=lambda x: x)
-    for head in (nn.Linear(8, 1), nn.Unflatten(1, (2, 4)), nn.LSTM(8, 3)):
+    for head in (nn.Linear(8, 1), nn.Unflatten(1, (2, 4)), nn.LSTM(8, 1)):
         model = nn.Sequential(nn.Linear(6, 8), head)
         refuses(ValueError, r"^model: expected an output \[N, C\]", model=model)
     half = nn.Sequential(

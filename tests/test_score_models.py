@@ -17,9 +17,9 @@ CASES = {
     "resnet18": (32, 20, 0),
     "resnet50": (32, 53, 0),
     "vgg16_bn": (32, 15, 0),
-    "mobilenet_v2": (32, 104, 0),  # its blocks have out_channels too
+    "mobilenet_v2": (32, 52, 0),
     "densenet121": (32, 120, 0),
-    "vit_b_16": (32, 25, 12),
+    "vit_b_16": (32, 37, 0),
 }
 
 

@@ -120,7 +120,9 @@ def bootstrap(counts: NDArray[np.int64], seed: int, replicates: int = 1000) -> B
     The replicates scatter about the index of that distribution, that of infinitely many samples
     from it, which chance agreement in thinly filled cells makes larger than the index of the table.
     Plain percentiles would miss the index altogether there (100 x 100 cells, 3,000 samples); so the
-    interval is that of the differences, put around the index.
+    interval is that of the differences, put around the index. Of a table without a disagreement it
+    reaches at least to the index of three in N: with more, one would have been seen in 95% of
+    cases.
     """
     filled = np.flatnonzero(counts)
     cells = counts.reshape(-1)[filled]
@@ -159,12 +161,31 @@ def bootstrap(counts: NDArray[np.int64], seed: int, replicates: int = 1000) -> B
     product = margins[0][rows[own_place]] * margins[1][columns[own_place]]
     both = (n * n * np.square(shares).sum() + 2 * n * shares @ product + a * b) / (n + 1) ** 2
     difference = np.concatenate(found) - _ratio(both, a, b, 1.0)
-    low, high = _from_counts(counts) + np.quantile(difference, [0.025, 0.975])
+    index = _from_counts(counts)
+    low, high = index + np.quantile(difference, [0.025, 0.975])
+    if index == 1:
+        low = min(low, _with_disagreements(margins[0], min(3 / n, 1.0)))
     return Bootstrap(
         std_error=float(difference.std(ddof=1)),
         low=max(float(low), -0.5),
         high=min(float(high), 1.0),
     )
+
+
+def _with_disagreements(shares: NDArray[np.float64], share: float) -> float:
+    """The index of infinitely many samples of which this share disagrees, as chance would have it.
+
+    Args:
+        shares: [K] of the classes, which are the clusters but for those samples.
+    """
+    squares = float(np.square(shares).sum())
+    if squares == 1:  # one class, which no sample can leave
+        return 1.0
+    apart = share * shares * (1 - shares) / (1 - squares)  # of each class
+    away = (squares**2 - float((shares**4).sum())) / (1 - squares) ** 2
+    both = (1 - share) ** 2 * squares + share**2 * away
+    margin = float(np.square((1 - share) * shares + apart).sum())
+    return float(_ratio(both, margin, margin, 1.0))
 
 
 def _ratio(both: Any, a: Any, b: Any, pairs: float) -> Any:
