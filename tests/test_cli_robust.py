@@ -177,7 +177,7 @@ def test_streams_that_the_shell_closed(tmp_path, closed):
         stdout_closed = closed.startswith(">") or " >" in closed
         assert done.returncode == (1 if stdout_closed else status)
         assert "Traceback" not in done.stderr
-        assert "error" not in out.read_text()
+        assert "resque-ext: error" not in out.read_text()
 
 
 @pytest.mark.full

@@ -81,6 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _discard_output()  # whoever read it has left, which is no mistake: nothing more to say
         return 1
     except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # as above, ended by rich or typer
+            _discard_output()
+            return 1
         # The program's own ends return here; this is of a function or a module of the caller's.
         if traceback:
             raise
