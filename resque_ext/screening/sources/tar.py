@@ -270,18 +270,20 @@ class TarSource(SourceBase):
     def _item(self, sample: _Sample, file: int, reading: Reading) -> tuple[Tensor, int] | None:
         try:
             sample.check()
-            label = self._label(sample, file)  # first: it is a few bytes, and an image many
-            return self._data(sample, file), label
+            data, label = self._data(sample, file), self._label(sample, file)
+            return self._decoded(data), label
         except (OSError, ValueError, TypeError) as error:
             reading.fault(self._paths[sample.shard], sample.key, error)
             return None
 
-    def _data(self, sample: _Sample, file: int) -> Tensor:
+    def _data(self, sample: _Sample, file: int) -> io.BytesIO:
         wanted = sample.find(_IMAGES if self._decode is not None else ("npy",))
         if len(wanted) != 1:
             what = "one image" if self._decode is not None else "a .npy member"
             raise ValueError(f"expected {what}, found {_listed(sample)}")
-        data = io.BytesIO(_read(file, *sample.members[wanted[0]]))
+        return io.BytesIO(_read(file, *sample.members[wanted[0]]))
+
+    def _decoded(self, data: io.BytesIO) -> Tensor:
         if self._decode is not None:
             return self._transforms.one(self._decode(data))
         return check_features(as_tensor(_array(data), "features").unsqueeze(0))[0]
