@@ -67,7 +67,8 @@ def check_classes(collectors: Sequence[Any], model: nn.Module, old: Any, new: An
     """Lets collectors refuse classes that one side lacks, where labels are at hand before a pass.
 
     They are in lists of batches and in loaders of a whole TensorDataset. Elsewhere nothing is known
-    until the new side has been read. Of labels beyond the model's classes its first pass tells more.
+    until the new side has been read. Labels beyond the model's classes are left to its first pass,
+    which says more.
     """
     checks = [c.check_classes for c in collectors if hasattr(c, "check_classes")]
     labels = {side: _labels_at_hand(data) for side, data in zip(SIDES, (old, new), strict=True)}
