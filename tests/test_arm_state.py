@@ -362,11 +362,7 @@ BAD_BATCHES = {
     "width": ({**X, "fc.1": X["fc.1"][:, 1:]}, ValueError, r"width 5 .*, found shape \(12, 4\)"),
     "dtype": ({**X, "fc.1": X["fc.1"].half()}, ValueError, r"expected torch.float32 .*old side"),
     "rank": ({**X, "fc.1": X["fc.1"][0]}, ValueError, r"\['fc.1'\]: expected \[N, D\]"),
-    "integers": (  # which are widened to float64
-        {**X, "fc.1": X["fc.1"].long()},
-        ValueError,
-        r"\['fc.1'\]: expected torch.float32 .*old side, .*float64",
-    ),
+    "bools": ({**X, "fc.1": X["fc.1"].bool()}, TypeError, r"\['fc.1'\]: expected float32"),
     "no columns": ({**X, "new": X["fc.1"][:, :0]}, ValueError, r"\['new'\]: expected at least one"),
     "a list": ([X], TypeError, "activations: expected a mapping .* found list"),
     "names": ({**X, 1: X["fc.1"]}, TypeError, "activations: expected names of layers, found 1"),
