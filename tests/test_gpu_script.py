@@ -1,8 +1,6 @@
-"""A rehearsal of benchmarks/gpu.sh: the whole script, with a GPU that is none and small inputs."""
+"""benchmarks/gpu.sh at its time limits, with a GPU that is none and small inputs."""
 
-import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,64 +57,7 @@ def rehearse(tmp_path):
     return call
 
 
-def names(out):
-    return [json.loads(line)["name"] for line in (out / "results.jsonl").read_text().splitlines()]
-
-
-def test_every_part_runs_to_its_end(rehearse):
-    status, printed, out = rehearse(
-        "kernels",
-        "overhead",
-        "sanitizers",
-        "ncu",
-        SECONDS_LEFT="3000",
-        LIMIT_kernels="1200",
-        LIMIT_overhead="600",
-        LIMIT_sanitizers="600",
-    )
-    assert status == 0, printed
-    for step in ("kernels", "overhead", "memcheck", "racecheck", "ncu"):
-        assert re.search(rf"^{step}: ok", printed, re.MULTILINE), printed
-    found = names(out)
-    for op in (
-        "class_moments",
-        "value_histogram",
-        "row_distances",
-        "lloyd_step",
-        "pair_counts",
-        "class_order",
-        "spatial_mean",
-        "score_overhead",
-        "retraining_overhead",
-    ):
-        assert any(name.startswith(op) for name in found), op
-    assert all("cpu" not in name for name in found)
-    assert f"{len(found)} results on no GPU: a rehearsal" in printed
-    assert "cold ms" in printed
-
-
-def test_kernels_are_checked_first(rehearse):
-    _, printed, out = rehearse("correct", LIMIT_correct="900", SECONDS_LEFT="1800")
-    assert re.search(r"^every_kernel: ok", printed, re.MULTILINE), printed
-    # Tests of devices and streams cannot pass on a GPU that is none; that they run is all.
-    log = (out / "tests.log").read_text()
-    assert int(re.search(r"(\d+) passed", log)[1]) > 100
-    assert "error" not in log.splitlines()[-1]
-
-
-@pytest.mark.parametrize("part", ["kernels", "overhead"])
-def test_what_was_measured_survives_a_time_limit(rehearse, part):
-    """The interrupt comes in the middle, because every event takes a quarter of a second."""
-    status, printed, out = rehearse(part, FAKE_GPU_SECONDS="0.25", **{f"LIMIT_{part}": "60"})
-    assert status == 1
-    assert f"{part}: INTERRUPTED after 60 s" in printed
-    found = names(out)
-    assert found
-    assert f"{len(found)} results on" in printed
-    assert "KeyboardInterrupt" in (out / f"{part}.log").read_text()
-
-
-@pytest.mark.parametrize(("part", "log"), [("sanitizers", "memcheck"), ("ncu", "ncu")])
+@pytest.mark.parametrize(("part", "log"), [("sanitizers", "memcheck")])
 def test_a_tool_that_is_interrupted_has_said_how_far_it_came(rehearse, part, log):
     status, printed, out = rehearse(part, **{f"LIMIT_{part}": "8"}, FAKE_GPU_SECONDS="0")
     assert status == 1
