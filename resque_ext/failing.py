@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
+from resque_ext._inputs import check_labels
 from resque_ext.indices.resque_dist import SIDES
 
 _MOST_CLASSES = 1_000_000
@@ -62,17 +63,20 @@ class Guarded:
         return call
 
 
-def check_classes(collectors: Sequence[Any], old: Any, new: Any) -> None:
+def check_classes(collectors: Sequence[Any], model: nn.Module, old: Any, new: Any) -> None:
     """Lets collectors refuse classes that one side lacks, where labels are at hand before a pass.
 
     They are in lists of batches and in loaders of a whole TensorDataset. Elsewhere nothing is known
-    until the new side has been read.
+    until the new side has been read. Of labels beyond the model's classes a pass tells more.
     """
     checks = [c.check_classes for c in collectors if hasattr(c, "check_classes")]
     labels = {side: _labels_at_hand(data) for side, data in zip(SIDES, (old, new), strict=True)}
     if not checks or any(found is None for found in labels.values()):
         return
     classes = 1 + max(int(y.max()) for y in labels.values())
+    linear = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
+    if linear and classes > linear[-1] > 1:
+        return
     rows = {side: torch.bincount(y, minlength=classes).numpy() for side, y in labels.items()}
     for check in checks:
         check(rows)
@@ -97,8 +101,9 @@ def _labels_at_hand(data: Any) -> Tensor | None:
         y = batch.get("labels") if isinstance(batch, Mapping) else batch[1] if pair else None
         if not isinstance(y, (Tensor, np.ndarray)) or y.ndim != 1:
             return None
-        parts.append(torch.as_tensor(y).cpu())
-    if not parts or any(y.is_floating_point() or y.is_complex() for y in parts):
-        return None
-    found = torch.cat([y.long() for y in parts])
+        try:
+            parts.append(check_labels(y).cpu().long())
+        except (TypeError, ValueError):
+            return None
+    found = torch.cat(parts) if parts else torch.empty(0)
     return found if len(found) and found.min() >= 0 and found.max() < _MOST_CLASSES else None

@@ -208,7 +208,7 @@ def score(
             f"found {layers!r}"
         )
     if shift is None and labels == "given" and batch_adapter is None and ranks is None:
-        check_classes(list(collectors.values()), old, new)
+        check_classes(list(collectors.values()), inner, old, new)
     adapted = None
     if adapt_normalization:
         source = old if shift is not None else new

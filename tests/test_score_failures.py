@@ -349,7 +349,7 @@ def test_hints_name_no_argument_that_score_lacks():
     with pytest.raises(ValueError, match="class 2 has no new rows") as caught:
         score(nn.Linear(4, 3), old, new, progress=False)
     assert "missing=" not in str(caught.value)
-    bad = [(torch.full((4, 4), torch.nan), torch.tensor([0, 0, 1, 1]))]
+    bad = [(torch.full((6, 4), torch.nan), torch.tensor([0, 0, 1, 1, 2, 2]))]
     with pytest.raises(ValueError, match="new: features: expected finite") as caught:
         score(nn.Linear(4, 3), old, bad, progress=False)
     assert "nonfinite=" not in str(caught.value)
