@@ -78,9 +78,9 @@ SAME = {
     "arguments": "ValueError: ranks: expected the same arguments on all, found {'indices': "
     "['resque_dist']} on rank 0 and {'indices': ['arm', 'resque_dist']} on rank 1",
     "models": "ValueError: model: expected the same on all ranks, found {'layer_name': "
-    "'head:input', 'head': {'name': 'head', 'path': '', 'reads': 'vector', 'classes': 5}} on "
-    "rank 0 and {'layer_name': '1:input', 'head': {'name': '1', 'path': '', 'reads': 'vector', "
-    "'classes': 5}} on rank 1",
+    "'head:input', 'head': {'name': 'head', 'path': '', 'reads': 'vector', 'classes': 5, 'also': "
+    "[]}} on rank 0 and {'layer_name': '1:input', 'head': {'name': '1', 'path': '', 'reads': 'vector', "
+    "'classes': 5, 'also': []}} on rank 1",
 }
 
 

@@ -7,6 +7,7 @@ name and renamed when it is whole, so whatever happens there is never half of on
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -258,8 +259,9 @@ class EmbeddingCache:
         while True:
             try:
                 folder.rename(path)  # in one step, or not at all where something is there
-            except OSError:
-                if not path.exists():
+            except OSError as error:
+                # Something was there, even if somebody has taken it away meanwhile.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise
             else:
                 break
