@@ -79,8 +79,8 @@ SAME = {
     "['resque_dist']} on rank 0 and {'indices': ['arm', 'resque_dist']} on rank 1",
     "models": "ValueError: model: expected the same on all ranks, found {'layer_name': "
     "'head:input', 'head': {'name': 'head', 'path': '', 'reads': 'vector', 'classes': 5, 'also': "
-    "[]}} on rank 0 and {'layer_name': '1:input', 'head': {'name': '1', 'path': '', 'reads': 'vector', "
-    "'classes': 5, 'also': []}} on rank 1",
+    "[]}} on rank 0 and {'layer_name': '1:input', 'head': {'name': '1', 'path': '', 'reads': "
+    "'vector', 'classes': 5, 'also': []}} on rank 1",
 }
 
 
