@@ -133,6 +133,16 @@ def instruction_set(name: str) -> Iterator[None]:
         module.choose_instruction_set(before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_device_locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Made GPUs have the same names in all workers, which are not to take them from each other."""
+    once = sys.modules.get("resque_ext.retraining.energy.once")  # if a collected test has it
+    with pytest.MonkeyPatch.context() as patch:
+        if once is not None:
+            patch.setattr(once, "folder", tmp_path_factory.getbasetemp)
+        yield
+
+
 @pytest.fixture(scope="session")
 def emulated() -> None:
     """Builds the emulated module; a build that fails is not tried again."""
