@@ -14,14 +14,17 @@ Y = torch.arange(64) % 4
 ROWS = 2**26
 
 
+WIDE = torch.randn(1, 2**16, generator=torch.Generator().manual_seed(1))
+
+
 def long_rows(n: int, width: int = 256) -> torch.Tensor:
     """Many rows in the memory of one."""
-    return X[:1, :width].expand(n, width)
+    return WIDE[:, :width].expand(n, width)
 
 
 def update(features: torch.Tensor, labels: torch.Tensor) -> None:
     acc = ResqueDist(4)
-    acc.update(X, Y, "old")
+    acc.update(features[:64], Y, "old")
     before = {k: v.clone() for k, v in acc.state_dict().items()}
     try:
         acc.update(features, labels, "old")
@@ -32,11 +35,11 @@ def update(features: torch.Tensor, labels: torch.Tensor) -> None:
 
 LABELS = torch.zeros(1, dtype=torch.int32).expand(ROWS)
 LONG = {
-    "class_moments": lambda: ops.class_moments(long_rows(ROWS), LABELS, 1),
-    "ResqueDist": lambda: update(long_rows(ROWS), LABELS),
-    "value_histogram": lambda: ops.value_histogram(long_rows(ROWS), by_channel=True),
-    "row_distances": lambda: ops.row_distances(long_rows(ROWS), long_rows(ROWS)),
-    "lloyd_step": lambda: ops.lloyd_step(long_rows(2**22), torch.randn(4096, 256)),
+    "class_moments": lambda: ops.class_moments(long_rows(ROWS, 2**16), LABELS, 1),
+    "ResqueDist": lambda: update(long_rows(ROWS, 2**13), LABELS),
+    "value_histogram": lambda: ops.value_histogram(long_rows(ROWS, 2**12), by_channel=True),
+    "row_distances": lambda: ops.row_distances(long_rows(ROWS, 2**16), long_rows(ROWS, 2**16)),
+    "lloyd_step": lambda: ops.lloyd_step(long_rows(2**22), torch.randn(2**16, 256)),
 }
 AFTER = {
     "class_moments": lambda: ops.class_moments(X, Y, 4)[1],

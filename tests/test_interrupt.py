@@ -24,7 +24,7 @@ ENV = os.environ | {"PYTHONPATH": str(HERE.parent), "RESQUE_BACKEND": "native"}
     "name", ["class_moments", "ResqueDist", "value_histogram", "row_distances", "lloyd_step"]
 )
 def test_an_interrupt_ends_the_kernel(name, threads):
-    """Each call takes a minute and more if nothing ends it."""
+    """Each call takes half a minute and more if nothing ends it."""
     process = subprocess.Popen(
         [sys.executable, HERE / "interrupted_worker.py", name, str(threads)],
         stdout=subprocess.PIPE,
