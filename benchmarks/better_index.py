@@ -23,8 +23,9 @@ from scipy.stats import spearmanr
 from shifted_settings import CIFAR_JUDGE, SETTINGS, Part, Setting, fit, load, shifted
 from torch import Tensor, nn
 
-from resque_ext import doctor, score
+from resque_ext import score
 from resque_ext.retraining import retrain
+from resque_ext.tools import doctor
 
 Case = tuple[str, float]
 MEASURES = {"epochs": "epochs", "change": "parameter change", "gsum": "gradient norm, summed"}

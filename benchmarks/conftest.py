@@ -22,7 +22,7 @@ import pytest
 import torch
 
 import resque_ext
-from resque_ext.bench import seconds_of
+from resque_ext.tools.bench import seconds_of
 
 # For `conftest` itself and `sizes`: with --import-mode=importlib pytest leaves sys.path alone.
 sys.path.insert(0, str(Path(__file__).parent))

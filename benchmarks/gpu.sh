@@ -77,7 +77,7 @@ install() {  # a copy of the package on PYTHONPATH, with the extension in it
     export PYTHONPATH=$scratch/site${PYTHONPATH:+:$PYTHONPATH}
     if [ -n "${RESQUE_PREBUILT:-}" ]; then
         cp "$RESQUE_PREBUILT" "$scratch/site/resque_ext/" || return 1
-        if (cd "$scratch" && "$python" -c 'from resque_ext._backend import extension; assert hasattr(extension(), "cuda"), "no CUDA kernels in it"') >"$out/build.log" 2>&1; then
+        if (cd "$scratch" && "$python" -c 'from resque_ext.ops.backend import extension; assert hasattr(extension(), "cuda"), "no CUDA kernels in it"') >"$out/build.log" 2>&1; then
             echo "build: $RESQUE_PREBUILT loads"
             return 0
         fi
@@ -104,7 +104,7 @@ run_correct() {
     for name in class_order class_moments class_moments_cuda class_moments_laws class_moments_refused \
         spatial_mean value_histogram value_histogram_any row_distances row_distances_any lloyd_step \
         pair_counts; do
-        files+=("$root/tests/test_$name.py")
+        files+=("$root/tests/ops/test_$name.py")
     done
     step tests "$(limit correct 110)" "${pytest[@]}" -k "cuda and not cuda_on_cpu" "${files[@]}"
 }

@@ -23,8 +23,8 @@ from torch import nn
 
 import resque_ext
 from resque_ext import shifts
+from resque_ext.data.sources import ArraySource
 from resque_ext.screening import Candidate, Screening, ShelfModel
-from resque_ext.screening.sources import ArraySource
 
 KINDS = tuple(kind for kind in shifts.names() if kind != "none")
 

@@ -27,8 +27,8 @@ from sklearn.datasets import load_digits
 
 import resque_ext
 from resque_ext import shifts
+from resque_ext.data.sources import ArraySource
 from resque_ext.screening import Candidate, Screening, ShelfModel, read_store
-from resque_ext.screening.sources import ArraySource
 
 WIDTHS = (8, 12, 16)
 PARTS, DIGITS, SYNTHETIC = 3, 40, 40

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from resque_ext import ResqueDist
+from resque_ext.data.prefetch import prefetch
+from resque_ext.data.sources import NpySource
 from resque_ext.ops import class_moments
-from resque_ext.screening.prefetch import prefetch
-from resque_ext.screening.sources import NpySource
 
 CLASSES = 10
 

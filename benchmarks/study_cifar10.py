@@ -43,8 +43,8 @@ from torchvision.io import decode_jpeg
 from torchvision.models import VisionTransformer, resnet18
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from resque_ext import doctor
 from resque_ext.retraining import Study, study
+from resque_ext.tools import doctor
 
 LEVELS = {
     "gaussian": (0.05, 0.1, 0.2),

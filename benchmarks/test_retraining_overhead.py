@@ -13,8 +13,8 @@ from conftest import DEVICES, device_name
 from sizes import SMALL
 from torch import Tensor, nn
 
+from resque_ext.energy import EnergyMeter
 from resque_ext.retraining import retrain
-from resque_ext.retraining.energy import EnergyMeter
 
 EPOCHS = 2
 REPEATS = 24

@@ -13,8 +13,8 @@ from conftest import DEVICES, device_name
 from sizes import rows
 from torch import Tensor
 
-from resque_ext.bench import seconds_of
 from resque_ext.ops import Distance, value_histogram, wasserstein_from_histograms
+from resque_ext.tools.bench import seconds_of
 
 DATA: dict[str, Callable[[Tensor], Tensor]] = {
     "normal": lambda x: x,

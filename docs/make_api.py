@@ -1,6 +1,6 @@
 """Writes docs/api.md: every public name with its signature and docstring, as they stand in code.
 
-python docs/make_api.py writes the page; tests/test_docs.py checks that it is the newest.
+python docs/make_api.py writes the page; tests/project/test_docs.py checks that it is the newest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MODULES = (
     "resque_ext.forecasting",
     "resque_ext.screening",
     "resque_ext.retraining",
-    "resque_ext.retraining.energy",
+    "resque_ext.energy",
 )
 # A role, or a call in backticks; plain backticks may name formats, as those of files.
 NAMES = re.compile(r":\w+:`~?(resque_ext\.[\w.]+)`|(?<=`)resque_ext\.[\w.]+(?=\()")

@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from resque_ext._inputs import check_count, describe
+from resque_ext.data.checks import check_count, describe
 from resque_ext.indices import Arm, RepresentationDistance
 from resque_ext.indices.resque_dist import SIDES, ResqueDist, _SideState
 

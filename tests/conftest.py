@@ -14,16 +14,14 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
-
-# For the modules beside the tests: with --import-mode=importlib pytest leaves sys.path alone.
-sys.path.insert(0, str(Path(__file__).parent))
-
 from cuda_on_cpu import native
 
-from resque_ext import _backend
+from resque_ext.ops import backend as _backend
 
-# Modules beside the tests, whose assertions say what they compared as those of a test do.
-pytest.register_assert_rewrite("class_moments_made", "resque_dist_made", "score_made", "state_made")
+# Helpers whose assertions say what they compared as those of a test do.
+pytest.register_assert_rewrite(
+    *(f"helpers.{name}_made" for name in ("class_moments", "resque_dist", "score", "state"))
+)
 
 # How long an example takes says nothing: the processors are shared.
 hypothesis.settings.register_profile("tests", deadline=None)
@@ -136,7 +134,7 @@ def instruction_set(name: str) -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _own_device_locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Made GPUs have the same names in all workers, which are not to take them from each other."""
-    once = sys.modules.get("resque_ext.retraining.energy.once")  # if a collected test has it
+    once = sys.modules.get("resque_ext.energy.once")  # if a collected test has it
     with pytest.MonkeyPatch.context() as patch:
         if once is not None:
             patch.setattr(once, "folder", tmp_path_factory.getbasetemp)

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 import torch
+from helpers.rank_processes import close, read, run, start, without
 from hypothesis import given
 from hypothesis import strategies as st
-from rank_processes import close, read, run, start, without
 
 from resque_ext import ResqueDist, distributed
 

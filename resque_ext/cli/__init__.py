@@ -17,7 +17,6 @@ from typing import Any
 
 import typer
 
-from resque_ext._errors import BackendError
 from resque_ext.cli import (
     bench,
     demo,
@@ -34,6 +33,7 @@ from resque_ext.cli import (
 )
 from resque_ext.cli.app import app
 from resque_ext.cli.output import PLAIN_WIDTH, print_line, warnings_as_lines
+from resque_ext.errors import BackendError
 
 __all__ = ["COMMANDS", "PLAIN_WIDTH", "main"]
 

@@ -25,7 +25,7 @@ def _bench(
     rows: Annotated[int | None, typer.Option(help="Rows; by default by free memory.")] = None,
 ) -> None:
     """Time the kernels against plain PyTorch, on random data that is checked first."""
-    from resque_ext import bench
+    from resque_ext.tools import bench
 
     with progress_bar() as progress:
         result = bench.run(seconds, rows, progress)

@@ -28,7 +28,7 @@ def _demo(
     seed: Annotated[int, typer.Option(help="Of the split, training and shifts.")] = 0,
 ) -> None:
     """Train a small classifier of real digits, score shifts of its images, retrain for each."""
-    from resque_ext import demo
+    from resque_ext.tools import demo
 
     with progress_bar() as progress:
         result = demo.run(seed, progress)

@@ -44,7 +44,7 @@ def _dist(
 ) -> None:
     """RESQUE_dist of two files, each with the arrays `features` [N, D] and `labels` [N]."""
     from resque_ext import resque_dist
-    from resque_ext.files import load_arrays
+    from resque_ext.data.files import load_arrays
 
     (x, y), (x_new, y_new) = load_arrays(old), load_arrays(new)
     result = resque_dist(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @app.command("doctor")
 def _doctor(as_json: Json = False) -> None:
     """What works on this machine, what is missing, and how to get it."""
-    from resque_ext import doctor
+    from resque_ext.tools import doctor
 
     result = doctor.examine()
     if as_json:

@@ -26,7 +26,7 @@ def _energy(
     ] = False,
 ) -> None:
     """Run a command and meter its energy; its output and exit status pass through."""
-    from resque_ext.retraining.energy import run_command  # which loads what meters there are
+    from resque_ext.energy import run_command  # which loads what meters there are
 
     options = {"country": country, "carbon_intensity": carbon_intensity}
     result = run_command(command, **{k: v for k, v in options.items() if v is not None})

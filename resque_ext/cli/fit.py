@@ -11,7 +11,7 @@ from resque_ext.cli.app import app
 from resque_ext.cli.output import Json, escape, make_console, make_table, print_json
 
 if TYPE_CHECKING:
-    from resque_ext.retraining.cost_model import CostModel
+    from resque_ext.cost_model.model import CostModel
 
 # typer evaluates annotations from their text, so what is put together stands here. Names of the
 # package are written out: to import them takes seconds (the tests compare them).
@@ -47,8 +47,8 @@ def _fit(
     as_json: Json = False,
 ) -> None:
     """Fit a cost model to measured runs, and say how it does on kinds of shift left out."""
+    from resque_ext.cost_model.model import PREDICTED, PREDICTORS
     from resque_ext.retraining import CostModel, leave_one_kind_out, read_runs
-    from resque_ext.retraining.cost_model import PREDICTED, PREDICTORS
 
     if output.exists() and not output.is_file():
         found = "the directory" if output.is_dir() else "no regular file at"

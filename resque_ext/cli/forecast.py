@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
     from resque_ext.forecasting import Forecast
-    from resque_ext.loading import Batches
+    from resque_ext.model.loading import Batches
 
 OPTIMIZER_HELP = "module:callable of the parameters. Default: Adam, rate 1e-3, decay 1e-5."
 STEPS_HELP = "Length of the probe, a power of two from 16; repeatable. 0: none. Default: 16, 32."
@@ -59,7 +59,7 @@ def _forecast(
 ) -> None:
     """Forecast the cost of retraining by a probe of its first steps."""
     from resque_ext import forecast
-    from resque_ext.loading import (
+    from resque_ext.model.loading import (
         current_folder_first,
         find_callable,
         load_model,

@@ -11,7 +11,7 @@ from resque_ext.cli.app import app
 from resque_ext.cli.output import Json, escape, make_console, make_table, print_json
 
 if TYPE_CHECKING:
-    from resque_ext.retraining.cost_model import CostModel
+    from resque_ext.cost_model.model import CostModel
 
 # typer evaluates annotations from their text, so what is put together stands here.
 EXTRAPOLATE_HELP = "Outside the range of the runs: error, clamp, flag."
@@ -47,7 +47,7 @@ def _predict(
     as_json: Json = False,
 ) -> None:
     """Predict the costs of a new shift, with intervals."""
-    from resque_ext.retraining.cost_model import CostModel
+    from resque_ext.cost_model.model import CostModel
 
     loaded = CostModel.load(model)
     found = loaded.predict(

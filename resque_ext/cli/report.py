@@ -13,7 +13,7 @@ import typer
 from resque_ext.cli.app import app
 
 if TYPE_CHECKING:
-    from resque_ext.screening.pair import PairResult
+    from resque_ext.screening.results import PairResult
 
 OUTPUT_HELP = "File to write; its suffix says what: .html (a page), .csv or .json."
 
@@ -36,7 +36,7 @@ def _report(
     ] = False,
 ) -> None:
     """Show a screening: one page that needs no network, or every number as CSV or JSON."""
-    from resque_ext.screening.report import check_output, make_report, write_report
+    from resque_ext.report.page import check_output, make_report, write_report
 
     wanted = [w for w in (output and "-o", as_csv and "--csv", as_json and "--json") if w]
     if len(wanted) != 1:

@@ -104,7 +104,7 @@ def _score(
 ) -> None:
     """Indices of a model on old and new data: labelled arrays or folders of images."""
     from resque_ext import score
-    from resque_ext.loading import (
+    from resque_ext.model.loading import (
         Normalize,
         load_model,
         make_transform,

@@ -14,7 +14,10 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from resque_ext._inputs import check_count
+from resque_ext.cost_model.scaling import Prediction, check_number
+from resque_ext.data.checks import check_count
+from resque_ext.energy import EnergyMeter, Figure
+from resque_ext.energy.measurement import unknown
 from resque_ext.forecasting import indices
 from resque_ext.forecasting.calibration import (
     Estimate,
@@ -25,13 +28,11 @@ from resque_ext.forecasting.calibration import (
 from resque_ext.forecasting.costs import Costs, Steps
 from resque_ext.forecasting.probe import Probe
 from resque_ext.forecasting.result import MAY_NEVER, UNSTABLE, Forecast, ProbeCost
-from resque_ext.retraining import Prediction, RetrainingError, loop
-from resque_ext.retraining import costs as phases
-from resque_ext.retraining._scaling import check_number
-from resque_ext.retraining.data import Batches
-from resque_ext.retraining.energy import EnergyMeter, Figure
-from resque_ext.retraining.energy.measurement import unknown
+from resque_ext.retraining import RetrainingError, setup
+from resque_ext.retraining import meters as phases
+from resque_ext.retraining.batches import Batches
 from resque_ext.retraining.random_state import Randomness
+from resque_ext.retraining.retrain import make_settings
 from resque_ext.retraining.settings import Settings
 
 SHORTEST_PROBE = 16
@@ -107,14 +108,14 @@ def forecast(
         Any other exception of the model or the data passes unchanged. A loss that is not finite is
         none: the verdict is "unstable" then.
     """
-    inner, place = loop.check_model(model), loop.choose_device(model, device)
+    inner, place = setup.check_model(model), setup.choose_device(model, device)
     strange = [name for name in recipe if name not in RECIPE]
     if strange:
         raise TypeError(
             f"forecast: expected arguments of retrain among {', '.join(RECIPE)}, found "
             f"{strange[0]!r}"
         )
-    settings = loop.make_settings(
+    settings = make_settings(
         place, recipe, target_accuracy=target_accuracy, max_epochs=max_epochs, seed=seed
     )
     limits = _Limits.checked(steps, max_share, width, coverage)
@@ -124,9 +125,9 @@ def forecast(
         check_number("carbon_intensity", carbon_intensity, least=0.0)
     with contextlib.ExitStack() as stack:
         # One meter for all windows: that of the run, and those around it.
-        metered = loop.make_meter(meter, settings, stack)
+        metered = setup.make_meter(meter, settings, stack)
         run = stack.enter_context(
-            loop.opened(
+            setup.opened(
                 inner, train, test, settings, batch_adapter, metered, names=("train", "test")
             )
         )

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from resque_ext import normalization
-from resque_ext.retraining.data import Batches
-from resque_ext.retraining.loop import trainable_copy
+from resque_ext.model import normalization
+from resque_ext.retraining.batches import Batches
 from resque_ext.retraining.random_state import Randomness
 from resque_ext.retraining.settings import Settings, Transform
-from resque_ext.scoring import score
+from resque_ext.retraining.setup import trainable_copy
+from resque_ext.scoring.score import score
 
 WAYS = ("auto", True, "match", False)
 

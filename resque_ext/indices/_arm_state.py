@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resque_ext._inputs import describe
+from resque_ext.data.checks import describe
 from resque_ext.ops import reference
 from resque_ext.ops.value_histogram import Values, bin_dtype, bin_values
 from resque_ext.ops.wasserstein import Floats, Integers

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from resque_ext._eager import eager
-from resque_ext._inputs import as_tensor, describe
+from resque_ext.data.checks import as_tensor, describe
+from resque_ext.ops.eager import eager
 
 _LOW = 2**32 - 1
 _CELLS = 2**18  # squared at a time: what that takes stays in the cache, 2 MB an array

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resque_ext.indices._sources import Embeddings
+from resque_ext.data.segments import Embeddings
 from resque_ext.ops._status import Status, merge_status
 from resque_ext.ops.class_moments import grouped_moments
 from resque_ext.ops.class_order import class_order

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resque_ext._inputs import describe
+from resque_ext.data.checks import describe
 from resque_ext.indices._baselines import WIDEST
 from resque_ext.indices._folds import FOLDS
 from resque_ext.indices._ridge import chosen_penalties, fold_paths

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from resque_ext._inputs import as_tensor, describe
+from resque_ext.data.checks import as_tensor, describe
 
 
 def tensors_of(

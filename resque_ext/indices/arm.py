@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resque_ext._eager import eager
-from resque_ext._inputs import as_array, check_choice, check_features, describe
+from resque_ext.data.checks import as_array, check_choice, check_features, describe
 from resque_ext.indices._arm_distance import layer_distance
 from resque_ext.indices._arm_result import ArmResult
 from resque_ext.indices._arm_state import (
@@ -25,6 +24,7 @@ from resque_ext.indices._arm_state import (
 from resque_ext.indices._state import tensors_of
 from resque_ext.indices.resque_dist import SIDES, Side
 from resque_ext.model.pooling import Features, check_mask, matches
+from resque_ext.ops.eager import eager
 from resque_ext.ops.value_histogram import Values, check_finite
 
 PER = ("layer", "filter")

@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resque_ext._eager import eager
-from resque_ext._inputs import (
+from resque_ext.data.checks import (
     check_choice,
     check_features,
     check_labels,
@@ -25,6 +24,7 @@ from resque_ext.indices._folds import FOLDS
 from resque_ext.indices._readout import ReadoutSums
 from resque_ext.indices._state import tensors_of
 from resque_ext.indices.resque_dist import SIDES, ResqueDist, ResqueDistResult, _count_classes
+from resque_ext.ops.eager import eager
 
 DISTANCE_WEIGHT = 0.25  # of RESQUE_dist beside the unexplained share
 RESIDUAL_SIDES = (*SIDES, "adapted")
@@ -366,7 +366,7 @@ def linear_residual(
         num_classes: C; by default the classes are those that appear on either side.
         missing, paired: see :class:`ResqueDist`.
         adapted: the new side's features once more, in the same order, after the model's
-            normalization was adapted to it (:func:`resque_ext.normalization.adapted`).
+            normalization was adapted to it (:func:`resque_ext.model.normalization.adapted`).
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

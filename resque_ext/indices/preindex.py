@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from resque_ext._eager import eager
-from resque_ext._inputs import check_choice, check_count
+from resque_ext.data.checks import check_choice, check_count
 from resque_ext.indices import _chance
 from resque_ext.indices._chance import Chance
 from resque_ext.indices.representation_distance import (
@@ -27,6 +26,7 @@ from resque_ext.indices.resque_task import (
     resque_task,
     task_warnings,
 )
+from resque_ext.ops.eager import eager
 from resque_ext.ops.row_distances import DISTANCES, SHARED_DISTANCES
 
 ARIS = ("new", "old", "new_from_old_centers")

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resque_ext._eager import eager
-from resque_ext._inputs import check_choice, check_count, check_features, describe
+from resque_ext.data.checks import check_choice, check_count, check_features, describe
 from resque_ext.indices._state import tensors_of
 from resque_ext.model.pooling import check_mask, matches
 from resque_ext.ops._status import Status
+from resque_ext.ops.eager import eager
 from resque_ext.ops.row_distances import (
     DISTANCES,
     SHARED_DISTANCES,

@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resque_ext._eager import eager
-from resque_ext._inputs import (
+from resque_ext.data.checks import (
     as_tensor,
     check_choice,
     check_count,
@@ -27,6 +26,7 @@ from resque_ext.indices._debiased import DebiasedAngle, debiased
 from resque_ext.ops._status import Status
 from resque_ext.ops.class_moments import SEGMENT_ROWS, grouped_moments
 from resque_ext.ops.class_order import class_order
+from resque_ext.ops.eager import eager
 
 Side = Literal["old", "new"]
 SIDES: tuple[Side, Side] = ("old", "new")

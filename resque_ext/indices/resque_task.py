@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resque_ext._eager import eager
-from resque_ext._inputs import (
+from resque_ext.data.checks import (
     DEVICES,
     FLOATS,
     IGNORED,
@@ -27,17 +26,18 @@ from resque_ext._inputs import (
     class_indices,
     describe,
 )
-from resque_ext.files import load_arrays
-from resque_ext.indices import _baselines, _chance, _contingency, _kmeans
-from resque_ext.indices._chance import Chance
-from resque_ext.indices._folds import FOLDS, fold_of_rows, fold_sums
-from resque_ext.indices._sources import (
+from resque_ext.data.files import load_arrays
+from resque_ext.data.segments import (
     EMBEDDINGS,
     Batches,
     Embeddings,
     open_labels,
     open_source,
 )
+from resque_ext.indices import _baselines, _chance, _contingency, _kmeans
+from resque_ext.indices._chance import Chance
+from resque_ext.indices._folds import FOLDS, fold_of_rows, fold_sums
+from resque_ext.ops.eager import eager
 from resque_ext.ops.lloyd_step import raise_for_centers
 from resque_ext.ops.pair_counts import pair_counts
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resque_ext._inputs import check_labels, describe
+from resque_ext.data.checks import check_labels, describe
 from resque_ext.ops._status import row_error
 
 LABELS = "labels"  # the key of a mapping's labels

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resque_ext._inputs import FLOATS
+from resque_ext.data.checks import FLOATS
 from resque_ext.model.head import Head, Run, tokens_read
+from resque_ext.model.hooks import LayerError
 from resque_ext.model.layers import OUTPUT, Place
 from resque_ext.model.layout import Layouts
 from resque_ext.model.outputs import sentence_path
 from resque_ext.model.pooling import Features, Pooling
-from resque_ext.observe import LayerError
 
 Consumer = Callable[[Features, Pooling], None]
 UNKNOWN = "which token the model reads is not known"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from resque_ext._inputs import FLOATS
+from resque_ext.data.checks import FLOATS
 from resque_ext.model.layers import makes_features
 from resque_ext.model.outputs import LOGITS, score_tensors
 from resque_ext.model.pooling import masked_mean

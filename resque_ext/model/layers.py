@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from resque_ext._inputs import FLOATS, describe
-from resque_ext._model_inputs import check_observable
+from resque_ext.data.checks import FLOATS, describe
+from resque_ext.model.hooks import LayerError, find_layer
+from resque_ext.model.inputs import check_observable
 from resque_ext.model.layout import CHANNEL_NORMS, LAYER_NORMS, Layouts, width_of
 from resque_ext.model.outputs import at_path, entries, main_tensor
 from resque_ext.model.pooling import Features
-from resque_ext.observe import LayerError, find_layer
 
 Predicate = Callable[[str, nn.Module], Any]
 Consumer = Callable[[str, Features], None]

@@ -21,9 +21,9 @@ from torch.nn.modules.pooling import (
     _MaxPoolNd,
 )
 
-from resque_ext._inputs import describe
+from resque_ext.data.checks import describe
+from resque_ext.model.hooks import LayerError
 from resque_ext.model.pooling import Features, matches
-from resque_ext.observe import LayerError
 
 FIRST, LAST = "first", "last"
 CHANNELS = (FIRST, LAST)

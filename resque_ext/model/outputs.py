@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from resque_ext._inputs import FLOATS, describe
-from resque_ext.observe import LayerError
+from resque_ext.data.checks import FLOATS, describe
+from resque_ext.model.hooks import LayerError
 
 LOGITS = "logits"
 HIDDEN = "last_hidden_state"  # the tokens of a transformers model

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resque_ext._inputs import FLOATS, as_tensor, check_features, describe
+from resque_ext.data.checks import FLOATS, as_tensor, check_features, describe
 from resque_ext.ops import spatial_mean
 
 POOLINGS = ("auto", "mean", "first", "last")

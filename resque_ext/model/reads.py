@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from resque_ext._inputs import check_choice, describe
+from resque_ext.data.checks import check_choice, describe
 from resque_ext.model.batch import MASK, MaskOf, token_mask
 from resque_ext.model.layers import ChosenLayers, choose_layers
 from resque_ext.model.layout import CHANNELS

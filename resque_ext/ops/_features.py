@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resque_ext import _backend
-from resque_ext._inputs import describe
+from resque_ext.data.checks import describe
+from resque_ext.ops import backend
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -41,7 +41,7 @@ def channel_view(features: Tensor) -> Tensor:
 def kernel_view(x: Tensor, name: str = "features") -> Any:
     """What the extension takes for :func:`channel_view`'s result, and holds."""
     expect_memory(x, name)
-    return _backend.extension().Features(x, DTYPE_CODES[x.dtype], *x.shape, *x.stride())
+    return backend.extension().Features(x, DTYPE_CODES[x.dtype], *x.shape, *x.stride())
 
 
 def expect_memory(x: Tensor, name: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from resque_ext._eager import eager
+from resque_ext.ops.eager import eager
 
 _library = torch.library.Library("resque_ext", "DEF")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from resque_ext._inputs import IGNORED, IGNORED_HINT
+from resque_ext.data.checks import IGNORED, IGNORED_HINT
 
 
 def row_error(template: str, row: int) -> ValueError:

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resque_ext import _backend
-from resque_ext._inputs import (
+from resque_ext.data.checks import (
     check_choice,
     check_count,
     check_features,
@@ -16,7 +15,7 @@ from resque_ext._inputs import (
     check_pair,
     raises_at_once,
 )
-from resque_ext.ops import reference
+from resque_ext.ops import backend, reference
 from resque_ext.ops._features import channel_view, expect_memory, kernel_view
 from resque_ext.ops._library import define
 from resque_ext.ops._status import Status, merge_status
@@ -83,19 +82,19 @@ def grouped_moments(
         status [5] int64 with the non-finite features that the same pass found.
     """
     x, groups = channel_view(features), offsets.numel() - 1
-    if _backend.current_backend() == "torch":
+    if backend.current_backend() == "torch":
         group = reference.groups_of(order, offsets, len(x))
         return reference.class_moments(x, group, groups, squares, skip_nonfinite)
     device = x.device
     channels = x.shape[1]
-    kernels, view = _backend.kernels(device), kernel_view(x)
+    kernels, view = backend.kernels(device), kernel_view(x)
     counts = torch.empty(groups, dtype=torch.int64, device=device)
     sums = torch.empty(groups, channels, dtype=torch.float64, device=device)
     sumsq = torch.empty(groups if squares else 0, channels, dtype=torch.float64, device=device)
     status = torch.zeros(5, dtype=torch.int64, device=device)
     size = kernels.class_moments_workspace(view, groups, squares)
     workspace = torch.empty(size, dtype=torch.uint8, device=device)
-    _backend.launch(
+    backend.launch(
         "class_moments",
         device,
         view,
@@ -116,7 +115,7 @@ def grouped_moments(
 def _segment(
     x: Tensor, y: Tensor, num_classes: int, skip_nonfinite: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if _backend.current_backend() == "torch":  # which needs no order
+    if backend.current_backend() == "torch":  # which needs no order
         expect_memory(x, "features")
         group, status = reference.labelled(y, num_classes)
         *moments, faults = reference.class_moments(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from resque_ext import _backend
-from resque_ext.ops import reference
+from resque_ext.ops import backend, reference
 from resque_ext.ops._features import expect_memory
 
 
@@ -30,17 +29,17 @@ def class_order(
         offsets: [num_classes * blocks + 1] int64, where each group starts in `order`.
         status: [5] int64, as csrc/resque.h names its words.
     """
-    if _backend.current_backend() == "torch":
+    if backend.current_backend() == "torch":
         return reference.class_order(labels, num_classes, blocks, seen)
     expect_memory(labels, "labels")
     device, n = labels.device, labels.numel()
-    kernels = _backend.kernels(device)
+    kernels = backend.kernels(device)
     order = torch.empty(n, dtype=torch.int32, device=device)
     offsets = torch.empty(num_classes * blocks + 1, dtype=torch.int64, device=device)
     status = torch.zeros(5, dtype=torch.int64, device=device)
     size = kernels.class_order_workspace(n, num_classes, blocks)
     workspace = torch.empty(size, dtype=torch.uint8, device=device)
-    _backend.launch(
+    backend.launch(
         "class_order",
         device,
         labels,

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from resque_ext import _backend
-from resque_ext._inputs import as_float, describe, raises_at_once
-from resque_ext.ops import reference
+from resque_ext.data.checks import as_float, describe, raises_at_once
+from resque_ext.ops import backend, reference
 from resque_ext.ops._features import channel_view, expect_memory, kernel_view
 from resque_ext.ops._library import define
 from resque_ext.ops._status import Status, merge_status
@@ -83,12 +82,12 @@ def _segment(
     features: Tensor, centers: Tensor, update: bool, distances: bool
 ) -> tuple[Tensor, ...]:
     # Without a column all distances are 0: nothing that a kernel could do better.
-    if _backend.current_backend() == "torch" or features.shape[1] == 0:
+    if backend.current_backend() == "torch" or features.shape[1] == 0:
         return reference.lloyd_step(features, centers, update, distances)
     x = channel_view(features)
     device, (n, width, _), k = x.device, x.shape, centers.shape[0]
     expect_memory(centers, "centers")
-    kernels, view = _backend.kernels(device), kernel_view(x)
+    kernels, view = backend.kernels(device), kernel_view(x)
     labels = torch.empty(n, dtype=torch.int64, device=device)
     squared = torch.empty(n if distances else 0, dtype=torch.float64, device=device)
     inertia = torch.empty((), dtype=torch.float64, device=device)
@@ -98,7 +97,7 @@ def _segment(
     status = torch.zeros(5, dtype=torch.int64, device=device)
     size = kernels.lloyd_step_workspace(view, k, update)
     workspace = torch.empty(size, dtype=torch.uint8, device=device)
-    _backend.launch(
+    backend.launch(
         "lloyd_step",
         device,
         view,

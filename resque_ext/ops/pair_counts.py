@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resque_ext import _backend
-from resque_ext._inputs import check_count, check_labels, check_pair, raises_at_once
-from resque_ext.ops import reference
+from resque_ext.data.checks import check_count, check_labels, check_pair, raises_at_once
+from resque_ext.ops import backend, reference
 from resque_ext.ops._features import expect_memory
 from resque_ext.ops._library import define
 from resque_ext.ops._status import Status, merge_status
@@ -75,11 +74,11 @@ def _segment(a: Tensor, b: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     for labels, name in zip((a, b), NAMES, strict=True):
         expect_memory(labels, name)
     device, n = a.device, a.numel()
-    kernels = _backend.kernels(device)
+    kernels = backend.kernels(device)
     status_a, status_b = (torch.zeros(5, dtype=torch.int64, device=device) for _ in NAMES)
     size = kernels.pair_counts_workspace(n, *table.shape)
     workspace = torch.empty(size, dtype=torch.uint8, device=device)
-    _backend.launch(
+    backend.launch(
         "pair_counts",
         device,
         a,
@@ -111,7 +110,7 @@ def _pair_counts_status(
     check_pair(a, b, NAMES)
     check_count(num_a, "num_a")
     check_count(num_b, "num_b")
-    if _backend.current_backend() == "torch":
+    if backend.current_backend() == "torch":
         return reference.pair_counts(a, b, num_a, num_b)
     table = torch.zeros(num_a, num_b, dtype=torch.int64, device=a.device)
     n = a.numel()

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resque_ext import _backend
-from resque_ext._inputs import check_choice, check_features, describe
-from resque_ext.ops import reference
+from resque_ext.data.checks import check_choice, check_features, describe
+from resque_ext.ops import backend, reference
 from resque_ext.ops._features import channel_view, kernel_view
 from resque_ext.ops._library import define
 from resque_ext.ops._status import Status
@@ -198,10 +197,10 @@ def row_distances_with_status(
         and status [2, 5] int64, of old and new, with the values that are not finite.
     """
     x, y = (channel_view(t.flatten(1) if t.dim() == 3 else t) for t in (old, new))
-    if _backend.current_backend() == "torch":
+    if backend.current_backend() == "torch":
         return reference.row_distances(x, y, bins, shared, rows, counts, skip_nonfinite)
     device, n = x.device, x.shape[0]
-    kernels, views = _backend.kernels(device), (kernel_view(x, "old"), kernel_view(y, "new"))
+    kernels, views = backend.kernels(device), (kernel_view(x, "old"), kernel_view(y, "new"))
     columns, sides, all_bins = (8, 4, sum(bins)) if shared else (4, 2, sum(bins))
 
     def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -214,7 +213,7 @@ def row_distances_with_status(
     status = torch.zeros(2, 5, dtype=torch.int64, device=device)
     size = kernels.row_distances_workspace(views[0], len(bins), all_bins, shared)
     workspace = empty(size, dtype=torch.uint8)
-    _backend.launch(
+    backend.launch(
         "row_distances",
         device,
         *views,

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resque_ext import _backend
-from resque_ext._inputs import check_features
-from resque_ext.ops import reference
+from resque_ext.data.checks import check_features
+from resque_ext.ops import backend, reference
 from resque_ext.ops._features import channel_view, kernel_view
 from resque_ext.ops._library import define
 
@@ -42,10 +41,10 @@ def mean_dtype(dtype: torch.dtype) -> torch.dtype:
 def _spatial_mean(features: Tensor) -> Tensor:
     # Again, for who calls the registered op itself: what follows hands out raw pointers.
     x = channel_view(check_features(features))
-    if _backend.current_backend() == "torch":
+    if backend.current_backend() == "torch":
         return reference.spatial_mean(x)
     means = x.new_empty(x.shape[:2], dtype=mean_dtype(x.dtype))
-    _backend.launch("spatial_mean", x.device, kernel_view(x), means)
+    backend.launch("spatial_mean", x.device, kernel_view(x), means)
     return means
 
 

@@ -11,15 +11,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from resque_ext import _backend
-from resque_ext._inputs import (
+from resque_ext.data.checks import (
     as_float,
     check_choice,
     check_count,
     check_features,
     describe,
 )
-from resque_ext.ops import reference
+from resque_ext.ops import backend, reference
 from resque_ext.ops._features import channel_view, kernel_view
 from resque_ext.ops._library import define
 from resque_ext.ops.spatial_mean import mean_dtype, spatial_mean
@@ -301,14 +300,14 @@ class Values(NamedTuple):
         if counts is None:
             shape = (x.shape[1], 2**bits) if by_channel else (2**bits,)
             counts = torch.zeros(shape, dtype=torch.int64, device=x.device)
-        if _backend.current_backend() == "torch":
+        if backend.current_backend() == "torch":
             found, status = reference.value_histogram(x, bits, by_channel)
             return counts.add_(found.view_as(counts)), status
         status = torch.zeros(5, dtype=torch.int64, device=x.device)
-        kernels, view = _backend.kernels(x.device), kernel_view(x)
+        kernels, view = backend.kernels(x.device), kernel_view(x)
         size = kernels.value_histogram_workspace(view, by_channel, bits)
         workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
-        _backend.launch(
+        backend.launch(
             "value_histogram", x.device, view, by_channel, bits, counts, status, workspace
         )
         return counts, status

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from resque_ext._eager import eager
+from resque_ext.ops.eager import eager
 from resque_ext.ops.value_histogram import ValueHistogram
 
 Floats = NDArray[np.float64]

@@ -1,17 +1,46 @@
 """What retraining really costs: train a copy until it is good enough, and measure everything."""
 
-from resque_ext.retraining._run import RetrainingError
-from resque_ext.retraining._scaling import Prediction
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from resque_ext.retraining.checkpoint import CheckpointError
-from resque_ext.retraining.correlations import Correlation, Correlations, correlate
-from resque_ext.retraining.cost_model import CostModel
 from resque_ext.retraining.heads import freeze, replace_head
-from resque_ext.retraining.loop import retrain
 from resque_ext.retraining.record import MEASURES, RecordError, RetrainingCost
-from resque_ext.retraining.study import Study, study
-from resque_ext.retraining.study_file import StudyError
-from resque_ext.retraining.study_record import StudyRun, read_runs
-from resque_ext.retraining.transfer import leave_one_kind_out
+from resque_ext.retraining.retrain import retrain
+from resque_ext.retraining.run import RetrainingError
+
+if TYPE_CHECKING:
+    from resque_ext.cost_model import CostModel, Prediction, leave_one_kind_out
+    from resque_ext.studies import (
+        Correlation,
+        Correlations,
+        Study,
+        StudyError,
+        StudyRun,
+        correlate,
+        read_runs,
+        study,
+    )
+
+# Built on this room, and offered here too.
+_HOMES = {
+    **dict.fromkeys(("CostModel", "Prediction", "leave_one_kind_out"), "resque_ext.cost_model"),
+    **dict.fromkeys(
+        (
+            "Correlation",
+            "Correlations",
+            "Study",
+            "StudyError",
+            "StudyRun",
+            "correlate",
+            "read_runs",
+            "study",
+        ),
+        "resque_ext.studies",
+    ),
+}
 
 __all__ = [
     "MEASURES",
@@ -34,3 +63,9 @@ __all__ = [
     "retrain",
     "study",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from resque_ext._atomic import replaced
-from resque_ext._inputs import describe
-from resque_ext.files import parse_json
+from resque_ext.data.checks import describe
+from resque_ext.data.files import parse_json
+from resque_ext.storage.atomic import replaced
 
 FORMAT = "resque_ext.retrain/1"
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from resque_ext._inputs import check_count, describe
-from resque_ext.observe import LayerError, find_layer, unwrap
+from resque_ext.data.checks import check_count, describe
+from resque_ext.model.hooks import LayerError, find_layer, unwrap
 
 # Where torchvision's models, and timm's of the same shape, keep the layer that gives the classes.
 HEADS = ("fc", "classifier", "heads", "head")

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from resque_ext.energy.measurement import Measurement
 from resque_ext.retraining import checkpoint
-from resque_ext.retraining.energy.measurement import Measurement
 from resque_ext.retraining.history import History
 
 if TYPE_CHECKING:
-    from resque_ext.retraining._run import Run
+    from resque_ext.retraining.run import Run
 
 
 def of(run: Run) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resque_ext._inputs import check_choice, check_count, describe
-from resque_ext.observe import copied
+from resque_ext.data.checks import check_choice, check_count, describe
+from resque_ext.model.hooks import copied
 
 INTERVALS = ("step", "epoch")
 AUTOCAST = (None, torch.bfloat16, torch.float16)

@@ -10,15 +10,15 @@ logging.getLogger("resque_ext").addHandler(logging.NullHandler())  # quiet until
 
 # Loaded when they are asked for: what a screening needs is not needed to import the package.
 _HOMES = {
-    "Budget": "budget",
-    "Candidate": "feeds",
-    "PairResult": "pair",
-    "Screening": "table",
-    "ShelfModel": "models",
-    "StoreError": "store",
-    "make_report": "report",
-    "read_store": "store",
-    "write_report": "report",
+    "Budget": "resque_ext.screening.budget",
+    "Candidate": "resque_ext.screening.candidates",
+    "PairResult": "resque_ext.screening.results",
+    "Screening": "resque_ext.screening.table",
+    "ShelfModel": "resque_ext.screening.old_side",
+    "StoreError": "resque_ext.screening.store",
+    "make_report": "resque_ext.report",
+    "read_store": "resque_ext.screening.store",
+    "write_report": "resque_ext.report",
 }
 __all__ = [*_HOMES, "screen"]
 
@@ -26,4 +26,4 @@ __all__ = [*_HOMES, "screen"]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)

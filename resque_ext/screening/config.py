@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from resque_ext import shifts
-from resque_ext.collectors import make_collectors, option_names
-from resque_ext.loading import Normalize, load_model, make_transform, shifted_before
+from resque_ext.data.sources import Source, open_source
+from resque_ext.model.loading import Normalize, load_model, make_transform, shifted_before
+from resque_ext.scoring.collectors import make_collectors, option_names
 from resque_ext.screening.budget import Budget
-from resque_ext.screening.feeds import INPUTS, Candidate
-from resque_ext.screening.models import ShelfModel
-from resque_ext.screening.reading import SCREENED
-from resque_ext.screening.sources import Source, open_source
+from resque_ext.screening.candidates import INPUTS, Candidate
+from resque_ext.screening.old_side import ShelfModel
+from resque_ext.screening.pair_reading import SCREENED
 from resque_ext.screening.toml_lines import ConfigError, Document, KeyPath
 
 _NUMBER = (int, float)
@@ -427,7 +427,7 @@ class _Reader:
         return Candidate(source, shift, given.get("paired", False))
 
     def _cost_model(self, path: str) -> Any:
-        from resque_ext.retraining.cost_model import CostModel
+        from resque_ext.cost_model.model import CostModel
 
         try:
             return CostModel.load(self.folder / path)

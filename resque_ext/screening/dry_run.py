@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from resque_ext.indices.resque_dist import default_blocks
-from resque_ext.screening.feeds import EMBEDDINGS, Feed
-from resque_ext.screening.loop import Plan
-from resque_ext.screening.models import OldSide, run
-from resque_ext.screening.reading import READ_ONCE
+from resque_ext.screening.candidates import EMBEDDINGS, Feed
+from resque_ext.screening.old_side import OldSide, run
+from resque_ext.screening.pair_reading import READ_ONCE
+from resque_ext.screening.screener import Plan
 
 SAMPLE = 256  # rows of each source that are read to see how fast that goes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from resque_ext.screening.pair import PairResult
+from resque_ext.screening.results import PairResult
 
 
 class Progress:

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from resque_ext.screening.cache import weights_digest
-from resque_ext.screening.loop import Plan, Screener
-from resque_ext.screening.models import OldSide
-from resque_ext.screening.pair import PairResult
+from resque_ext.screening.embedding_cache import weights_digest
+from resque_ext.screening.old_side import OldSide
+from resque_ext.screening.pair_reading import PAIRED, error_line, failed
 from resque_ext.screening.progress import Progress
-from resque_ext.screening.reading import PAIRED, error_line, failed
+from resque_ext.screening.results import PairResult
+from resque_ext.screening.screener import Plan, Screener
 from resque_ext.screening.store import Finished, NoStore, PairKey, Store
 
 log = logging.getLogger(__name__)

@@ -15,15 +15,13 @@ from typing import Any
 
 import torch
 
-from resque_ext._inputs import check_choice, check_count, describe
-from resque_ext.collectors import COLLECTORS, make_collectors
-from resque_ext.doctor import environment
+from resque_ext.data.checks import check_choice, check_count, describe
 from resque_ext.model.reads import Reads
-from resque_ext.scoring import _check_names, _checked_device
-from resque_ext.screening.anytime import StoppingRule
+from resque_ext.scoring.collectors import COLLECTORS, make_collectors
+from resque_ext.scoring.score import _check_names, _checked_device
 from resque_ext.screening.budget import Budget, as_budget
-from resque_ext.screening.cache import EmbeddingCache
-from resque_ext.screening.feeds import (
+from resque_ext.screening.cached_pass import has_identity
+from resque_ext.screening.candidates import (
     EMBEDDINGS,
     INPUTS,
     Candidate,
@@ -31,13 +29,15 @@ from resque_ext.screening.feeds import (
     as_candidate,
     open_feed,
 )
-from resque_ext.screening.kept import has_identity
-from resque_ext.screening.loop import Plan, Screener
-from resque_ext.screening.models import ShelfModel, as_shelf_model
+from resque_ext.screening.embedding_cache import EmbeddingCache
+from resque_ext.screening.old_side import ShelfModel, as_shelf_model
+from resque_ext.screening.pair_reading import OF_LAYERS, PAIRED, SCREENED, possible
 from resque_ext.screening.progress import make_progress
-from resque_ext.screening.reading import OF_LAYERS, PAIRED, SCREENED, possible
+from resque_ext.screening.screener import Plan, Screener
+from resque_ext.screening.stopping import StoppingRule
 from resque_ext.screening.store import Header, NoStore, PairKey, open_store
 from resque_ext.screening.table import Screening
+from resque_ext.tools.doctor import environment
 
 FIRST_LOOK, GROWTH = (
     256,
@@ -82,7 +82,7 @@ def screen(
         models: by name: a torch.nn.Module, a function that makes one, a
             :class:`resque_ext.screening.ShelfModel`, or None where all data are embeddings.
         old: data of all models, or a mapping with those of each, by its name. Anything that
-            :func:`resque_ext.screening.sources.as_source` takes: a path, arrays (features, labels),
+            :func:`resque_ext.data.sources.as_source` takes: a path, arrays (features, labels),
             a dataset, batches (inputs, labels) that can be read again. None for "resque_task".
         candidates: by name: data likewise, a shift of the old data (`resque_ext.shifts.make`), or a
             :class:`resque_ext.screening.Candidate`.
@@ -100,7 +100,7 @@ def screen(
         anytime: stop reading a pair when its interval parts it from all others of its model, or is
             as narrow as `width`. Needs "resque_dist" alone, and to be ranked by it; otherwise every
             pair is read to its end. Values are then those that infinitely many samples would show.
-        width, top, confidence: of the rule: :class:`resque_ext.screening.anytime.StoppingRule`; the
+        width, top, confidence: of the :class:`resque_ext.screening.stopping.StoppingRule`; the
             intervals of a pair hold together with that confidence, however often it is looked at.
         on_fault: "skip" leaves out what cannot be read of a source and lists it; "raise" makes the
             pair fail.

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
 
-from resque_ext._atomic import in_place
-from resque_ext.files import parse_json
-from resque_ext.screening.pair import PairResult
+from resque_ext.data.files import parse_json
+from resque_ext.screening.results import PairResult
+from resque_ext.storage.atomic import in_place
 
 try:
     import fcntl

@@ -10,8 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from resque_ext._atomic import in_place
-from resque_ext.files import parse_json
+from resque_ext.data.files import parse_json
 from resque_ext.screening.store import (
     FORMAT,
     Finished,
@@ -24,6 +23,7 @@ from resque_ext.screening.store import (
     refuse_results,
     writable,
 )
+from resque_ext.storage.atomic import in_place
 
 _KINDS = {"pair", "old_side", "options"}  # of lines
 _BEGIN = json.dumps({"format": FORMAT})[:-1].encode()  # of every header

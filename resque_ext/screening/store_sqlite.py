@@ -11,8 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from resque_ext._atomic import in_place
-from resque_ext.files import parse_json
+from resque_ext.data.files import parse_json
 from resque_ext.screening.store import (
     FORMAT,
     Finished,
@@ -25,6 +24,7 @@ from resque_ext.screening.store import (
     locked,
     refuse_results,
 )
+from resque_ext.storage.atomic import in_place
 
 APPLICATION_ID = 0x52535145  # "RSQE", by which a file is known to be one of these
 # What sqlite3 raises for damaged files: its texts need not be UTF-8, nor its numbers fit.

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from resque_ext.screening.anytime import Estimate, ranks
-from resque_ext.screening.pair import PairResult, PredictedCost
+from resque_ext.screening.results import PairResult, PredictedCost
+from resque_ext.screening.stopping import Estimate, ranks
 from resque_ext.screening.store import PairKey
 
 FORMAT = "resque_ext.ScreeningTable/1"
@@ -150,7 +150,7 @@ def interval(result: PairResult, rank_by: str) -> tuple[float, float, float] | N
 def places(results: Iterable[PairResult], rank_by: str) -> dict[PairKey, tuple[int, int]]:
     """The best and the worst place of every (model, candidate) that has what is ranked by.
 
-    What the table and the report say; see :func:`resque_ext.screening.anytime.ranks`.
+    What the table and the report say; see :func:`resque_ext.screening.stopping.ranks`.
     """
     found = {(r.model, r.candidate): interval(r, rank_by) for r in results}
     return ranks({key: Estimate(*i, samples=0) for key, i in found.items() if i is not None})

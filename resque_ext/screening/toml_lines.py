@@ -14,7 +14,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from resque_ext.files import read_bytes
+from resque_ext.data.files import read_bytes
 
 KeyPath = tuple[str, ...]
 # An assignment that has no other key in it, as nearly all are: parsing it would take long.

@@ -16,7 +16,7 @@ import pybind11
 import pytest
 
 from cuda_on_cpu import build
-from resque_ext import _backend
+from resque_ext.ops import backend as _backend
 
 # The emulated GPU's compute capability: "90", or "75" for the code and the limits of older ones.
 CAPABILITY = os.environ.get("RESQUE_CUDA_ON_CPU_CAPABILITY", "90")

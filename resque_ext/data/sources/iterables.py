@@ -1,0 +1,98 @@
+"""Iterables of batches, and functions that make them: a DataLoader, a list, a generator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from resque_ext.data.checks import as_tensor, check_labels, describe
+from resque_ext.data.sources.base import Batch, Kind, Reading, SourceBase, check_kind
+from resque_ext.data.sources.regroup import cut, rows_in
+
+
+class BatchSource(SourceBase):
+    """Batches (inputs or features, labels), in the order in which they come.
+
+    Batch i is the share of rank i modulo the number of ranks, so every rank has to be given the
+    same batches in the same order; whoever shuffles, does so with a seed.
+
+    Args:
+        batches: an iterable that can be gone through again, or a function that returns one.
+        name: how reports call it.
+        kind: "inputs" or "embeddings".
+        rows: how many rows all batches have together, where that is known.
+        fingerprint: what tells these data from others, where something does.
+        batch_adapter: turns a batch of another form into a pair (inputs, labels).
+
+    Raises:
+        TypeError: a one-shot iterator, or nothing that gives batches.
+    """
+
+    access = "sequence"
+
+    def __init__(
+        self,
+        batches: Iterable[Any] | Callable[[], Iterable[Any]],
+        name: str = "batches",
+        kind: Kind = "inputs",
+        rows: int | None = None,
+        fingerprint: dict[str, Any] | None = None,
+        batch_adapter: Callable[[Any], tuple[Any, Any]] | None = None,
+    ) -> None:
+        if isinstance(batches, Iterator):
+            raise TypeError(
+                f"{name}: expected batches that can be read again (a DataLoader, a list, or a "
+                f"function that returns an iterable), found the one-shot iterator "
+                f"{type(batches).__name__}"
+            )
+        if not callable(batches) and not isinstance(batches, Iterable):
+            raise TypeError(f"{name}: expected an iterable of batches, found {describe(batches)}")
+        self._made, self._adapter = batches, batch_adapter
+        self.name, self.kind, self.rows = name, check_kind(kind), rows
+        self._fingerprint = fingerprint
+
+    def fingerprint(self) -> dict[str, Any] | None:
+        return self._fingerprint
+
+    def _pieces(self, reading: Reading) -> Iterator[Batch]:
+        made = self._made if isinstance(self._made, Iterable) else self._made()
+        if not isinstance(made, Iterable):
+            raise TypeError(
+                f"{self.name}: expected a function that returns an iterable of batches, found one "
+                f"that returns {describe(made)}"
+            )
+        row = number = 0
+        for batch in made:
+            x, y = self._pair(batch, number)
+            first, last = max(reading.start - row, 0), len(y)
+            if reading.stop is not None:
+                last = min(last, reading.stop - row)
+            row += len(y)
+            if first < last and number % reading.world_size == reading.rank:
+                yield (x, y) if last - first == len(y) else (cut(x, first, last), y[first:last])
+            number += 1
+            if reading.stop is not None and row >= reading.stop:
+                return
+        if number == 0:
+            raise ValueError(f"{self.name}: expected at least one batch, found none")
+        if self.rows is not None and row != self.rows:
+            raise ValueError(f"{self.name}: expected {self.rows} rows as it says, found {row}")
+
+    def _pair(self, batch: Any, number: int) -> Batch:
+        if self._adapter is not None:
+            batch = self._adapter(batch)
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise TypeError(
+                f"{self.name}: expected batches (inputs, labels), found {describe(batch)}; "
+                "batch_adapter= turns any batch into such a pair"
+            )
+        x, y = batch[0], check_labels(batch[1], f"{self.name}: labels")
+        x = as_tensor(x, f"{self.name}: inputs") if isinstance(x, np.ndarray) else x
+        if rows_in(x) != len(y):
+            raise ValueError(
+                f"{self.name}: expected one label a row, found batch {number} of inputs "
+                f"({describe(x)}) and labels ({describe(y)})"
+            )
+        return x, y

@@ -1,0 +1,542 @@
+"""Forward passes over two sides of data, and what is read on the way, handed to collectors.
+
+One pass a side, or both sides batch by batch where rows are paired. Nothing here knows what an
+index does with what it gets.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from resque_ext.data.checks import check_features, check_labels, describe
+from resque_ext.indices.resque_dist import SIDES, Side
+from resque_ext.model.batch import class_labels, labelled, rows_of, unpack
+from resque_ext.model.embedding import EmbeddingReader
+from resque_ext.model.head import Head, HeadFinder
+from resque_ext.model.hooks import (
+    LayerError,
+    copied,
+    evaluating,
+    forward,
+    no_hooks_left,
+    to_device,
+)
+from resque_ext.model.layers import LayersReader
+from resque_ext.model.layout import Layouts
+from resque_ext.model.outputs import at_path
+from resque_ext.model.pooling import Features, Pooling
+from resque_ext.model.reads import Reads
+from resque_ext.scoring.collectors import Facts
+
+Batch = tuple[Any, Any]
+Vectors = dict[str, Tensor]
+Masks = tuple[Tensor | None, Tensor | None]
+PARTS = ("embedding", "layers")  # whose positions are pooled
+PREDICTED = "labels='predicted' takes the model's own on the new side; "
+
+
+class Collector(Protocol):
+    """What an index takes from the passes; it says so by the flags, for what is not asked for is
+    not made.
+
+    Attributes:
+        embeddings: the sides whose embedding it takes, with labels.
+        flattened: of the embedding it takes every position, not a vector.
+        vectors: it takes every layer's vector of both sides of a pair.
+        pooled: it takes every layer's pooled output of either side.
+        raw: it takes every layer's output of either side as it is, inside the forward pass.
+    """
+
+    embeddings: Sequence[Side]
+    flattened: bool
+    vectors: bool
+    pooled: bool
+    raw: bool
+
+    def add_embedding(self, x: Tensor, labels: Tensor, side: Side, outputs: int | None) -> None: ...
+    def add_vectors(self, old: Vectors, new: Vectors, masks: Masks) -> None: ...
+    def add_pooled(self, layers: Vectors, side: Side) -> None: ...
+    def add_raw(self, layer: str, features: Features, side: Side) -> None: ...
+    def discard(self, layers: set[str]) -> None: ...
+
+
+class Passes:
+    """The passes over both sides.
+
+    Args:
+        collectors: what takes part.
+        reads: how batches and layers are read.
+        device: where inputs go.
+        progress: show a bar on stderr.
+        classifier: labels are those of the model's own classes.
+        watch: sees the batches of a share go by; a share may be empty.
+
+    Attributes:
+        layer_name: the embedding's layer, None until a pass has run.
+        layer_names: the layers read, in the order in which they ran; `skipped` has the others.
+        head: what gives the model's output, None until a pass has run.
+        pooling: what was done to the positions of the embedding, and of the layers.
+    """
+
+    def __init__(
+        self,
+        collectors: Sequence[Any],
+        reads: Reads,
+        device: torch.device,
+        progress: bool,
+        classifier: bool = True,
+        watch: Callable[[Iterator[Any]], Iterator[Any]] | None = None,
+    ) -> None:
+        self.collectors, self.reads = collectors, reads
+        self.device, self.progress = device, progress
+        self.classifier = classifier or reads.labels == "predicted"
+        self.watch = watch
+        self.layer_name: str | None = None  # what the first side read, for the second to read too
+        self.layer_names: tuple[str, ...] = ()
+        self.skipped: dict[str, str] = {}
+        self.head: Head | None = None
+        self.token: bool | None = None  # the embedding is the token that the head reads
+        self.pooling = dict.fromkeys(PARTS, "")
+        self.kept: set[str] | None = None  # None: not known yet, or all
+        self._correct: dict[str, Tensor | int] = dict.fromkeys(SIDES, 0)
+        self._rows = dict.fromkeys(SIDES, 0)
+        self._judged = dict.fromkeys(SIDES, 0)  # rows whose labels were compared
+
+    @property
+    def outputs(self) -> int | None:
+        """K of a classifier's output [N, K], None for other models."""
+        return self.head.classes if self.head is not None and self.classifier else None
+
+    @property
+    def labels(self) -> str | None:
+        """Where the labels are from, None where none are read."""
+        return self.reads.labels if any(c.embeddings for c in self.collectors) else None
+
+    @property
+    def reads_layers(self) -> bool:
+        return any(c.vectors or c.pooled or c.raw for c in self.collectors)
+
+    @property
+    def reads_vectors(self) -> bool:
+        return any(c.vectors for c in self.collectors)
+
+    @property
+    def reads_pooled(self) -> bool:
+        return any(c.pooled for c in self.collectors)
+
+    def accuracy(self, side: Side) -> float | None:
+        """The share of the side's labels that the model gave, None where it is no classifier."""
+        if self.outputs is None or not self._judged[side]:
+            return None
+        return float(self._correct[side]) / self._judged[side]
+
+    def fork(self, collectors: Sequence[Any]) -> Passes:
+        """Passes that go on from here with other collectors; what they see stays with them."""
+        other = copy.copy(self)
+        other.collectors = collectors
+        other.skipped, other._correct = dict(self.skipped), dict(self._correct)
+        other._rows, other._judged = dict(self._rows), dict(self._judged)
+        other.pooling = dict(self.pooling)
+        return other
+
+    def known(self) -> Facts:
+        """What every index's result says of the run."""
+        return Facts(
+            layer=self.layer_name,
+            layers=self.layer_names,
+            skipped=self.skipped,
+            old_accuracy=self.accuracy("old"),
+            new_accuracy=self.accuracy("new"),
+            pooling=self.pooling["embedding"] or None,
+            layer_pooling=self.pooling["layers"] or ("vector" if self.layer_names else None),
+            labels=self.labels,
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What a pass has found of the model, as plain values: `restore` goes on from there."""
+        return {
+            "layer_name": self.layer_name,
+            "layer_names": list(self.layer_names),
+            "skipped": dict(self.skipped),
+            "head": None if self.head is None else asdict(self.head),
+            "token": self.token,
+            "pooling": dict(self.pooling),
+            "kept": None if self.kept is None else sorted(self.kept),
+            "correct": {side: int(n) for side, n in self._correct.items()},
+            "judged": dict(self._judged),
+            "rows": dict(self._rows),
+        }
+
+    def restore(self, facts: Mapping[str, Any]) -> None:
+        """As after the passes that gave `facts`."""
+        self.layer_name, self.token = facts["layer_name"], facts["token"]
+        head = facts["head"]
+        self.head = None if head is None else Head(**head | {"also": tuple(head["also"])})
+        self.pooling = dict(facts["pooling"])
+        self.layer_names, self.skipped = tuple(facts["layer_names"]), dict(facts["skipped"])
+        self.kept = None if facts["kept"] is None else set(facts["kept"])
+        self._correct, self._rows = dict(facts["correct"]), dict(facts["rows"])
+        self._judged = dict(facts["judged"])
+
+    def batches(self, data: Any, side: Side, what: str) -> Iterator[Batch]:
+        """The side's batches on the device, the labels left where they are."""
+        count = 0
+        if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+            raise TypeError(f"{side}: expected an iterable of batches, found {describe(data)}")
+        iterator = iter(data) if self.watch is None else self.watch(iter(data))
+        try:
+            total = len(data)
+        except TypeError:  # a generator, or a DataLoader of an IterableDataset
+            total = None
+        with tqdm(
+            total=total, desc=f"{side} {what}", disable=not self.progress, leave=False
+        ) as bar:
+            for batch in iterator:
+                inputs, labels = self._unpack(batch, side)
+                yield to_device(inputs, self.device), labels
+                count += 1
+                bar.update()
+        if count == 0 and self.watch is None:
+            raise ValueError(f"{side}: expected at least one batch, found none")
+
+    def _unpack(self, batch: Any, side: Side) -> Batch:
+        adapter = self.reads.batch_adapter
+        if not self._needs_labels(side):
+            inputs, labels = unpack(batch, side, adapter)
+            return inputs, class_labels(labels)
+        inputs, labels = labelled(batch, side, adapter, PREDICTED)
+        try:
+            return inputs, check_labels(labels, f"{side} labels")
+        except (TypeError, ValueError) as error:
+            raise type(error)(
+                f"{error} ({PREDICTED}batch_adapter= makes others of a batch)"
+            ) from None
+
+    def _needs_labels(self, side: Side) -> bool:
+        predicts = self.reads.labels == "predicted"
+        return not predicts and any(side in c.embeddings for c in self.collectors)
+
+    def side(
+        self,
+        model: nn.Module,
+        data: Any,
+        side: Side,
+        shift: Callable[[Any], Any] | None = None,
+    ) -> None:
+        """One forward pass over one side, its inputs shifted where a shift is given."""
+        with evaluating(model):
+            reader = _Reader(self, model)
+            with no_hooks_left(reader.handles):
+                reader.attach()
+                for inputs, labels in self.batches(data, side, "side"):
+                    reader.run(inputs if shift is None else shift(copied(inputs)), labels, side)
+        self._finish(reader, side)
+
+    def embeddings(self, data: Any, side: Side) -> None:
+        """One side whose batches are embeddings already: nothing is run."""
+        for x, labels in self.batches(data, side, "side"):
+            check_features(x, f"{side} embeddings")
+            self.pooling["embedding"] = self.pooling["embedding"] or "given"
+            self.add_embedding(Features(x), "mean", labels, side)
+            self._rows[side] += len(x)
+
+    def add_embedding(self, x: Features, pooling: Pooling, labels: Tensor, side: Side) -> None:
+        """One batch's, to all collectors that take it."""
+        mean = pooling in ("auto", "mean")
+        for collector in self.collectors:
+            if side in collector.embeddings:
+                taken = x.whole() if collector.flattened and mean else x.for_sums(pooling)
+                collector.add_embedding(taken, labels, side, self.outputs)
+
+    def shifted(
+        self, old_model: nn.Module, new_model: nn.Module, data: Any, shift: Callable[[Any], Any]
+    ) -> None:
+        """Each old batch as it is and shifted, so that the sides are paired for certain."""
+        batches = self.batches(data, "old", "and new side")
+        self._pairs(
+            old_model, new_model, ((b, lambda b=b: (shift(copied(b[0])), b[1])) for b in batches)
+        )
+
+    def paired(self, old_model: nn.Module, new_model: nn.Module, old: Any, new: Any) -> None:
+        """Both sides batch by batch, each old batch with the new one that has the same rows."""
+        self._pairs(old_model, new_model, self._zipped(old, new))
+
+    def _zipped(self, old: Any, new: Any) -> Iterator[tuple[Batch, Callable[[], Batch]]]:
+        olds, news = self.batches(old, "old", "and new side"), self.batches(new, "new", "side")
+        for i, before in enumerate(olds):
+            after = next(news, None)
+            if after is None:
+                raise ValueError(
+                    f"old, new: expected as many batches on both sides of pairs, found {i} new "
+                    "ones and more old ones"
+                )
+            labels = [each for each in (before[1], after[1]) if each is not None]
+            if len(labels) == 2 and labels[0].tolist() != labels[1].tolist():
+                raise ValueError(
+                    "old, new: expected the same labels in the same order in batches of pairs, "
+                    f"found others in batch {i}: old ({describe(before[1])}) and new "
+                    f"({describe(after[1])})"
+                )
+            yield before, lambda after=after: after
+        if next(news, None) is not None:
+            raise ValueError(
+                "old, new: expected as many batches on both sides of pairs, found more new ones"
+            )
+
+    def _pairs(
+        self,
+        old_model: nn.Module,
+        new_model: nn.Module,
+        pairs: Iterable[tuple[Batch, Callable[[], Batch]]],
+    ) -> None:
+        versions = self.reads_vectors
+        with ExitStack() as stack:
+            for model in {old_model: None, new_model: None}:
+                stack.enter_context(evaluating(model, versions))
+            readers = {"old": _Reader(self, old_model)}
+            same = new_model is old_model
+            readers["new"] = readers["old"] if same else _Reader(self, new_model)
+            for reader in dict.fromkeys(readers.values()):
+                stack.enter_context(no_hooks_left(reader.handles))
+                reader.attach()
+            for old, make_new in pairs:
+                before = readers["old"].run(*old, "old")
+                after = readers["new"].run(*make_new(), "new")
+                self._add_vectors(before, after)
+        self._finish(readers["old"], "old")
+
+    def _add_vectors(
+        self, old: tuple[Vectors, Tensor | None], new: tuple[Vectors, Tensor | None]
+    ) -> None:
+        if not self.reads_vectors:
+            return
+        (before, *masks), (after, mask) = old, new
+        if before.keys() != after.keys():
+            name = sorted(before.keys() ^ after.keys())[0]
+            raise LayerError(
+                f"layers: expected every layer to run as often on both sides, found {name!r} on "
+                f"the {'old' if name in before else 'new'} side alone"
+            )
+        for collector in self.collectors:
+            if collector.vectors:
+                collector.add_vectors(before, after, (*masks, mask))
+
+    def keep(self, reader: LayersReader) -> set[str]:
+        """The layers that count; known once the head and its classes are."""
+        if self.kept is None and self.head is not None:
+            heads = {name for name in (self.head.name, *self.head.also) if name is not None}
+            self.kept = reader.drop(heads, self.outputs)
+            for collector in self.collectors:
+                if collector.raw:  # what the first pass has given it already
+                    collector.discard(set(reader.names) - self.kept)
+        return set(reader.names) if self.kept is None else self.kept
+
+    def scores(self, output: Any) -> Tensor | None:
+        """A classifier's scores [N, K] in its output."""
+        if self.head is None or self.head.classes is None:
+            return None
+        path = self.head.path
+        found = at_path(output, path, "output", "model") if path else output
+        return found if isinstance(found, Tensor) else None
+
+    def count(self, scores: Tensor | None, labels: Tensor | None, rows: int, side: Side) -> None:
+        if self.outputs is not None and labels is not None and scores is not None:
+            hits = scores.argmax(1) == labels.to(scores.device, non_blocking=True)
+            self._correct[side] = self._correct[side] + hits.sum()
+            self._judged[side] += rows
+        self._rows[side] += rows
+
+    def predicted(self, scores: Tensor | None, side: Side) -> Tensor:
+        """The model's own classes, for labels.
+
+        Raises:
+            ValueError: the model is no classifier.
+        """
+        if scores is None:
+            raise ValueError(
+                f"labels: expected 'given', because the model is no classifier whose output [N, K] "
+                f"is its last layer's and could label the {side} side, found 'predicted'"
+            )
+        return scores.argmax(1)
+
+    def _finish(self, reader: _Reader, side: Side) -> None:
+        if not reader.ran:  # of an empty share, which shows nothing
+            return
+        if self.head is None:
+            raise ValueError(f"{side}: expected at least one row, found none")
+        if reader.embedding is not None and reader.embedding.name is not None:
+            self.layer_name, self.token = reader.embedding.name, reader.embedding.token
+            done = self.pooling["embedding"]
+            self.pooling["embedding"] = max(done, reader.embedding.done, key=is_masked)
+        if reader.layers is not None:
+            kept = self.keep(reader.layers)
+            self.layer_names = tuple(name for name in reader.layers.names if name in kept)
+            # What the rule drops is known, and so noted, on the first side.
+            self.skipped = {**reader.layers.skipped, **self.skipped}
+
+
+def is_masked(done: str) -> tuple[bool, bool]:
+    """Orders what was done to positions in several batches: masked before plain before nothing."""
+    return "masked" in done, bool(done)
+
+
+class _Reader:
+    """Runs one model and hands on what its layers give.
+
+    Attributes:
+        handles: of its hooks; the caller removes them.
+    """
+
+    def __init__(self, passes: Passes, model: nn.Module) -> None:
+        self.passes, self.model, reads = passes, model, passes.reads
+        layouts = Layouts(model, reads.channels)
+        self.embedding: EmbeddingReader | None = None
+        if any(c.embeddings for c in passes.collectors):
+            layer = passes.layer_name or reads.layer
+            self.embedding = EmbeddingReader(model, layer, reads.pooling, layouts, passes.token)
+        wanted = passes.reads_layers
+        self.layers = LayersReader(reads.chosen(model), layouts) if wanted else None
+        self._copy: set[str] | None = None  # layers that are changed in place later on
+        self.ran = False
+        self.handles: list[Any] = []
+
+    def attach(self) -> None:
+        for part in (self.embedding, self.layers):
+            if part is not None:
+                self.handles += part.attach()
+
+    def run(self, inputs: Any, labels: Tensor | None, side: Side) -> tuple[Vectors, Tensor | None]:
+        """One batch; returns every layer's vector where somebody takes them, and the mask."""
+        passes, self.ran = self.passes, True
+        mask = passes.reads.token_mask(inputs, side)
+        rows = len(labels) if labels is not None else rows_of(inputs)
+        if rows is None:
+            raise TypeError(
+                f"{side}: expected inputs with a tensor, whose rows are the samples, found "
+                f"{describe(inputs)}"
+            )
+        embedding = self.embedding if side in self._embedding_sides else None
+        layers = _LayerBatch(self, side, mask)
+        predicts = passes.reads.labels == "predicted" and (side == "new" or labels is None)
+
+        def take(x: Features, pooling: Pooling) -> None:
+            given = passes.predicted(scores, side) if predicts else labels
+            assert given is not None  # they are asked for
+            passes.add_embedding(x, pooling, given, side)
+
+        scores: Tensor | None = None
+        finder = None
+        if passes.head is None or (embedding is not None and not embedding.is_known):
+            finder = HeadFinder(self.model)
+        if embedding is not None:
+            # Held until the end of the pass where classes or labels are known only then.
+            now = finder is None and not predicts
+            embedding.begin(mask, take if now else None)
+        with no_hooks_left([] if finder is None else finder.attach()):
+            if self.layers is None:
+                output = forward(self.model, inputs)
+            else:
+                output = self.layers.run(
+                    lambda: forward(self.model, inputs), rows, mask, layers.take
+                )
+        layers.check_versions()
+        if finder is not None and not rows:  # nothing to compare, nor to add
+            return {}, mask
+        if finder is not None:
+            head, run = finder.find(output, mask, rows)
+            passes.head = passes.head or head
+            if embedding is not None and not embedding.is_known:
+                self.handles += embedding.find(head, run, finder.last, output)
+        scores = passes.scores(output)
+        if embedding is not None:
+            assert passes.head is not None
+            embedding.end(passes.head, scores, take)
+        layers.hand_on()
+        passes.count(scores, labels, rows, side)
+        return layers.vectors, mask
+
+    @property
+    def _embedding_sides(self) -> set[Side]:
+        return {side for c in self.passes.collectors for side in c.embeddings}
+
+
+class _LayerBatch:
+    """The layers of one batch, on their way to the collectors.
+
+    Attributes:
+        vectors: every layer's, where somebody takes them: [N, D], or tokens [N, T, D] of which a
+            mask says which are real.
+    """
+
+    def __init__(self, reader: _Reader, side: Side, mask: Tensor | None) -> None:
+        self._reader, self._side, self._mask = reader, side, mask
+        self._pooled: Vectors = {}
+        self.vectors: Vectors = {}
+        self._watched: dict[str, tuple[Tensor, int]] = {}
+
+    def take(self, name: str, x: Features) -> None:
+        passes = self._reader.passes
+        if passes.kept is not None and name not in passes.kept:
+            return
+        for collector in passes.collectors:
+            if collector.raw:
+                collector.add_raw(name, x, self._side)
+        done, pooling = passes.pooling, passes.reads.pooling
+        if x.x.dim() > 2 and (not done["layers"] or x.mask is not None):
+            done["layers"] = x.described(pooling)
+        # All tokens side by side, as published, where nothing else is asked for.
+        tokens = x.is_tokens and pooling == "auto"
+        pooled = None
+        if passes.reads_pooled or (passes.reads_vectors and not tokens):
+            # A copy where there is nothing to average: what comes after may change it in place.
+            pooled = x.x.clone() if x.x.dim() == 2 else x.pooled(pooling)
+            if passes.reads_pooled:
+                self._pooled[name] = pooled
+        if not passes.reads_vectors:
+            return
+        if not tokens:
+            assert pooled is not None
+            self.vectors[name] = pooled
+            return
+        copied = self._reader._copy
+        kept = x.x.clone() if copied is None or name in copied else x.x
+        self.vectors[name] = kept.flatten(1) if x.mask is None else kept
+        self._watched[name] = (x.x, x.x._version)
+
+    def hand_on(self) -> None:
+        """At the end of the pass, when it is known which layers count."""
+        reader, passes = self._reader, self._reader.passes
+        if reader.layers is None:
+            return
+        kept = passes.keep(reader.layers)
+        for collector in passes.collectors:
+            if collector.pooled:
+                pooled = {k: v for k, v in self._pooled.items() if k in kept}
+                collector.add_pooled(pooled, self._side)
+        self.vectors = {k: v for k, v in self.vectors.items() if k in kept}
+
+    def check_versions(self) -> None:
+        """Which layers have to be copied because the model changes them in place after the hook.
+
+        Token outputs are held, not copied, until the other side's are there: a ViT's fill most of
+        its memory. Only the first batch is copied in any case, and shows which change.
+        """
+        if not self._watched:
+            return
+        reader = self._reader
+        changed = {name for name, (x, version) in self._watched.items() if x._version != version}
+        if reader._copy is None:
+            reader._copy = changed
+        elif not changed <= reader._copy:
+            raise LayerError(
+                "layers: expected the same layers to be changed in place in every batch, found "
+                f"{sorted(changed - reader._copy)[0]!r} changed in a later one alone"
+            )

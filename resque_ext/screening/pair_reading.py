@@ -1,0 +1,336 @@
+"""Reading one pair: the candidate's rows through the model, block after block, to a PairResult."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from resque_ext.indices.resque_dist import ResqueDistResult
+from resque_ext.scoring.score import score
+from resque_ext.screening.cached_pass import Keeper, replay
+from resque_ext.screening.candidates import ALL, EMBEDDINGS, Feed, Reading
+from resque_ext.screening.memory import retry_with_half
+from resque_ext.screening.old_side import OldSide, run
+from resque_ext.screening.results import Fault, IndexValue, PairResult, PredictedCost
+from resque_ext.screening.stopping import Estimate, look_confidence
+
+READ_ONCE = ("resque_dist", "resque_task", "arm")
+PAIRED = ("preindex", "representation_distance")  # which read both sides for every pair
+SCREENED = (*READ_ONCE, *PAIRED)
+OF_LAYERS = ("arm", *PAIRED)
+
+
+class PairReading:
+    """One pair, while it is read.
+
+    Args:
+        old: the model after its old data.
+        name: of the candidate.
+        feed: its rows.
+        indices: those that can be read of it.
+        seed: mixes the rows; None: as they lie.
+        confidence: of the interval over all looks; None: no interval.
+
+    Attributes:
+        looks: what the index was at each look.
+        seconds: of wall time so far.
+    """
+
+    def __init__(
+        self,
+        old: OldSide,
+        name: str,
+        feed: Feed,
+        indices: Sequence[str],
+        seed: int | None = None,
+        confidence: float | None = None,
+    ) -> None:
+        self.old, self.name, self.feed = old, name, feed
+        self._indices, self._seed, self._confidence = tuple(indices), seed, confidence
+        self.looks: list[Estimate | None] = []
+        self.seconds = 0.0
+        self._nominal = old.batch_size
+        self._restart()
+        self._keeper: Keeper | None = None
+        self._keeps = old.cache is not None
+
+    def _restart(self) -> None:
+        self.collectors, self.passes = self.old.fork(self._indices)
+        self.reading: Reading = self.feed.reading(
+            self._nominal if self.feed.shift is not None else self.old.batch_size,
+            self._seed,
+            self.old.device,
+        )
+
+    @property
+    def samples(self) -> int:
+        return self.reading.samples
+
+    @property
+    def ended(self) -> bool:
+        return self.reading.ended
+
+    def read(self, place: int = ALL) -> None:
+        """Reads on to that place of the candidate's order.
+
+        Raises:
+            OutOfMemory: not even a batch of one row fits.
+        """
+        began = time.perf_counter()
+        first = True
+
+        def once() -> None:
+            nonlocal first
+            if first:
+                first = False
+                self._read_on(place)
+                return
+            # Half of a batch may be in the sums: all of it again, in batches that nobody kept.
+            self._keeper, self._keeps = None, False
+            self.reading.close()
+            self._restart()
+            self._run(place)
+
+        try:
+            retry_with_half(once, self.old, f"{self.old.name}, {self.name}")
+        except BaseException:
+            self.reading.close()  # whoever keeps the error would keep the thread that reads ahead
+            raise
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    def _read_on(self, place: int) -> None:
+        """From the cache for as long as all was there, and else by the model."""
+        if self._keeps and self._keeper is None:
+            self._keeper = Keeper.of(self.old, self.passes, self.reading, self._seed)
+            self._keeps = self._keeper is not None
+        keeper = self._keeper
+        if keeper is None:
+            self._run(place)
+            return
+        entry = keeper.find(place, self.old.batch_size, self.passes)
+        if entry is not None:
+            replay(entry, self.passes, "new", self.reading, place)
+            return
+        if keeper.behind_hits and not self.reading.can_pass_over:
+            self.reading.close()
+            self._restart()
+            for past, _ in keeper.places[:-1]:
+                self._run(past)
+        keeper.record(self.passes, "new", self.reading, lambda: self._run(place))
+
+    def _run(self, place: int) -> None:
+        batches = self.reading.until(place, self.old.batch_size)
+        there = next(batches, None)
+        if there is None and self.samples:  # the last block ended with the data
+            return
+        batches = batches if there is None else chain([there], batches)
+        with self.reading.naming_rows():
+            run(self.passes, self.old.model, batches, self.feed.kind, "new")
+
+    def look(self) -> Estimate | None:
+        """The index without the bias of few samples, with an interval that holds at every look."""
+        assert self._confidence is not None
+        confidence = look_confidence(len(self.looks) + 1, self._confidence)
+        collector = self.collectors["resque_dist"]
+        # Before every class was seen, the mean over classes is another one.
+        whole = collector.complete or (self.ended and collector.missing == "skip")
+        found = collector.acc.debiased(confidence) if whole else None
+        estimate = None
+        if found is not None:
+            low, high = min(found.low, found.value), max(found.high, found.value)
+            estimate = Estimate(float(found.value), float(low), float(high), self.samples)
+        self.looks.append(estimate)
+        return estimate
+
+    def result(self, stopped: str, cost_model: Any = None, options: Any = None) -> PairResult:
+        """What was found."""
+        self.reading.close()
+        if not self.samples:
+            return unread(self.old, self.name, self.feed, stopped)
+        began = time.perf_counter()
+        facts = self.passes.known()
+        found = {name: c.result(facts) for name, c in self.collectors.items()}
+        values = index_values(found)
+        last = self.looks[-1] if self.looks else None
+        if last is not None:
+            plain = values["resque_dist"]
+            values["resque_dist"] = dataclasses.replace(
+                plain, value=last.value, low=last.low, high=last.high
+            )
+        self.seconds += time.perf_counter() - began
+        return PairResult(
+            self.old.name,
+            self.name,
+            values,
+            predict(cost_model, values, options),
+            self.old.samples,
+            self.samples,
+            self.feed.rows,
+            self.seconds,
+            stopped,
+            (*self.old.faults, *self.reading.faults),
+            class_values(found),
+            layer_values(found),
+        )
+
+
+def read_paired(
+    old: OldSide,
+    old_feed: Feed,
+    name: str,
+    feed: Feed,
+    indices: Sequence[str],
+    options: Mapping[str, Any] | None,
+    cost_model: Any = None,
+    cost_options: Any = None,
+) -> PairResult:
+    """A candidate whose rows are the old data's, shifted: both sides are run, batch by batch."""
+    began = time.perf_counter()
+    readings: list[Reading] = []
+
+    def once() -> None:
+        nonlocal found
+        for reading in readings:
+            reading.close()
+        readings[:] = [f.reading(old.batch_size, device=old.device) for f in (old_feed, feed)]
+        before, after = (_Sized(r.until(ALL, old.batch_size)) for r in readings)
+        with readings[1].naming_rows():  # pairs come in the same batches on both sides
+            found = score(
+                old.model,  # type: ignore[arg-type]
+                before,
+                after,
+                indices,
+                old.entry.layer,
+                old.entry.layers,
+                paired=True,
+                device=old.device,
+                progress=False,
+                options={k: v for k, v in (options or {}).items() if k in indices},
+                pooling=old.entry.pooling,
+                mask=old.entry.mask,
+                channels=old.entry.channels,
+                labels=old.entry.labels,
+            )
+
+    found: Any = None
+    try:
+        retry_with_half(once, old, f"{old.name}, {name}")
+    finally:
+        for reading in readings:
+            reading.close()
+    results = {indices[0]: found} if len(indices) == 1 else dict(found)
+    values = index_values(results)
+    return PairResult(
+        old.name,
+        name,
+        values,
+        predict(cost_model, values, cost_options),
+        readings[0].samples,
+        readings[1].samples,
+        feed.rows,
+        time.perf_counter() - began,
+        "end",
+        tuple(fault for reading in readings for fault in reading.faults),
+        class_values(results),
+        layer_values(results),
+    )
+
+
+class _Sized:
+    """Batches that are read once, for who asks for an iterable and not for an iterator."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._batches
+
+
+def possible(indices: Sequence[str], feed: Feed, paired: bool) -> list[str]:
+    """Those indices that this candidate lets be computed."""
+    found = [name for name in indices if name not in PAIRED or paired]
+    if feed.kind == EMBEDDINGS:  # which have no layers
+        found = [name for name in found if name not in OF_LAYERS]
+    return found
+
+
+def unread(old: OldSide, name: str, feed: Feed | None, stopped: str) -> PairResult:
+    """A pair of which nothing was read."""
+    rows = None if feed is None else feed.rows
+    return PairResult(old.name, name, {}, old_samples=old.samples, available=rows, stopped=stopped)
+
+
+def error_line(error: BaseException) -> str:
+    """The message of an error in one line that any encoding can hold."""
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    line = " ".join(str(message).split()) or type(error).__name__
+    return line.encode(errors="backslashreplace").decode()  # names of files may be no text
+
+
+def failed(model: str, name: str, error: BaseException, **known: Any) -> PairResult:
+    """A pair that failed."""
+    line = error_line(error)
+    fault = getattr(error, "fault", None)
+    faults: tuple[Fault, ...] = (fault,) if isinstance(fault, Fault) else ()
+    return PairResult(model, name, {}, stopped="error", error=line, faults=faults, **known)
+
+
+def index_values(found: Mapping[str, Any]) -> dict[str, IndexValue]:
+    return {
+        name: IndexValue(
+            float(result.value),
+            _finite(getattr(result, "std_error", None)),
+            _finite(getattr(result, "noise_floor", None)),
+            reliable=result.reliable,
+            warnings=result.warnings,
+        )
+        for name, result in found.items()
+    }
+
+
+def class_values(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """RESQUE_dist's angle of every class that has one, by its number."""
+    return {
+        name: {str(c): float(a) for c, a in enumerate(result.per_class) if np.isfinite(a)}
+        for name, result in found.items()
+        if isinstance(result, ResqueDistResult)
+    }
+
+
+def layer_values(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    return {
+        name: {layer: float(v) for layer, v in result.layer_values.items() if v is not None}
+        for name, result in found.items()
+        if hasattr(result, "layer_values")
+    }
+
+
+def predict(
+    cost_model: Any, values: Mapping[str, IndexValue], options: Mapping[str, Any] | None = None
+) -> dict[str, PredictedCost]:
+    """What a cost model says of these indices, by measure; {} without one.
+
+    Outside of the range that the model has seen it goes on, and says so.
+    """
+    if cost_model is None:
+        return {}
+    given = {name: value.value for name, value in values.items()}
+    if not set(cost_model.predictors) <= given.keys():
+        return {}
+    found = cost_model.predict(given, **({"extrapolate": "flag"} | dict(options or {})))
+    return {
+        name: PredictedCost(p.value, p.low, p.high, p.unit, p.extrapolated)
+        for name, p in found.items()
+        if p.value is not None and p.low is not None
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)

@@ -1,0 +1,189 @@
+"""StudyRun: what the indices said of one shift, and what retraining for it really cost."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from resque_ext.data.checks import describe
+from resque_ext.data.files import parse_json, read_bytes
+from resque_ext.retraining.record import RecordError, RetrainingCost
+
+FORMAT = "resque_ext.StudyRun/1"
+HEADER_FORMAT = "resque_ext.Study/1"  # of a first line that says which study the runs belong to
+REESTIMATED = "_reestimated"  # ends a predictor's name: taken after re-estimating normalization
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One shift at one level: every predictor before any retraining, and the measured cost.
+
+    Attributes:
+        kind, level, unit, seed: of the shift; the unit says what the level counts.
+        model: a name for the model that was studied.
+        predictors: value by name: an index by its name in `score`, "accuracy_drop",
+            "linear_probe_error", "nearest_class_mean_error"; each with `REESTIMATED` behind its
+            name after re-estimating normalization. None where it does not exist.
+        std_errors: likewise; None where there is none.
+        reasons: why a predictor is None, by its name.
+        index_seconds: wall seconds that all predictors took together.
+        cost: of the retraining.
+    """
+
+    kind: str
+    level: float
+    unit: str
+    seed: int
+    model: str
+    predictors: dict[str, float | None]
+    std_errors: dict[str, float | None]
+    cost: RetrainingCost
+    reasons: dict[str, str] = field(default_factory=dict)
+    index_seconds: float | None = None
+
+    @property
+    def measures(self) -> dict[str, float | None]:
+        """The measured costs by name; lower bounds where `censored`."""
+        return self.cost.measures()
+
+    @property
+    def censored(self) -> bool:
+        """The target was not reached: the true cost is larger than every measure."""
+        return self.cost.censored
+
+    def to_json(self) -> str:
+        """One line of strict JSON, without the gradient norms of single steps."""
+        values = {"format": FORMAT} | {name: getattr(self, name) for name in _FIELDS}
+        values["cost"] = self.cost.to_dict(per_step=False)
+        return json.dumps(values, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> StudyRun:
+        """The run that `to_json` gave.
+
+        Raises:
+            RecordError: not JSON, or no such run; the message names the first field that is wrong.
+        """
+        try:
+            values = parse_json(text)
+        except ValueError as error:
+            raise RecordError(f"run: expected JSON, found {error}") from None
+        found = values.get("format") if isinstance(values, Mapping) else type(values).__name__
+        if found != FORMAT:
+            raise RecordError(f"run: expected format {FORMAT!r}, found {found!r}")
+        wrong = set(values) ^ {"format", *_FIELDS}
+        if wrong:
+            raise RecordError(f"run: expected the keys {list(_FIELDS)}, differs in {sorted(wrong)}")
+        parsed: dict[str, Any] = {name: values[name] for name in _FIELDS}
+        for name, (kinds, wanted) in _TYPES.items():
+            _check(name, values[name], kinds, wanted)
+        for name in ("predictors", "std_errors"):
+            for key, value in values[name].items():
+                _check(
+                    f"{name}[{key!r}]", value, (int, float, type(None)), "a finite number or null"
+                )
+        for key, value in values["reasons"].items():
+            _check(f"reasons[{key!r}]", value, (str,), "a text")
+        parsed["cost"] = RetrainingCost.from_dict(parsed["cost"])
+        for name, value in parsed["cost"].measures().items():
+            _check(f"cost: {name}", value, (int, float, type(None)), "a finite number or null")
+        return cls(**parsed)
+
+
+class Runs(Iterator[StudyRun]):
+    """The runs of a file. Every loop begins anew; `next` goes on with an iteration of its own."""
+
+    def __init__(self, path: str | os.PathLike[str], content: bytes) -> None:
+        self.path = path
+        self._content = content
+        self._own: Iterator[StudyRun] | None = None
+
+    def __iter__(self) -> Iterator[StudyRun]:
+        return _parsed(self.path, self._content)
+
+    def __next__(self) -> StudyRun:
+        self._own = self._own or iter(self)
+        return next(self._own)
+
+    def __repr__(self) -> str:
+        return f"Runs({str(self.path)!r})"
+
+
+def read_runs(path: str | os.PathLike[str]) -> Runs:
+    """The runs of a file of one JSON object a line, such as `study` writes; "-" is standard input.
+
+    They can be looped over again and again. The header in the first line, if there is one, is
+    passed over, and so is a last line that broke off without its end: a study that was killed left
+    it so, and will do that run again.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a folder, a device or a FIFO.
+        RecordError: any other line that is no run, when it is reached; the message gives its
+            number.
+    """
+    return Runs(path, read_bytes(path, "the runs of a study"))
+
+
+def _parsed(path: str | os.PathLike[str], content: bytes) -> Iterator[StudyRun]:
+    for number, line in enumerate(io.BytesIO(content), start=1):
+        try:
+            yield StudyRun.from_json(line.decode())
+        except (RecordError, UnicodeDecodeError) as error:
+            if not line.endswith(b"\n") or (number == 1 and is_header(line)):
+                continue
+            raise RecordError(f"{path}, line {number}: {error}") from None
+
+
+def is_header(line: bytes) -> bool:
+    """A line that says which study the runs after it belong to."""
+    try:
+        values = parse_json(line)
+    except ValueError:
+        return False
+    return isinstance(values, dict) and values.get("format") == HEADER_FORMAT
+
+
+def checked_runs(runs: Iterable[StudyRun]) -> list[StudyRun]:
+    """The runs as a list.
+
+    Raises:
+        TypeError: something else, or something else among them.
+    """
+    if isinstance(runs, (str, bytes, os.PathLike)):
+        raise TypeError(
+            f"runs: expected StudyRuns, which read_runs reads of a file, found {runs!r}"
+        )
+    if not isinstance(runs, Iterable):
+        raise TypeError(f"runs: expected StudyRuns, found {describe(runs)}")
+    found = list(runs)
+    for run in found:
+        if not isinstance(run, StudyRun):
+            raise TypeError(f"runs: expected StudyRuns, found {describe(run)} among them")
+    return found
+
+
+def _check(name: str, value: Any, kinds: tuple[type, ...], wanted: str) -> None:
+    """A value of JSON; its numbers may be NaN or infinite, which no run's are."""
+    right = isinstance(value, kinds) and not isinstance(value, bool)
+    if not right or (isinstance(value, float) and not math.isfinite(value)):
+        raise RecordError(f"run: {name}: expected {wanted}, found {value!r}")
+
+
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    "kind": ((str,), "a text"),
+    "level": ((int, float), "a finite number"),
+    "unit": ((str,), "a text"),
+    "seed": ((int,), "an integer"),
+    "model": ((str,), "a text"),
+    "predictors": ((dict,), "an object"),
+    "std_errors": ((dict,), "an object"),
+    "reasons": ((dict,), "an object"),
+    "index_seconds": ((int, float, type(None)), "a finite number or null"),
+}
+_FIELDS = tuple(StudyRun.__dataclass_fields__)

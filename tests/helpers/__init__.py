@@ -1,0 +1,1 @@
+"""What tests share: oracles, things made for tests, programs of other processes."""

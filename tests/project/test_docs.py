@@ -1,0 +1,69 @@
+"""Every Python example of the README and of docs/ runs; every link between them leads somewhere."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+from helpers import optional
+
+import resque_ext
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What a page's examples need besides the package itself.
+NEEDS = {"distributed.md": ["ray"], "sources.md": ["pyarrow", "torchvision"]}
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page):
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, m.start()) + 2, m.group(1)) for m in BLOCK.finditer(text)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_examples_run(page, tmp_path, monkeypatch, capsys):
+    """One after the other in one namespace, as a reader would, in an empty folder."""
+    for name in NEEDS.get(page.name, ()):
+        optional.module(name)
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "example"}
+    for line, code in blocks(page):
+        source = "\n" * (line - 1) + code  # so that an error gives the page's own line
+        exec(compile(source, str(page), "exec"), names)
+
+
+def test_there_are_examples():
+    assert len(blocks(ROOT / "README.md")) >= 7
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if path.startswith(("http:", "https:")):
+            continue
+        file = (page.parent / path) if path else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
+            assert anchor in slugs, f"{page.name}: {target}"
+
+
+def test_reference_names_what_exists(monkeypatch):
+    made = runpy.run_path(str(ROOT / "docs" / "make_api.py"))
+    document = resque_ext.screen.__doc__
+    wrong = document.replace("resque_ext.retraining.CostModel", "resque_ext.CostModel")
+    assert wrong != document
+    monkeypatch.setattr(resque_ext.screen, "__doc__", wrong)
+    with pytest.raises(ValueError, match=r"names that exist, found resque_ext\.CostModel$"):
+        made["page"]()
+
+
+def test_reference_is_that_of_the_code():
+    made = runpy.run_path(str(ROOT / "docs" / "make_api.py"))
+    assert (ROOT / "docs" / "api.md").read_text(encoding="utf-8") == made["page"](), (
+        "python docs/make_api.py"
+    )

@@ -1,0 +1,163 @@
+"""The demonstration on real digits: one run, and what must hold in it."""
+
+import builtins
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from resque_ext import shifts
+from resque_ext.tools import demo
+
+
+# In the user's tier it runs in short, as a command (test_cli_demo.py).
+@pytest.fixture(scope="module", params=[pytest.param(0, marks=pytest.mark.full)], ids=["seed"])
+def result(request):
+    return demo.run(request.param)
+
+
+def by_kind(result):
+    return {kind: [row for row in result["rows"] if row["kind"] == kind] for kind in demo.LEVELS}
+
+
+def test_every_kind_has_its_levels(result):
+    assert list(demo.LEVELS) == [name for name in shifts.names() if name != "none"]
+    for kind, rows in by_kind(result).items():
+        assert [row["level"] for row in rows] == list(demo.LEVELS[kind])
+        assert len(rows) >= 3
+        assert all(row["unit"] == shifts.SHIFTS[kind].unit for row in rows)
+
+
+@pytest.mark.parametrize("kind", demo.LEVELS)
+def test_index_rises_with_the_level(result, kind):
+    values = [row["value"] for row in by_kind(result)[kind]]
+    assert all(a < b for a, b in itertools.pairwise(values)), values
+
+
+@pytest.mark.parametrize("kind", demo.LEVELS)
+def test_strongest_level_is_detected_and_costs_accuracy(result, kind):
+    row = by_kind(result)[kind][-1]
+    assert row["value"] > row["noise_floor"] + 5 * row["std_error"]
+    assert row["accuracy_drop"] > 0.3
+
+
+def test_no_shift_is_near_the_noise_floor(result):
+    none = result["rows"][0]
+    assert none["kind"] == "none"
+    assert none["value"] < 2 * none["noise_floor"]
+    assert none["accuracy_drop"] < 0.05
+
+
+def test_model_is_good(result):
+    assert result["accuracy"]["old"] > 0.99
+    assert result["accuracy"]["held_out"] > 0.95
+
+
+def test_reestimating_undoes_most_of_a_contrast_change(result):
+    row = by_kind(result)["contrast"][1]
+    assert row["reestimated"]["value"] < row["value"] / 3
+    assert row["reestimated_accuracy"] > row["new_accuracy"]
+
+
+def test_result_is_strict_json(result):
+    again = json.loads(json.dumps(result, allow_nan=False))
+    assert again == result
+    assert again["environment"]["versions"]["torch"] == torch.__version__
+    assert again["environment"]["device"] == "cpu"
+    assert again["seconds"]["total"] > 0
+
+
+def test_split_is_stratified_and_shares_no_image():
+    (images, labels), (others, other_labels) = demo.load_digits(3)
+    assert images.shape == (1078, 1, 8, 8)
+    assert others.shape == (719, 1, 8, 8)
+    assert 0 <= images.min() <= images.max() <= 1
+    share = other_labels.bincount() / (labels.bincount() + other_labels.bincount())
+    assert (share - demo.HELD_OUT).abs().max() < 0.01
+    distinct = torch.cat([images, others]).flatten(1).unique(dim=0)
+    assert len(distinct) == 1797  # no digit is twice in the set, so none is on both sides
+
+
+@pytest.mark.full
+def test_process_state_is_left_alone(monkeypatch):
+    monkeypatch.setattr(demo, "LEVELS", {"contrast": (0.5,), "brightness": (0.3,)})
+    monkeypatch.setattr(demo, "EPOCHS", 1)
+    monkeypatch.setattr(demo, "MOST_EPOCHS", 0.5)
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    shares = []
+    first = demo.run(1, lambda what, share: shares.append(share))
+    again = demo.run(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+    assert first["rows"] == again["rows"]
+    assert first["retraining"] == again["retraining"]
+    assert first["rows"] != demo.run(2)["rows"]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seed_out_of_range(seed):
+    with pytest.raises(ValueError, match=rf"^seed: expected 0 <= seed < 2\^32, found {seed}$"):
+        demo.run(seed)
+
+
+def test_without_scikit_learn(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.partition(".")[0] == "sklearn":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    message = r"^demo: expected scikit-learn.*: pip install 'resque-ext\[demo\]'$"
+    with pytest.raises(ValueError, match=message):
+        demo.run()
+
+
+def test_every_shift_is_retrained_for(result):
+    retraining = result["retraining"]
+    rows = retraining["rows"]
+    assert [(r["kind"], r["level"]) for r in rows] == [
+        (kind, level) for kind, levels in demo.LEVELS.items() for level in levels
+    ]
+    for row in rows:
+        assert row["censored"] == (row["best_accuracy"] < demo.TARGET)
+        assert 0 <= row["epochs"] <= demo.MOST_EPOCHS
+        assert not row["censored"] or row["epochs"] == demo.MOST_EPOCHS
+        assert (row["epochs"] == 0) == (row["start_accuracy"] >= demo.TARGET)
+        assert row["predicted"] is not None
+        assert row["low"] <= row["predicted"]
+    assert retraining["censored"] == sum(row["censored"] for row in rows)
+    assert retraining["reason"] is None
+    # Levels differ: neither nearly all for nothing, nor nearly all in vain.
+    kinds = [sum(r["epochs"] == 0 for r in rows), retraining["censored"]]
+    assert max(kinds) < len(rows) / 2
+
+
+def test_rank_correlations_are_those_of_the_rows(result):
+    rows = result["retraining"]["rows"]
+    found = result["retraining"]["rank_correlations"]
+    measured = [math.inf if row["censored"] else row["epochs"] for row in rows]
+    ranks = stats.rankdata(measured)
+    for name, key in (("predicted", "predicted"), ("resque_dist_reestimated", "reestimated")):
+        expected = stats.spearmanr([row[key] for row in rows], ranks)[0]
+        assert found[name]["value"] == pytest.approx(expected, abs=1e-12)
+        assert found[name]["low"] < found[name]["value"] < found[name]["high"]
+        assert found[name]["censored"] == result["retraining"]["censored"]
+    assert found["resque_dist_reestimated"]["value"] > 0.7
+    assert found["resque_dist_reestimated"]["value"] > found["resque_dist"]["value"]
+
+
+def test_too_few_kinds_for_a_prediction_are_told(monkeypatch):
+    monkeypatch.setattr(demo, "LEVELS", {"contrast": (0.2, 0.4)})
+    monkeypatch.setattr(demo, "EPOCHS", 1)
+    monkeypatch.setattr(demo, "MOST_EPOCHS", 0.25)
+    retraining = demo.run(1)["retraining"]
+    assert retraining["reason"].startswith("runs: expected at least 2")
+    assert [row["predicted"] for row in retraining["rows"]] == [None, None]
+    assert retraining["rank_correlations"]["predicted"]["value"] is None
