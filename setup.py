@@ -38,9 +38,12 @@ if platform.machine().lower() in ("x86_64", "amd64"):
         "avx512": AVX512,
         "avx512icl": f"{AVX512} -mavx512vpopcntdq",
     }
+# The files that gain from a set; one that is not here is for all of csrc/cpu/isa.
+ISA_FILES = {"avx512icl": ("row_distances_rows.cpp",)}
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -Wno-psabi"
 BINDINGS_FLAGS = "-O1"  # after -O3: they only pass pointers on, and take a third of the time
-NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden -Xcompiler -Wall"
+# -O1 is for the host's side, which only launches; the kernels are always optimized in full.
+NVCC_FLAGS = "-std=c++17 -O1 -Xcompiler -fPIC,-fvisibility=hidden -Xcompiler -Wall"
 # What "all" means: GPUs that people rent or own. The kernels need the first at least.
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 # The sources that take longest, first: started last, one would end alone. Others follow by name.
@@ -178,6 +181,8 @@ def ninja_text(output: Path, build: Path) -> str:
     defines = " ".join(shlex.quote(f'-D{k}="{v}"') for k, v in facts.items())
     if nvcc:
         defines += " -DRESQUE_WITH_CUDA"
+    # PTX for a GPU that is not here: the fewest kernels that do everything.
+    few = " -DRESQUE_FEWEST_KERNELS" if archs and archs[0].endswith("-virtual") else ""
     gpu_flags = f"{compression(nvcc)} {gencode(archs)}" if nvcc else ""
     more = os.environ.get("RESQUE_NVCC_FLAGS", "")
     shared = "-bundle -undefined dynamic_lookup" if sys.platform == "darwin" else "-shared"
@@ -200,7 +205,7 @@ def ninja_text(output: Path, build: Path) -> str:
         "  depfile = $out.d",
         "  deps = gcc",
         "rule nvcc",
-        f"  command = {cache}{nvcc} {NVCC_FLAGS} {gpu_flags} {more} {compile_to}",
+        f"  command = {cache}{nvcc} {NVCC_FLAGS}{few} {gpu_flags} {more} {compile_to}",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
@@ -219,6 +224,8 @@ def ninja_text(output: Path, build: Path) -> str:
         compile_one(source, bindings if source.name == "bindings.cpp" else "")
     for source in sorted((CSRC / "cpu" / "isa").glob("*.cpp")):
         for isa, flags in ISA_FLAGS.items():
+            if source.name not in ISA_FILES.get(isa, (source.name,)):
+                continue
             compile_one(source, f"-DRESQUE_ISA={isa} {flags} -Wno-maybe-uninitialized", f".{isa}")
     rules.append(f"build {escape(output)}: link {' '.join(objects)}")
     return "\n".join(rules) + "\n"

@@ -14,14 +14,17 @@
 #if defined(__x86_64__) && !defined(RESQUE_BASELINE_ONLY)
 #define RESQUE_FOR_EACH_ISA(declare) \
     declare(baseline) declare(avx2) declare(avx512) declare(avx512icl)
-#define RESQUE_PICK(...)                              \
-    (isa() == Isa::avx512icl ? avx512icl::__VA_ARGS__ \
-     : isa() == Isa::avx512  ? avx512::__VA_ARGS__    \
-     : isa() == Isa::avx2    ? avx2::__VA_ARGS__      \
-                             : baseline::__VA_ARGS__)
+#define RESQUE_PICK(...)                         \
+    (isa() >= Isa::avx512 ? avx512::__VA_ARGS__  \
+     : isa() == Isa::avx2 ? avx2::__VA_ARGS__    \
+                          : baseline::__VA_ARGS__)
+// For row_distances_rows.cpp, which alone is compiled for AVX-512 as of Ice Lake too.
+#define RESQUE_PICK_ICL(...) \
+    (isa() == Isa::avx512icl ? avx512icl::__VA_ARGS__ : RESQUE_PICK(__VA_ARGS__))
 #else
 #define RESQUE_FOR_EACH_ISA(declare) declare(baseline)
 #define RESQUE_PICK(...) (baseline::__VA_ARGS__)
+#define RESQUE_PICK_ICL RESQUE_PICK
 #endif
 
 namespace resque::cpu {

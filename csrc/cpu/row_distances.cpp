@@ -359,18 +359,18 @@ class Worker {
     bool good_[32];
     double width_[32][2];
     void (*pool_)(const Features&, const T*, double*) = RESQUE_PICK(pool_row<T>);
-    bool (*range_)(const Row*, int64_t, X*, X*) = RESQUE_PICK(row_range<Row>);
-    void (*widen_)(const Row*, int64_t, X*) = RESQUE_PICK(widen_row<Row>);
-    void (*bin_)(const Stream<Row> (&)[kStreams], int64_t, int, uint16_t*) = RESQUE_PICK(bin_rows<Row>);
-    void (*fold_)(const Count*, int, int, const Count*, Count*) = RESQUE_PICK(fold<Count>);
-    void (*sorted_)(const Count*, const Count*, int, Count*, int64_t*) = RESQUE_PICK(sorted_apart<Count>);
-    void (*cumulative_)(const Count*, const Count*, int, int64_t*) = RESQUE_PICK(cumulative_apart<Count>);
+    bool (*range_)(const Row*, int64_t, X*, X*) = RESQUE_PICK_ICL(row_range<Row>);
+    void (*widen_)(const Row*, int64_t, X*) = RESQUE_PICK_ICL(widen_row<Row>);
+    void (*bin_)(const Stream<Row> (&)[kStreams], int64_t, int, uint16_t*) = RESQUE_PICK_ICL(bin_rows<Row>);
+    void (*fold_)(const Count*, int, int, const Count*, Count*) = RESQUE_PICK_ICL(fold<Count>);
+    void (*sorted_)(const Count*, const Count*, int, Count*, int64_t*) = RESQUE_PICK_ICL(sorted_apart<Count>);
+    void (*cumulative_)(const Count*, const Count*, int, int64_t*) = RESQUE_PICK_ICL(cumulative_apart<Count>);
     void (*compare_)(const Count*, const Count*, int, Count*, Count*) =
-        RESQUE_PICK(compare_lanes<Count>);
+        RESQUE_PICK_ICL(compare_lanes<Count>);
     void (*sums_)(const Count*, const Count*, int, const CountTables&, CountSums*) =
-        RESQUE_PICK(count_sums<Count>);
+        RESQUE_PICK_ICL(count_sums<Count>);
     void (*sums_beyond_)(const Count*, const Count*, int, const CountTables&, CountSums*) =
-        RESQUE_PICK(count_sums_beyond<Count>);
+        RESQUE_PICK_ICL(count_sums_beyond<Count>);
 };
 
 template <typename T, typename Row, typename Count>

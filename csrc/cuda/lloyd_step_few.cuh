@@ -379,7 +379,6 @@ __global__ void __launch_bounds__(kFewThreads, 1) step_few(FewJob<T> job) {
     if (threadIdx.x < kFewWarps) shared.spreads[threadIdx.x] = 0;
     if (threadIdx.x == 0) shared.rechecked = 0;
 
-    const int group = threadIdx.x / job.plan.lanes, column = threadIdx.x % job.plan.lanes;
     ColumnSums<kCenters, kColumns> sums;
     const double* centers = job.centers;
     if (job.plan.holds_centers) {
@@ -441,6 +440,7 @@ __global__ void __launch_bounds__(kFewThreads, 1) step_few(FewJob<T> job) {
         if (job.slots) {
             double* slot = job.slots + blockIdx.x * job.k * job.width;
             double* others = reinterpret_cast<double*>(memory);
+            const int group = threadIdx.x / job.plan.lanes, column = threadIdx.x % job.plan.lanes;
             for (int turn = 0; turn < job.plan.groups; ++turn) {
                 if (turn == group && column < job.width) {
 #pragma unroll

@@ -230,6 +230,9 @@ bool launch_short(const Job<T>& job, int64_t most_shared, cudaStream_t stream) {
     if (job.m > kWarp * kValues<T> || job.levels.base > kMostBins) return false;
     // 64 bins with the joint range take 89 KB: too much for compute capability 7.5, which has 64 KB.
     if (Room(job.levels.base, job.m, job.shared).bytes > most_shared) return false;
+#ifdef RESQUE_FEWEST_KERNELS
+    launch_tiles<T, 1, kWarp, kValues<T>>(job, stream);  // fits every row: the same bits, more slowly
+#else
     constexpr int V = 16 / sizeof(T);
     bool wide = job.m % V == 0;
     for (int side = 0; side < 2; ++side) {
@@ -245,6 +248,7 @@ bool launch_short(const Job<T>& job, int64_t most_shared, cudaStream_t stream) {
     } else {
         launch_tiles<T, V, kWarp, kValues<T> / V>(job, stream);
     }
+#endif
     launch_mend(job, stream);
     return true;
 }

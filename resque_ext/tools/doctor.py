@@ -16,7 +16,6 @@ from resque_ext.ops.backend import backend, build_info
 
 # Distributions by extra, as in pyproject.toml: read from here too where nothing is installed.
 EXTRAS = {
-    "demo": ("scikit-learn",),
     "energy": ("nvidia-ml-py", "codecarbon"),
     "plots": ("matplotlib",),
     "files": ("pyarrow",),

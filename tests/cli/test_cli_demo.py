@@ -44,6 +44,7 @@ def test_demo(run, short_demo):
     assert max(map(len, out.splitlines())) <= cli.PLAIN_WIDTH
 
 
+@pytest.mark.full
 def test_demo_on_a_narrow_terminal(run, short_demo, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     status, out, _ = run("demo", "--seed", "3")
@@ -52,6 +53,7 @@ def test_demo_on_a_narrow_terminal(run, short_demo, monkeypatch):
     assert out.count("±") >= 8
 
 
+@pytest.mark.full
 def test_output_to_a_stream_of_ascii(short_demo, monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)

@@ -46,7 +46,7 @@ def test_doctor_knows_the_extras_of_the_package():
 def test_doctor_says_how_to_get_an_extra(run, monkeypatch):
     monkeypatch.setattr(doctor, "version_of", lambda name: None)
     found = strict(run("doctor", "--json")[1])
-    assert {"what": "scikit-learn", "how": "pip install 'resque-ext[demo]'"} in found["missing"]
+    assert {"what": "pyarrow", "how": "pip install 'resque-ext[files]'"} in found["missing"]
     assert "resque-ext[energy]" in run("doctor")[1]
 
 

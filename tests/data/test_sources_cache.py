@@ -259,6 +259,7 @@ def test_a_writer_that_is_killed_leaves_no_entry(tmp_path):
     assert cache.put(k, in_batches()).rows == ROWS
 
 
+@pytest.mark.full
 def test_two_processes_write_one_key(tmp_path):
     children = [writer(tmp_path, "slow") for _ in range(2)]
     for child in children:

@@ -212,6 +212,7 @@ def test_itself_and_what_it_leaves_behind():
         assert not thread.is_alive()
 
 
+@pytest.mark.full
 def test_no_files_no_network_no_output(tmp_path):
     optional.module("codecarbon")
     home, work = tmp_path / "home", tmp_path / "work"

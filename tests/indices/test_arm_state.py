@@ -70,7 +70,7 @@ def part(sides, s, a, b):
 
 
 @every_kind
-@pytest.mark.parametrize("pool", [True, False])
+@pytest.mark.parametrize("pool", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_any_split_in_any_order_is_the_whole_exactly(kind, pool, monkeypatch):
     monkeypatch.setattr(_arm_state, "FIRST_TRY", 7)  # values become bins, now and then
 

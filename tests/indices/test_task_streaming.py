@@ -49,7 +49,11 @@ def same(found, expected):
 SIZES = {"ones": [1], "sevens": [7], "segments": [ROWS], "uneven": [1, 80, 0, 13], "all": [N]}
 
 
-@pytest.mark.parametrize("options", [{}, {"init": "k-means++", "seed": 3}], ids=["means", "++"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, pytest.param({"init": "k-means++", "seed": 3}, marks=pytest.mark.full)],
+    ids=["means", "++"],
+)
 @pytest.mark.parametrize(
     ("sizes", "dtype"),
     [*((s, np.float32) for s in SIZES), ("uneven", np.float64), ("uneven", np.float16)],
@@ -132,8 +136,16 @@ def test_a_batch_may_be_overwritten_when_the_next_is_made():
     same(resque_task(batches, y, init="k-means++"), expected)
 
 
-@pytest.mark.parametrize("embedding", ["pooled", "flattened"])
-@pytest.mark.parametrize("shape", [(4, 3, 2), (5, 4)], ids=["maps", "tokens"])
+@pytest.mark.parametrize(
+    ("embedding", "shape"),
+    [
+        ("pooled", (4, 3, 2)),
+        ("flattened", (5, 4)),
+        pytest.param("pooled", (5, 4), marks=pytest.mark.full),
+        pytest.param("flattened", (4, 3, 2), marks=pytest.mark.full),
+    ],
+    ids=["pooled maps", "flattened tokens", "pooled tokens", "flattened maps"],
+)
 def test_layers(tmp_path, embedding, shape):
     x, y = rows_of(shape=shape)
     expected = resque_task(x, y, embedding=embedding, baselines=True)

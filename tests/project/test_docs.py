@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import optional
 
 import resque_ext
@@ -21,12 +22,21 @@ def blocks(page):
     return [(text.count("\n", 0, m.start()) + 2, m.group(1)) for m in BLOCK.finditer(text)]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+# The blocks of this page run one by one too: see test_docs_distributed.py.
+TWICE = "distributed.md"
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=[pytest.mark.full] * (p.name == TWICE)) for p in PAGES],
+    ids=lambda page: page.name,
+)
 def test_examples_run(page, tmp_path, monkeypatch, capsys):
     """One after the other in one namespace, as a reader would, in an empty folder."""
     for name in NEEDS.get(page.name, ()):
         optional.module(name)
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
     names = {"__name__": "example"}
     for line, code in blocks(page):
         source = "\n" * (line - 1) + code  # so that an error gives the page's own line

@@ -14,7 +14,7 @@ TEXT = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text(encodin
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", [0, 1, pytest.param(2, marks=pytest.mark.full)])
 def test_a_block_runs_by_itself(number, capsys):
     assert len(PYTHON) == 3
     if number == 2:

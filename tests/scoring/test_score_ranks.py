@@ -85,6 +85,7 @@ SAME = {
 }
 
 
+@pytest.mark.full
 def test_what_goes_wrong_on_one_rank_is_an_error_on_all(tmp_path):
     zero, one = (each["result"] for each in run("wrong", tmp_path / "w", 2, WORKER))
     for name, message in SAME.items():

@@ -42,6 +42,7 @@ def again(model, path, **options):
     return run(model, **{"shifts": SMALL, "path": path} | options)
 
 
+@pytest.mark.full
 def test_killed_ten_times_loses_nothing(tmp_path):
     seed = random.SystemRandom().randrange(2**32)
     command = [sys.executable, study_oracle.__file__, str(tmp_path), "10", str(seed)]

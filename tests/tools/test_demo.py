@@ -1,6 +1,5 @@
 """The demonstration on real digits: one run, and what must hold in it."""
 
-import builtins
 import itertools
 import json
 import math
@@ -105,18 +104,19 @@ def test_seed_out_of_range(seed):
         demo.run(seed)
 
 
-def test_without_scikit_learn(monkeypatch):
-    real = builtins.__import__
+def test_the_split_is_by_class_and_the_images_are_scikit_learns():
+    from sklearn import datasets
 
-    def without(name, *args, **kwargs):
-        if name.partition(".")[0] == "sklearn":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    message = r"^demo: expected scikit-learn.*: pip install 'resque-ext\[demo\]'$"
-    with pytest.raises(ValueError, match=message):
-        demo.run()
+    (images, labels), (others, more) = demo.load_digits(5)
+    assert (len(labels), len(more)) == (1078, 719)
+    for digit in range(10):
+        held_out = (more == digit).sum() / ((labels == digit).sum() + (more == digit).sum())
+        assert abs(held_out - demo.HELD_OUT) < 0.005
+    digits = datasets.load_digits()
+    found = torch.cat([images, others]).mul(16).flatten(1).int()
+    found = sorted(zip(found.tolist(), torch.cat([labels, more]).tolist(), strict=True))
+    rows = digits.images.reshape(-1, 64).astype(int).tolist()
+    assert found == sorted(zip(rows, digits.target.tolist(), strict=True))
 
 
 def test_every_shift_is_retrained_for(result):
