@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resque_ext.cost_model.figures import save_figures
 from resque_ext.retraining import CostModel, Study, leave_one_kind_out, study
-from resque_ext.studies.figures import save_figures
 from resque_ext.studies.study_run import StudyRun
 from resque_ext.tools import demo, doctor
 

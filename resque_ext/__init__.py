@@ -97,7 +97,7 @@ _MOVED = {
     "resque_ext.normalization": "resque_ext.model.normalization",
     "resque_ext.retraining.cost_model": "resque_ext.cost_model.model",
     "resque_ext.retraining.energy": "resque_ext.energy",
-    "resque_ext.retraining.figures": "resque_ext.studies.figures",
+    "resque_ext.retraining.figures": "resque_ext.cost_model.figures",
     "resque_ext.screening.anytime": "resque_ext.screening.stopping",
     "resque_ext.screening.cache": "resque_ext.screening.embedding_cache",
     "resque_ext.screening.pair": "resque_ext.screening.results",

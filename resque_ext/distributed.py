@@ -31,7 +31,7 @@ from torch import Tensor
 
 from resque_ext.data.checks import check_count, describe
 from resque_ext.indices import Arm, RepresentationDistance
-from resque_ext.indices.resque_dist import SIDES, ResqueDist, _SideState
+from resque_ext.indices.resque_dist import SIDES, ResqueDist, SideState
 
 T = TypeVar("T")
 ACCUMULATORS = (ResqueDist, RepresentationDistance, Arm)
@@ -246,10 +246,10 @@ class Ranks:
         empty = (acc.num_classes, acc.blocks, widths.pop())
         sides = acc._sides
         if sides is None:  # a rank without data
-            sides = {s: _SideState.empty(*empty, self._device()) for s in SIDES}
+            sides = {s: SideState.empty(*empty, self._device()) for s in SIDES}
         reduced = {}
         for side in SIDES:
-            mine, whole = sides[side], _SideState.empty(*empty, sides[side].sums.device)
+            mine, whole = sides[side], SideState.empty(*empty, sides[side].sums.device)
             seen = [torch.empty_like(mine.seen) for _ in range(self.size)]
             self._together(dist.all_gather, seen, mine.seen, group=self._group_of(mine.seen))
             whole.seen = sum(seen[: self.rank], torch.zeros_like(mine.seen))

@@ -15,8 +15,8 @@ from resque_ext.cli.score import TRANSFORM_HELP
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
+    from resque_ext.data.labelled import Batches
     from resque_ext.forecasting import Forecast
-    from resque_ext.model.loading import Batches
 
 OPTIMIZER_HELP = "module:callable of the parameters. Default: Adam, rate 1e-3, decay 1e-5."
 STEPS_HELP = "Length of the probe, a power of two from 16; repeatable. 0: none. Default: 16, 32."
@@ -59,13 +59,10 @@ def _forecast(
 ) -> None:
     """Forecast the cost of retraining by a probe of its first steps."""
     from resque_ext import forecast
-    from resque_ext.model.loading import (
-        current_folder_first,
-        find_callable,
-        load_model,
-        make_transform,
-        open_batches,
-    )
+    from resque_ext.data.callables import current_folder_first, find_callable
+    from resque_ext.data.labelled import open_batches
+    from resque_ext.data.transforms import make_transform
+    from resque_ext.model.load_model import load_model
 
     transforms = [make_transform(text) for text in transform or ()]
     loaded = load_model(model, weights)

@@ -104,13 +104,10 @@ def _score(
 ) -> None:
     """Indices of a model on old and new data: labelled arrays or folders of images."""
     from resque_ext import score
-    from resque_ext.model.loading import (
-        Normalize,
-        load_model,
-        make_transform,
-        open_batches,
-        shifted_before,
-    )
+    from resque_ext.data.labelled import open_batches
+    from resque_ext.data.transforms import Normalize, make_transform
+    from resque_ext.model.load_model import load_model
+    from resque_ext.shifts import shifted_before
 
     names = tuple(index or ("resque_dist",))
     transforms = [make_transform(text) for text in transform or ()]

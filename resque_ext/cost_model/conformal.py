@@ -31,8 +31,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from resque_ext.cost_model.regression import Array, Fit, Mask, regress
-
-ROUNDING = 1e-9  # weights of a thousand kinds of a thousand runs add up to well within this
+from resque_ext.studies.grid import ROUNDING, groups_needed
 
 
 @dataclass(frozen=True)
@@ -104,14 +103,6 @@ def leave_out(
         curve = Curve.of(method, x[~out], y[~out], censored[~out], penalty)
         found.append(LeftOut(curve, curve.scores(x[out], y[out], censored[out])))
     return found
-
-
-COVERAGE = 0.9  # of the intervals, where nothing else is asked for
-
-
-def groups_needed(coverage: float) -> int:
-    """The fewest groups of which an interval can be bounded: G >= coverage * (G + 1)."""
-    return math.ceil(coverage / (1 - coverage) - ROUNDING)
 
 
 def interval(left_out: list[LeftOut], x: Array, coverage: float, group: str) -> Interval:

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 
 from resque_ext.cost_model.conformal import (
-    COVERAGE,
-    ROUNDING,
     Curve,
     Interval,
     LeftOut,
@@ -44,6 +42,7 @@ from resque_ext.data.checks import describe
 from resque_ext.data.files import read_bytes
 from resque_ext.retraining.record import MEASURES, RecordError
 from resque_ext.storage.atomic import replaced
+from resque_ext.studies.grid import COVERAGE, ROUNDING
 from resque_ext.studies.study_run import StudyRun
 
 PREDICTORS = ("resque_dist_reestimated",)

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from resque_ext.cost_model.conformal import COVERAGE
 from resque_ext.cost_model.model import PREDICTORS, CostModel
 from resque_ext.cost_model.recipe import chosen
 from resque_ext.cost_model.runs import cost_of
 from resque_ext.cost_model.scaling import Prediction
+from resque_ext.studies.grid import COVERAGE
 from resque_ext.studies.study_run import StudyRun, checked_runs
 
 ALL = "all"  # kinds together

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+# What image files end in.
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff")
 ORIENTATION = 0x0112  # EXIF
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF
 WHITE_IS_ZERO, SIGNED = 0, 2
@@ -122,3 +125,52 @@ def _upright(image: Any) -> Any:
     if not isinstance(orientation, int) or not 2 <= orientation <= 8:
         return image
     return image.transpose(turns[orientation - 2])
+
+
+def list_images(
+    path: Path, classes: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
+    """The classes, one a subfolder, and the images with their class, in the order of their names.
+
+    Args:
+        path: the folder.
+        classes: names that subfolders may have, in order; default those that there are, sorted.
+
+    Raises:
+        ValueError: no images, or subfolders other than `classes`.
+    """
+    found = tuple(sorted(f.name for f in path.iterdir() if f.is_dir() and f.name[0] != "."))
+    names = found if classes is None else tuple(classes)
+    if not set(found) <= set(names):
+        unknown = sorted(set(found) - set(names))
+        raise ValueError(
+            f"{path}: expected the subfolders of the other side, one a class, found others: "
+            f"{', '.join(unknown[:5])} on one side alone"
+        )
+    files = [
+        (file, names.index(name))
+        for name in found
+        for file in sorted((path / name).rglob("*"))
+        if file.suffix.lower() in IMAGES and file.is_file()
+    ]
+    if not files:
+        raise ValueError(
+            f"{path}: expected subfolders of images, one a class, found none "
+            f"({len(found)} subfolders; images end in {', '.join(IMAGES)})"
+        )
+    return names, files
+
+
+def stack_images(images: Sequence[Tensor], where: Any) -> Tensor:
+    """Images of one size as a batch.
+
+    Raises:
+        ValueError: of several sizes.
+    """
+    sizes = {tuple(image.shape) for image in images}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"{where}: expected rows or images of one size, found {sorted(sizes)[:3]} (the "
+            "transforms resize and center_crop make them one)"
+        )
+    return torch.stack(list(images))

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resque_ext.data.segments import Embeddings
 from resque_ext.indices._folds import FOLDS, fold_of_rows, fold_sums
 from resque_ext.indices._ridge import chosen_penalties, fold_paths
-from resque_ext.ops.lloyd_step import _lloyd_step_status as lloyd_step
+from resque_ext.indices.segments import Embeddings
+from resque_ext.ops.lloyd_step import lloyd_step_status as lloyd_step
 
 WIDEST = 4096  # a probe's products of features with features are 134 MB a fold there
 ROWS_A_COLUMN = 2  # with fewer, a readout may explain less than half of what it could

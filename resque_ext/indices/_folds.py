@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from resque_ext.data.segments import Embeddings
 from resque_ext.indices._kmeans import Faults
+from resque_ext.indices.segments import Embeddings
 from resque_ext.ops.class_moments import grouped_moments
 from resque_ext.ops.class_order import class_order
 

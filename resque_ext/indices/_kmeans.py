@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resque_ext.data.segments import Embeddings
-from resque_ext.ops._status import Status, merge_status
+from resque_ext.indices.segments import Embeddings
 from resque_ext.ops.class_moments import grouped_moments
 from resque_ext.ops.class_order import class_order
-from resque_ext.ops.lloyd_step import _lloyd_step_status as lloyd_step
+from resque_ext.ops.lloyd_step import lloyd_step_status as lloyd_step
+from resque_ext.ops.status import Status, merge_status
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from resque_ext.indices._baselines import WIDEST
 from resque_ext.indices._folds import FOLDS
 from resque_ext.indices._ridge import chosen_penalties, fold_paths
 from resque_ext.ops import spatial_mean
-from resque_ext.ops._status import Status
 from resque_ext.ops.class_moments import grouped_moments
 from resque_ext.ops.class_order import class_order
+from resque_ext.ops.status import Status
 
 _ROWS = 2048  # rows widened to float64 at a time
 # Solving by other numbers of threads changes the last digits, which a share of 1 can do without.

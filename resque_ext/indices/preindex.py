@@ -12,8 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from resque_ext.data.checks import check_choice, check_count
-from resque_ext.indices import _chance
-from resque_ext.indices._chance import Chance
+from resque_ext.indices import chance_level
+from resque_ext.indices.chance_level import Chance
 from resque_ext.indices.representation_distance import (
     RepresentationDistanceResult,
     representation_distance,
@@ -147,7 +147,7 @@ class PreIndexOptions:
     s_bar: float = 0.0
     ranges: str = "own"
     all_bins: Sequence[int] = (16, 32, 64)
-    chance: int = _chance.PERMUTATIONS
+    chance: int = chance_level.PERMUTATIONS
     start: str = "same-rows"
 
     def __post_init__(self) -> None:
@@ -248,7 +248,7 @@ def preindex(
     all_bins: Sequence[int] = (16, 32, 64),
     embedding: str = "flattened",
     nonfinite: str = "error",
-    chance: int = _chance.PERMUTATIONS,
+    chance: int = chance_level.PERMUTATIONS,
     start: str = "same-rows",
 ) -> PreIndexResult:
     """PreIndex of activations at hand, the same samples before and after a shift.
@@ -351,7 +351,7 @@ def _cluster(
             init = class_means(old, other, embedding=embedding)
             return resque_task(new, other, init=init, embedding=embedding, **plain).value
 
-        by_chance = _chance.permuted(task.value, len(y), options.chance, 0, value_of)
+        by_chance = chance_level.permuted(task.value, len(y), options.chance, 0, value_of)
         dimension = found["old"].dimension
         warnings = task_warnings(task.table, by_chance, dimension, held_out=False)
         task = dataclasses.replace(

@@ -14,7 +14,6 @@ from torch import Tensor
 from resque_ext.data.checks import check_choice, check_count, check_features, describe
 from resque_ext.indices._state import tensors_of
 from resque_ext.model.pooling import check_mask, matches
-from resque_ext.ops._status import Status
 from resque_ext.ops.eager import eager
 from resque_ext.ops.row_distances import (
     DISTANCES,
@@ -25,6 +24,7 @@ from resque_ext.ops.row_distances import (
     row_width,
     token_distances_with_status,
 )
+from resque_ext.ops.status import Status
 
 _PENDING = 16_384  # unread CUDA statuses kept at most; then one wait reads them all
 

@@ -23,10 +23,10 @@ from resque_ext.data.checks import (
 )
 from resque_ext.indices import _angles
 from resque_ext.indices._debiased import DebiasedAngle, debiased
-from resque_ext.ops._status import Status
 from resque_ext.ops.class_moments import SEGMENT_ROWS, grouped_moments
 from resque_ext.ops.class_order import class_order
 from resque_ext.ops.eager import eager
+from resque_ext.ops.status import Status
 
 Side = Literal["old", "new"]
 SIDES: tuple[Side, Side] = ("old", "new")
@@ -107,7 +107,7 @@ class ResqueDistResult:
 
 
 @dataclass
-class _SideState:
+class SideState:
     """One side's sums, class by class and block by block: row c * blocks + b."""
 
     counts: Tensor  # [C * B] int64
@@ -116,7 +116,7 @@ class _SideState:
     nonfinite_rows: Tensor  # [] int64
 
     @classmethod
-    def empty(cls, classes: int, blocks: int, width: int, device: torch.device) -> _SideState:
+    def empty(cls, classes: int, blocks: int, width: int, device: torch.device) -> SideState:
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
@@ -197,7 +197,7 @@ class ResqueDist:
 
     def reset(self) -> None:
         """Back to no data; any width and device may come next."""
-        self._sides: dict[str, _SideState] | None = None
+        self._sides: dict[str, SideState] | None = None
         self._pending: list[tuple[str, int, Tensor, int, int]] = []
         self._updates = dict.fromkeys(SIDES, 0)
         self._fault: ValueError | None = None
@@ -233,7 +233,7 @@ class ResqueDist:
         sides = self._sides
         if sides is None:
             sides = {
-                s: _SideState.empty(self.num_classes, self.blocks, width, x.device) for s in SIDES
+                s: SideState.empty(self.num_classes, self.blocks, width, x.device) for s in SIDES
             }
         state = sides[side]
         if state.sums.shape[1] != width or state.sums.device != x.device:
@@ -341,14 +341,14 @@ class ResqueDist:
             if self._sides is None:
                 device = other._sides["old"].sums.device
                 self._sides = {
-                    s: _SideState.empty(self.num_classes, self.blocks, other.width or 0, device)
+                    s: SideState.empty(self.num_classes, self.blocks, other.width or 0, device)
                     for s in SIDES
                 }
             for side in SIDES:
                 self._merge_side(self._sides[side], other._sides[side])
                 self._updates[side] += other._updates[side]
 
-    def _merge_side(self, mine: _SideState, theirs: _SideState) -> None:
+    def _merge_side(self, mine: SideState, theirs: SideState) -> None:
         # Block b of the other is this one's block (b + seen) % blocks: dealing goes on in turn.
         device = mine.sums.device
         block = torch.arange(self.blocks, device=device)
@@ -364,8 +364,7 @@ class ResqueDist:
         """The whole state as plain tensors, ready for safetensors; empty sides have width 0."""
         self._read_pending()
         sides = self._sides or {
-            s: _SideState.empty(self.num_classes, self.blocks, 0, torch.device("cpu"))
-            for s in SIDES
+            s: SideState.empty(self.num_classes, self.blocks, 0, torch.device("cpu")) for s in SIDES
         }
         state = {"blocks": torch.tensor(self.blocks), "num_classes": torch.tensor(self.num_classes)}
         for side in SIDES:
@@ -412,7 +411,7 @@ class ResqueDist:
             fields = ("counts", "sums", "seen", "nonfinite_rows")
             with torch.inference_mode(False), torch.no_grad():
                 self._sides = {
-                    side: _SideState(**{f: state[f"{side}.{f}"].clone() for f in fields})
+                    side: SideState(**{f: state[f"{side}.{f}"].clone() for f in fields})
                     for side in SIDES
                 }
 

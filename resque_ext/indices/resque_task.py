@@ -27,16 +27,16 @@ from resque_ext.data.checks import (
     describe,
 )
 from resque_ext.data.files import load_arrays
-from resque_ext.data.segments import (
+from resque_ext.indices import _baselines, _contingency, _kmeans, chance_level
+from resque_ext.indices._folds import FOLDS, fold_of_rows, fold_sums
+from resque_ext.indices.chance_level import Chance
+from resque_ext.indices.segments import (
     EMBEDDINGS,
     Batches,
     Embeddings,
     open_labels,
     open_source,
 )
-from resque_ext.indices import _baselines, _chance, _contingency, _kmeans
-from resque_ext.indices._chance import Chance
-from resque_ext.indices._folds import FOLDS, fold_of_rows, fold_sums
 from resque_ext.ops.eager import eager
 from resque_ext.ops.lloyd_step import raise_for_centers
 from resque_ext.ops.pair_counts import pair_counts
@@ -167,7 +167,7 @@ def resque_task(
     device: torch.device | str | None = None,
     baselines: bool = False,
     start: str = "same-rows",
-    chance: int = _chance.PERMUTATIONS,
+    chance: int = chance_level.PERMUTATIONS,
 ) -> ResqueTaskResult:
     """RESQUE_task: 1 - ARI between the classes of a task and the clusters of its embeddings.
 
@@ -255,9 +255,9 @@ def resque_task(
         ari = _contingency.adjusted_rand_index(counts)
         dimension = by_chance = None
         if len(classes) > 1:
-            by_chance = _chance.permuted(1 - ari, data.rows, permutations, seed, value_of)
+            by_chance = chance_level.permuted(1 - ari, data.rows, permutations, seed, value_of)
             if fixed is None:
-                dimension = _chance.effective_dimension(data, index, means)
+                dimension = chance_level.effective_dimension(data, index, means)
         errors = _baselines.Baselines()
         if baselines:
             errors = _baselines.baselines(data, index, len(classes))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from resque_ext.data.checks import check_labels, describe
-from resque_ext.ops._status import row_error
+from resque_ext.ops.status import row_error
 
 LABELS = "labels"  # the key of a mapping's labels
 MASK = "attention_mask"

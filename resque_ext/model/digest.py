@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _global
 from torch.nn.parameter import is_lazy
 
-from resque_ext.screening.embedding_cache import weights_digest
+from resque_ext.data.checks import describe
 
 _DEPTH = 16  # of objects within objects: deeper ones, and those that hold themselves, are not told
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
@@ -177,3 +177,13 @@ class _Words:
         parts = [code.co_code.hex(), *constants, *code.co_names, *code.co_varnames]
         parts += code.co_freevars
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A digest of a model: what its modules are, and every weight and buffer."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"\n{name} {describe(value).rpartition(',')[0]}\n".encode())
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    return digest.hexdigest()

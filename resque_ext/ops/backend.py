@@ -24,7 +24,7 @@ _INTERFACE = 2  # of csrc/bindings.cpp
 _REINSTALL = "install it from its checkout with: pip install --force-reinstall --no-deps ."
 
 
-def _checkout_digest(package: Path) -> str | None:
+def checkout_digest(package: Path) -> str | None:
     """Digest of the C++ sources beside `package`, as setup.py takes it, or None without any."""
     csrc = package.parent / "csrc"
     if not csrc.is_dir():
@@ -81,7 +81,7 @@ def _find() -> tuple[ModuleType | None, str]:
     assert spec is not None  # a loader was given
     module = importlib.util.module_from_spec(spec)
     loader.exec_module(module)
-    if module.build_info()["source_digest"] != _checkout_digest(package):
+    if module.build_info()["source_digest"] != checkout_digest(package):
         return None, (
             f"Python imports resque_ext from the checkout {package}, but the extension installed "
             f"at {path} was built of other sources; {_REINSTALL}"

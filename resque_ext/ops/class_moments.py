@@ -18,8 +18,8 @@ from resque_ext.data.checks import (
 from resque_ext.ops import backend, reference
 from resque_ext.ops._features import channel_view, expect_memory, kernel_view
 from resque_ext.ops._library import define
-from resque_ext.ops._status import Status, merge_status
 from resque_ext.ops.class_order import class_order
+from resque_ext.ops.status import Status, merge_status
 
 # Rows of one call into the extension, whose `order` is int32; more rows go in several calls.
 SEGMENT_ROWS = 2**30

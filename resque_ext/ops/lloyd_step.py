@@ -11,8 +11,8 @@ from resque_ext.data.checks import as_float, describe, raises_at_once
 from resque_ext.ops import backend, reference
 from resque_ext.ops._features import channel_view, expect_memory, kernel_view
 from resque_ext.ops._library import define
-from resque_ext.ops._status import Status, merge_status
 from resque_ext.ops.class_moments import SEGMENT_ROWS
+from resque_ext.ops.status import Status, merge_status
 
 
 class LloydStep(NamedTuple):
@@ -120,7 +120,7 @@ def _segment(
     "(Tensor labels, Tensor squared, Tensor inertia, Tensor sums, Tensor counts, Tensor rechecked, "
     "Tensor status)"
 )
-def _lloyd_step_status(
+def lloyd_step_status(
     features: Tensor, centers: Tensor, update: bool = True, distances: bool = False
 ) -> tuple[Tensor, ...]:
     """The step and what the same pass tells besides.
@@ -144,7 +144,7 @@ def _lloyd_step_status(
     return labels, squared, inertia, sums, counts, rechecked, status
 
 
-@_lloyd_step_status.fake
+@lloyd_step_status.fake
 def _(features, centers, update=True, distances=False):
     labels, inertia, sums, counts = _fake(features, centers)
     squared = features.new_empty(features.shape[0] if distances else 0, dtype=torch.float64)
@@ -160,7 +160,7 @@ def _(features, centers, update=True, distances=False):
 def _lloyd_step(features: Tensor, centers: Tensor, check: bool = False) -> tuple[Tensor, ...]:
     if check:
         raise_for_centers(centers)
-    labels, _, inertia, sums, counts, _, status = _lloyd_step_status(features, centers)
+    labels, _, inertia, sums, counts, _, status = lloyd_step_status(features, centers)
     if check:
         Status.read(status, *features.shape).raise_for_nonfinite("features", hint="")
     return labels, inertia, sums, counts

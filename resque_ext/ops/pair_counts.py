@@ -11,8 +11,8 @@ from resque_ext.data.checks import check_count, check_labels, check_pair, raises
 from resque_ext.ops import backend, reference
 from resque_ext.ops._features import expect_memory
 from resque_ext.ops._library import define
-from resque_ext.ops._status import Status, merge_status
 from resque_ext.ops.class_moments import SEGMENT_ROWS
+from resque_ext.ops.status import Status, merge_status
 
 NAMES = ("labels_a", "labels_b")
 _MOST_CELLS = 2**31  # a table of 16 GiB

@@ -13,7 +13,7 @@ from resque_ext.data.checks import check_choice, check_features, describe
 from resque_ext.ops import backend, reference
 from resque_ext.ops._features import channel_view, kernel_view
 from resque_ext.ops._library import define
-from resque_ext.ops._status import Status
+from resque_ext.ops.status import Status
 
 #: The columns of the result, each row's histogram over its own range.
 DISTANCES = ("wasserstein_heights", "jensen_shannon", "bhattacharyya", "kl")

@@ -81,7 +81,7 @@ class Run:
         self.track = ParameterTrack(model)
         self.parameters = list(self.track.parameters.values())
         self.optimizer = settings.optimizer(self.parameters)
-        _check_optimizer(self.optimizer, self.parameters)
+        check_optimizer(self.optimizer, self.parameters)
         self.options = settings.describe(self.optimizer)  # before a scheduler changes the rates
         self.scheduler = settings.scheduler(self.optimizer) if settings.scheduler else None
         scaled = settings.autocast == torch.float16
@@ -412,7 +412,7 @@ def _out_of_range(name: str) -> str:
     )
 
 
-def _check_optimizer(optimizer: Any, parameters: list[nn.Parameter]) -> None:
+def check_optimizer(optimizer: Any, parameters: list[nn.Parameter]) -> None:
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
             f"optimizer: expected a function that gives a torch.optim.Optimizer, found one that "

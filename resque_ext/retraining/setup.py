@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from resque_ext import environment
 from resque_ext.data.checks import DEVICES, describe
 from resque_ext.energy.meter import EnergyMeter
 from resque_ext.model.hooks import unwrap
@@ -22,7 +23,6 @@ from resque_ext.retraining.meters import Costs
 from resque_ext.retraining.random_state import Randomness
 from resque_ext.retraining.run import Run
 from resque_ext.retraining.settings import Settings
-from resque_ext.tools import doctor
 
 
 @contextlib.contextmanager
@@ -141,8 +141,8 @@ def check_path(checkpoint: Any) -> Path | None:
 
 @functools.cache  # they take as long to find out as some short runs
 def versions() -> dict[str, str | None]:
-    return doctor.versions()
+    return environment.versions()
 
 
 def describe_device(device: torch.device) -> dict[str, Any]:
-    return next(found for found in doctor.devices() if found["device"] == str(device))
+    return next(found for found in environment.devices() if found["device"] == str(device))

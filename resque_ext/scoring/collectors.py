@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resque_ext.data.checks import check_choice
-from resque_ext.data.segments import EMBEDDINGS
 from resque_ext.indices import (
     Arm,
     ArmResult,
@@ -27,7 +26,7 @@ from resque_ext.indices import (
     ResqueTaskResult,
     resque_task,
 )
-from resque_ext.indices._chance import PERMUTATIONS
+from resque_ext.indices.chance_level import PERMUTATIONS
 from resque_ext.indices.preindex import PreIndexOptions, combine
 from resque_ext.indices.representation_distance import paired_layers
 from resque_ext.indices.resque_dist import (
@@ -37,9 +36,10 @@ from resque_ext.indices.resque_dist import (
     Side,
     raise_for_missing,
 )
+from resque_ext.indices.segments import EMBEDDINGS
 from resque_ext.model.pooling import Features
 from resque_ext.ops import spatial_mean
-from resque_ext.ops._status import row_error
+from resque_ext.ops.status import row_error
 
 if TYPE_CHECKING:
     from resque_ext.distributed import Ranks

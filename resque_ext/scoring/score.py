@@ -173,7 +173,7 @@ def score(
             normalization), or data that an index refuses.
         RankError: of `ranks`, another one failed or was lost.
     """
-    names = _check_names(indices)
+    names = check_names(indices)
     _check_arguments(model, old, new, names, shift)
     reads = Reads(layer, layers, pooling, mask, channels, labels, batch_adapter)
     if isinstance(adapt_normalization, str) and adapt_normalization != "match":
@@ -236,7 +236,7 @@ def score(
     return results[names[0]] if len(names) == 1 and not mapping else Scores(results, facts)
 
 
-def _check_names(indices: Any) -> tuple[str, ...]:
+def check_names(indices: Any) -> tuple[str, ...]:
     if not isinstance(indices, Iterable):
         raise TypeError(f"indices: expected names among {INDICES}, found {indices!r}")
     names = (indices,) if isinstance(indices, str) else tuple(indices)
@@ -264,12 +264,12 @@ def _check_arguments(model: Any, old: Any, new: Any, names: tuple[str, ...], shi
 
 def _device(model: nn.Module, device: torch.device | str | None) -> torch.device:
     if device is not None:
-        return _checked_device(device)
+        return checked_device(device)
     first = next(model.parameters(), next(model.buffers(), None))
     return first.device if first is not None else torch.device("cpu")
 
 
-def _checked_device(device: Any) -> torch.device:
+def checked_device(device: Any) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from resque_ext.data.checks import describe
+from resque_ext.data.sources.base import Fault
 from resque_ext.indices.resque_dist import Side
 from resque_ext.scoring.forward_pass import Passes
 from resque_ext.screening.candidates import INPUTS, Feed, Reading
@@ -26,7 +27,6 @@ from resque_ext.screening.embedding_cache import (
     EmbeddingCache,
     EntryWriter,
 )
-from resque_ext.screening.results import Fault
 
 if TYPE_CHECKING:
     from resque_ext.screening.old_side import OldSide

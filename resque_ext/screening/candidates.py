@@ -13,10 +13,9 @@ from torch import Tensor
 from resque_ext.data.checks import describe
 from resque_ext.data.prefetch import prefetch
 from resque_ext.data.sources import BlockOrder, Source, as_source
-from resque_ext.data.sources.base import KINDS
+from resque_ext.data.sources.base import KINDS, Fault
 from resque_ext.data.sources.regroup import cut
 from resque_ext.model.hooks import copied
-from resque_ext.screening.results import Fault
 from resque_ext.shifts import Shift
 
 INPUTS, EMBEDDINGS = KINDS

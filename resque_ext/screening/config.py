@@ -14,13 +14,15 @@ from typing import Any
 
 from resque_ext import shifts
 from resque_ext.data.sources import Source, open_source
-from resque_ext.model.loading import Normalize, load_model, make_transform, shifted_before
+from resque_ext.data.transforms import Normalize, make_transform
+from resque_ext.model.load_model import load_model
 from resque_ext.scoring.collectors import make_collectors, option_names
 from resque_ext.screening.budget import Budget
 from resque_ext.screening.candidates import INPUTS, Candidate
 from resque_ext.screening.old_side import ShelfModel
 from resque_ext.screening.pair_reading import SCREENED
 from resque_ext.screening.toml_lines import ConfigError, Document, KeyPath
+from resque_ext.shifts import shifted_before
 
 _NUMBER = (int, float)
 INT32 = 2**31 - 1

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from resque_ext.data.checks import check_features, check_labels, check_pair, describe
 from resque_ext.data.files import parse_json
-from resque_ext.data.sources.base import Source
+from resque_ext.data.sources.base import Fault, Source
 from resque_ext.data.sources.npy import NpySource
-from resque_ext.screening.results import Fault
+from resque_ext.model.digest import weights_digest
 
 FORMAT = "resque_ext.EmbeddingCache/2"
 _FILES = ("features.npy", "labels.npy")
@@ -37,16 +37,6 @@ _DTYPES = {torch.float16: "<f2", torch.float32: "<f4", torch.float64: "<f8"}
 _TEMPORARY = ".writing-"
 _OLD_SECONDS = 60  # a temporary folder's lock is there by then
 _HEADER = 128  # bytes of a .npy header, whatever the number of rows
-
-
-def weights_digest(model: nn.Module) -> str:
-    """A digest of a model: what its modules are, and every weight and buffer."""
-    digest = hashlib.sha256(repr(model).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"\n{name} {describe(value).rpartition(',')[0]}\n".encode())
-        flat = value.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

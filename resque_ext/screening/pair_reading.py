@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from resque_ext.data.sources.base import Fault
 from resque_ext.indices.resque_dist import ResqueDistResult
 from resque_ext.scoring.score import score
 from resque_ext.screening.cached_pass import Keeper, replay
 from resque_ext.screening.candidates import ALL, EMBEDDINGS, Feed, Reading
 from resque_ext.screening.memory import retry_with_half
 from resque_ext.screening.old_side import OldSide, run
-from resque_ext.screening.results import Fault, IndexValue, PairResult, PredictedCost
+from resque_ext.screening.results import IndexValue, PairResult, PredictedCost
 from resque_ext.screening.stopping import Estimate, look_confidence
 
 READ_ONCE = ("resque_dist", "resque_task", "arm")

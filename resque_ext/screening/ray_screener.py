@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from resque_ext.screening.embedding_cache import weights_digest
+from resque_ext.model.digest import weights_digest
 from resque_ext.screening.old_side import OldSide
 from resque_ext.screening.pair_reading import PAIRED, error_line, failed
 from resque_ext.screening.progress import Progress

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from resque_ext.data.files import parse_json
+from resque_ext.data.sources.base import Fault
 
 FORMAT = "resque_ext.PairResult/1"
 
@@ -46,21 +47,6 @@ class PredictedCost:
     high: float | None
     unit: str
     extrapolated: bool = False
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Something of a source that could not be read.
-
-    Attributes:
-        source: the file.
-        member: of an archive or a table, if it has such.
-        message: one line.
-    """
-
-    source: str
-    member: str | None
-    message: str
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from resque_ext.data.checks import check_choice, check_count, describe
+from resque_ext.environment import environment
 from resque_ext.model.reads import Reads
 from resque_ext.scoring.collectors import COLLECTORS, make_collectors
-from resque_ext.scoring.score import _check_names, _checked_device
+from resque_ext.scoring.score import check_names, checked_device
 from resque_ext.screening.budget import Budget, as_budget
 from resque_ext.screening.cached_pass import has_identity
 from resque_ext.screening.candidates import (
@@ -37,7 +38,6 @@ from resque_ext.screening.screener import Plan, Screener
 from resque_ext.screening.stopping import StoppingRule
 from resque_ext.screening.store import Header, NoStore, PairKey, open_store
 from resque_ext.screening.table import Screening
-from resque_ext.tools.doctor import environment
 
 FIRST_LOOK, GROWTH = (
     256,
@@ -243,7 +243,7 @@ def make_plan(
     looks: tuple[int, float] = (FIRST_LOOK, GROWTH),
 ) -> tuple[Plan, str]:
     """What `screen` is about to do, with all sources open, and what it ranks by; see there."""
-    names = _check_names(indices)
+    names = check_names(indices)
     for name in names:
         check_choice(name, SCREENED, "indices")
     shelf = {n: as_shelf_model(m, n) for n, m in _named(models, "models").items()}
@@ -283,7 +283,7 @@ def make_plan(
         confidence=confidence,
         budget=budget,
         seed=seed,
-        device=_checked_device(device),
+        device=checked_device(device),
         batch_size=batch_size,
         on_error=on_error,
         cost_model=cost_model,

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from resque_ext.model.digest import weights_digest
 from resque_ext.screening.budget import Budget, Purse
 from resque_ext.screening.candidates import Candidate, Feed
-from resque_ext.screening.embedding_cache import EmbeddingCache, weights_digest
+from resque_ext.screening.embedding_cache import EmbeddingCache
 from resque_ext.screening.old_side import OldSide, ShelfModel
 from resque_ext.screening.pair_reading import (
     ALL,

@@ -46,7 +46,7 @@ from resque_ext.shifts._basic import (
     shot,
 )
 from resque_ext.shifts._registry import CORRUPTIONS, PUBLISHED, SEVERITY, SHIFTS, ShiftKind, find
-from resque_ext.shifts._shift import Shift
+from resque_ext.shifts._shift import Shift, shifted_before
 
 __all__ = [
     "CORRUPTIONS",
@@ -66,6 +66,7 @@ __all__ = [
     "names",
     "none",
     "salt_and_pepper",
+    "shifted_before",
     "shot",
 ]
 

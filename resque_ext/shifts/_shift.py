@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from resque_ext.shifts._normalize import as_normalize
+from resque_ext.data.transforms import Normalize, as_normalize
 from resque_ext.shifts._registry import (
     check_tensor,
     check_type,
@@ -129,3 +129,10 @@ class Shift:
         shown = "".join(f", {name}={value!r}" for name, value in more.items())
         shown += "".join(f", {key}={describe(value)}" for key, value in self.options.items())
         return f"Shift({self.name!r}, {level}, seed={self.seed}{shown})"
+
+
+def shifted_before(shift: Shift, transforms: Sequence[Callable[[Tensor], Tensor]]) -> Shift:
+    """`shift`, which is defined on images in [0, 1], for inputs that `transforms` normalized."""
+    if not transforms or not isinstance(transforms[-1], Normalize):
+        return shift
+    return shift.normalized(transforms[-1].mean, transforms[-1].std)

@@ -13,6 +13,9 @@ from typing import Any
 from resque_ext import shifts as registry
 from resque_ext.data.checks import describe
 
+COVERAGE = 0.9  # of a cost model's intervals, where nothing else is asked for
+ROUNDING = 1e-9  # weights of a thousand kinds of a thousand runs add up to well within this
+
 Levels = Iterable[float] | Mapping[float, Callable[[Any], Any]]
 
 
@@ -130,3 +133,8 @@ def _registered(name: str, kind: str, level: float) -> Callable[[int], registry.
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from None
     return lambda seed: registry.make(kind, level, seed)
+
+
+def groups_needed(coverage: float) -> int:
+    """The fewest groups of which an interval can be bounded: G >= coverage * (G + 1)."""
+    return math.ceil(coverage / (1 - coverage) - ROUNDING)

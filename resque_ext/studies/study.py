@@ -14,18 +14,17 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from resque_ext.cost_model.conformal import COVERAGE, groups_needed
 from resque_ext.data.checks import describe
 from resque_ext.energy.meter import EnergyMeter
 from resque_ext.retraining import setup
 from resque_ext.retraining.batches import Batches
 from resque_ext.retraining.random_state import Randomness
 from resque_ext.retraining.retrain import make_settings, retrain
-from resque_ext.retraining.run import RetrainingError, _check_optimizer
+from resque_ext.retraining.run import RetrainingError, check_optimizer
 from resque_ext.retraining.settings import Settings, function_name
-from resque_ext.scoring.score import _check_names as check_names
+from resque_ext.scoring.score import check_names
 from resque_ext.studies.correlations import Correlations, correlate
-from resque_ext.studies.grid import Case, Levels, make_grid
+from resque_ext.studies.grid import COVERAGE, Case, Levels, groups_needed, make_grid
 from resque_ext.studies.predictors import Predictors, prepared
 from resque_ext.studies.study_file import StudyFile, check_path
 from resque_ext.studies.study_run import StudyRun
@@ -335,7 +334,7 @@ def _identity(model: nn.Module, settings: Settings) -> dict[str, Any]:
     """What of the settings has to be the same for a study to go on."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = settings.optimizer(trained)
-    _check_optimizer(optimizer, trained)
+    check_optimizer(optimizer, trained)
     options = settings.describe(optimizer)
     return {
         "target_accuracy": float(settings.target_accuracy),

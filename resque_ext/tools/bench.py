@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from resque_ext import ops
+from resque_ext.environment import devices, environment
 from resque_ext.ops.backend import BackendError, backend
-from resque_ext.tools import doctor
 
 WIDTH = 512
 CLASSES = 100
@@ -87,7 +87,7 @@ def run(
         raise ValueError(f"rows: expected 1 <= rows < 2^31, found {rows}")
     start = time.perf_counter()
     deadline = start + seconds
-    names = [d["device"] for d in doctor.devices()][:2]  # the CPU and the first GPU
+    names = [d["device"] for d in devices()][:2]  # the CPU and the first GPU
     cases = [(torch.device(name), dtype) for name in names for dtype in DTYPES]
     results: list[dict[str, Any]] = []
     for i, (device, dtype) in enumerate(cases):
@@ -117,7 +117,7 @@ def run(
         del x, y, truth
     progress("done", 1.0)
     return {
-        "environment": doctor.environment(),
+        "environment": environment(),
         "width": WIDTH,
         "classes": CLASSES,
         "rows": results,

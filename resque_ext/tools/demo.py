@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from resque_ext import shifts
+from resque_ext.environment import environment
 from resque_ext.indices import ResqueDistResult
 from resque_ext.retraining import StudyRun, correlate, leave_one_kind_out, study
 from resque_ext.scoring.score import Scores, score
-from resque_ext.tools import doctor
 
 # Levels that turn 8x8 images of thin strokes from nearly readable to hardly: what is mild on a
 # photograph of 224x224 leaves no trace here, and a blur of 3 pixels leaves no digit.
@@ -173,7 +173,7 @@ def run(seed: int = 0, progress: Callable[[str, float], None] = lambda *_: None)
         )
     progress("done", 1.0)
     return {
-        "environment": doctor.environment() | {"device": "cpu"},
+        "environment": environment() | {"device": "cpu"},
         "seed": seed,
         "index": "resque_dist",
         "paired": False,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from resque_ext.data.images import image_decoder
+from resque_ext.data.labelled import open_batches
 from resque_ext.data.sources import DatasetSource, ImageFolderSource, TarSource
-from resque_ext.model.loading import open_batches
 
 Image = pytest.importorskip("PIL.Image")
 pytestmark = pytest.mark.filterwarnings("error::UserWarning")

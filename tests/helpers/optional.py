@@ -17,6 +17,7 @@ EXTRAS = {
     "torchvision": "models",
     "timm": "models",
     "ray": "distributed",
+    "importlinter": "test-all",
 }
 
 

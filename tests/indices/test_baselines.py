@@ -7,8 +7,7 @@ from sklearn.linear_model import Ridge
 
 import resque_ext
 from resque_ext import resque_task
-from resque_ext.data import segments
-from resque_ext.indices import _baselines
+from resque_ext.indices import _baselines, segments
 
 FOLDS = 5
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from resque_ext import adjusted_rand_index, resque_task
-from resque_ext.data.segments import Embeddings, open_source
 from resque_ext.indices import _kmeans
+from resque_ext.indices.segments import Embeddings, open_source
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 

@@ -13,9 +13,9 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from resque_ext import preindex, resque_task, score
-from resque_ext.data.segments import Embeddings, open_source
-from resque_ext.indices._chance import effective_dimension, permuted
+from resque_ext.indices.chance_level import effective_dimension, permuted
 from resque_ext.indices.resque_task import class_means
+from resque_ext.indices.segments import Embeddings, open_source
 
 FOLDS = 5
 STARTS = ("same-rows", "held-out")

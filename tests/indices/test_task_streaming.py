@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import resque_ext
 from resque_ext import resque_task
-from resque_ext.data import segments
+from resque_ext.indices import segments
 from resque_ext.indices.resque_task import one_minus_ari
 
 N, D, CLASSES = 303, 12, 5

@@ -11,7 +11,10 @@ from torch import nn
 
 import resque_ext
 from resque_ext import cli
-from resque_ext.model.loading import load_model, make_transform, open_batches, shifted_before
+from resque_ext.data.labelled import open_batches
+from resque_ext.data.transforms import make_transform
+from resque_ext.model.load_model import load_model
+from resque_ext.shifts import shifted_before
 
 MODULE = """
 import torch

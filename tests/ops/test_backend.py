@@ -263,7 +263,7 @@ def checkout(tmp_path):
 def installed(tmp_path):
     """A folder of packages with this extension in it."""
     built = build_info()["extension"]
-    if build_info()["source_digest"] != _backend._checkout_digest(ROOT / "resque_ext"):
+    if build_info()["source_digest"] != _backend.checkout_digest(ROOT / "resque_ext"):
         pytest.skip("the extension was built of other sources than the checkout's")
     package = tmp_path / "site" / "resque_ext"
     package.mkdir(parents=True)

@@ -455,14 +455,14 @@ def test_a_checkout_in_a_folder_with_a_space(setup_py, monkeypatch, tmp_path):
 
 def test_digest_of_the_sources(setup_py, monkeypatch, tmp_path):
     """setup.py and the package must agree on it: names and contents, whatever the folder."""
-    assert setup_py.source_digest() == _backend._checkout_digest(ROOT / "resque_ext")
+    assert setup_py.source_digest() == _backend.checkout_digest(ROOT / "resque_ext")
     shutil.copytree(setup_py.CSRC, tmp_path / "csrc")
-    assert _backend._checkout_digest(tmp_path / "resque_ext") == setup_py.source_digest()
-    assert _backend._checkout_digest(tmp_path / "csrc" / "resque_ext") is None  # not a checkout
+    assert _backend.checkout_digest(tmp_path / "resque_ext") == setup_py.source_digest()
+    assert _backend.checkout_digest(tmp_path / "csrc" / "resque_ext") is None  # not a checkout
     (tmp_path / "csrc" / "resque.h").rename(tmp_path / "csrc" / "other.h")
-    assert _backend._checkout_digest(tmp_path / "resque_ext") != setup_py.source_digest()
+    assert _backend.checkout_digest(tmp_path / "resque_ext") != setup_py.source_digest()
     monkeypatch.setattr(setup_py, "CSRC", tmp_path / "csrc")
-    assert _backend._checkout_digest(tmp_path / "resque_ext") == setup_py.source_digest()
+    assert _backend.checkout_digest(tmp_path / "resque_ext") == setup_py.source_digest()
 
 
 BLOCKED = """

@@ -9,8 +9,8 @@ from helpers.cli_made import ENVIRONMENT
 import resque_ext
 from resque_ext.cli import app
 from resque_ext.cost_model import model, regression
+from resque_ext.data.transforms import TRANSFORMS
 from resque_ext.indices.resque_task import INITS
-from resque_ext.model import loading
 from resque_ext.retraining import record
 from resque_ext.scoring.score import INDICES
 
@@ -63,7 +63,7 @@ print(resque_ext.retraining.__name__, resque_ext.screening.__name__)
 
 
 HELPS = {
-    "score": (*INDICES, *loading.TRANSFORMS),
+    "score": (*INDICES, *TRANSFORMS),
     "fit": (*regression.METHODS, *model.PREDICTORS, *record.MEASURES),
     "predict": model.EXTRAPOLATE,
     "task": INITS,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import resque_ext as r
+from resque_ext.data.images import list_images
 from resque_ext.data.sources import ArraySource, ImageFolderSource
-from resque_ext.model.loading import list_images
 
 X = np.random.default_rng(0).normal(1, 1, (60, 4)).astype(np.float32)
 NAMES = np.array(["ant", "cat", "dog"])[np.arange(60) % 3]

@@ -12,7 +12,7 @@ from torch import nn
 import resque_ext
 from resque_ext import shifts
 from resque_ext.data.sources import ArraySource, BatchSource
-from resque_ext.ops._status import row_error
+from resque_ext.ops.status import row_error
 from resque_ext.screening import Candidate
 
 BAD = 1234

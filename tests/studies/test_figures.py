@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib", reason=optional.needs("matplotlib"))
 
 from matplotlib.colors import to_hex
 
-from resque_ext.studies.figures import accuracy_figure, cost_figure, save_figures
+from resque_ext.cost_model.figures import accuracy_figure, cost_figure, save_figures
 
 INDEX = "resque_dist_reestimated"
 

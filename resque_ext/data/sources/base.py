@@ -14,12 +14,26 @@ from torch import Tensor
 from resque_ext.data.checks import check_choice, check_count
 from resque_ext.data.sources.order import BlockOrder
 from resque_ext.data.sources.regroup import regroup
-from resque_ext.screening.results import Fault
 
 Kind = Literal["inputs", "embeddings"]
 Access = Literal["rows", "blocks", "shards", "sequence"]
 KINDS: tuple[Kind, Kind] = ("inputs", "embeddings")
 Batch = tuple[Any, Tensor]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something of a source that could not be read.
+
+    Attributes:
+        source: the file.
+        member: of an archive or a table, if it has such.
+        message: one line.
+    """
+
+    source: str
+    member: str | None
+    message: str
 
 
 @runtime_checkable

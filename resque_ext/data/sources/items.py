@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from resque_ext.data.checks import as_tensor, check_features, describe
-from resque_ext.data.images import image_decoder
+from resque_ext.data.images import image_decoder, list_images, stack_images
 from resque_ext.data.sources.base import Batch, Kind, Reading, check_kind, stamp
 from resque_ext.data.sources.order import Spans, rows_of
 from resque_ext.data.sources.rows import RowsSource, Take
-from resque_ext.data.sources.transforms import Transforms
-from resque_ext.model.loading import list_images, stack_images
+from resque_ext.data.transforms import Transforms
 
 
 class ItemSource(RowsSource):
@@ -55,7 +54,7 @@ class ImageFolderSource(ItemSource):
         path: the folder.
         name: how reports call it; default the path.
         transforms: of one image [1, 3, H, W], which may differ in size, in turn: functions, or
-            texts as :func:`resque_ext.model.loading.make_transform` takes.
+            texts as :func:`resque_ext.data.transforms.make_transform` takes.
         classes: names that the subfolders may have, in order.
 
     Raises:
@@ -107,7 +106,7 @@ class DatasetSource(ItemSource):
             bytes becoming floats in [0, 1]. "embeddings": vectors of floats.
         columns: (inputs, label); None for pairs.
         transforms: of one item [1, ...], in turn: functions, or texts as
-            :func:`resque_ext.model.loading.make_transform` takes.
+            :func:`resque_ext.data.transforms.make_transform` takes.
         fingerprint: what tells these data from others. Default: that which Hugging Face datasets
             keep of themselves; None for others.
 

@@ -28,7 +28,7 @@ from resque_ext.data.sources.base import (
 )
 from resque_ext.data.sources.items import batch_of
 from resque_ext.data.sources.order import Plan, permutation
-from resque_ext.data.sources.transforms import Transforms
+from resque_ext.data.transforms import Transforms
 
 _SAMPLE = 256  # rows that are read at once to find the first one's shape
 
@@ -50,7 +50,7 @@ class ParquetSource(SourceBase):
         kind: "embeddings"; or "inputs", of which bytes and images become floats in [0, 1], and
             float64 becomes float32.
         transforms: of a batch of inputs, or of one image, in turn: functions, or texts as
-            :func:`resque_ext.model.loading.make_transform` takes.
+            :func:`resque_ext.data.transforms.make_transform` takes.
         classes: names of the classes in order; default those that the file's metadata have, or
             for labels that are names all of them, sorted.
 

@@ -30,7 +30,7 @@ from resque_ext.data.sources.base import (
 from resque_ext.data.sources.buffers import Buffers
 from resque_ext.data.sources.order import Spans
 from resque_ext.data.sources.rows import RowsSource, Take
-from resque_ext.data.sources.transforms import Transforms
+from resque_ext.data.transforms import Transforms
 
 # Up to this size a file is in the page cache after one pass, and single rows cost little.
 SINGLE_ROWS_BYTES = 2**30

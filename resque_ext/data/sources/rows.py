@@ -19,7 +19,7 @@ from resque_ext.data.sources.base import (
     check_kind,
 )
 from resque_ext.data.sources.order import BlockOrder, Plan, Spans, rows_of
-from resque_ext.data.sources.transforms import Transforms
+from resque_ext.data.transforms import Transforms
 
 Take = Callable[[Spans], Batch | None]
 
@@ -63,7 +63,7 @@ class ArraySource(RowsSource):
         kind: "embeddings" or "inputs".
         fingerprint: what tells these arrays from others, where something does.
         transforms: of a batch of inputs, in turn: functions, or texts as
-            :func:`resque_ext.model.loading.make_transform` takes.
+            :func:`resque_ext.data.transforms.make_transform` takes.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.

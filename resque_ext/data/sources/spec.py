@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from resque_ext.data.callables import current_folder_first, find_callable, returning
 from resque_ext.data.checks import describe, is_array_like
 from resque_ext.data.sources.base import KINDS, Source
 from resque_ext.data.sources.items import DatasetSource, ImageFolderSource
@@ -19,7 +20,6 @@ from resque_ext.data.sources.parquet import ParquetSource
 from resque_ext.data.sources.rows import ArraySource
 from resque_ext.data.sources.tar import TarSource
 from resque_ext.data.sources.tensors import SafetensorsSource, open_npz
-from resque_ext.model.loading import current_folder_first, find_callable, returning
 
 _SUFFIXES = {
     ".npy": "npy",

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from resque_ext.data.checks import as_tensor, check_features
 from resque_ext.data.files import content, npy_header, parse_json
-from resque_ext.data.images import image_decoder
+from resque_ext.data.images import IMAGES, image_decoder
 from resque_ext.data.sources.base import (
     Batch,
     Kind,
@@ -32,8 +32,7 @@ from resque_ext.data.sources.base import (
 )
 from resque_ext.data.sources.items import batch_of
 from resque_ext.data.sources.order import BlockOrder, mixed, permutation
-from resque_ext.data.sources.transforms import Transforms
-from resque_ext.model.loading import IMAGES
+from resque_ext.data.transforms import Transforms
 
 # Samples that a seeded order holds to choose from: places, not data, so they cost little.
 _HELD = 4096
@@ -126,7 +125,7 @@ class TarSource(SourceBase):
         label_key: of a .json member.
         rows: how many samples there are, where that is known.
         transforms: of one image [1, 3, H, W], in turn: functions, or texts as
-            :func:`resque_ext.model.loading.make_transform` takes.
+            :func:`resque_ext.data.transforms.make_transform` takes.
 
     Raises:
         FileNotFoundError, ValueError: one line: path, what was expected, what was found. What is

@@ -43,7 +43,7 @@ class SafetensorsSource(RawSource):
         name: how reports call it; default the path.
         kind: "embeddings" or "inputs".
         transforms: of a batch of inputs, in turn: functions, or texts as
-            :func:`resque_ext.model.loading.make_transform` takes.
+            :func:`resque_ext.data.transforms.make_transform` takes.
 
     Raises:
         FileNotFoundError, ValueError: one line: path, what was expected, what was found.

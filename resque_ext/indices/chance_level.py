@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resque_ext.data.segments import Embeddings
+from resque_ext.indices.segments import Embeddings
 
 PERMUTATIONS = 3  # one deviates by 0.1 for two classes and by less for more, so 3 show the level
 TESTED = 19  # permutations that a p-value of 0.05 takes

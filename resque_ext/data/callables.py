@@ -1,0 +1,66 @@
+"""What `module:callable` names; nothing is ever evaluated."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from resque_ext.data.checks import describe
+
+
+def find_callable(name: str, what: str) -> Callable[..., Any]:
+    """What `module:callable` names; `what` it is for begins the message of an error.
+
+    Raises:
+        ValueError: no such module or callable.
+        TypeError: it is not callable.
+    """
+    module_name, colon, path = name.partition(":")
+    if not colon or not module_name or not path:
+        raise ValueError(f"{what}: expected module:callable, found {name!r}")
+    try:
+        with returning(what, module_name):
+            found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if missing != module_name and not module_name.startswith(f"{missing}."):
+            raise  # of the caller's own imports
+        raise ValueError(f"{what}: expected a module, found none called {missing!r}") from None
+    for part in path.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ValueError(
+                f"{what}: expected {module_name} to have {path!r}, found no {part!r}"
+            ) from None
+    if not callable(found):
+        raise TypeError(f"{what}: expected {name!r} to be callable, found {describe(found)}")
+    return found
+
+
+@contextlib.contextmanager
+def returning(what: str, name: str) -> Iterator[None]:
+    """Raises ValueError where a function or module of the caller's ends the program instead."""
+    try:
+        yield
+    except SystemExit as error:
+        raise ValueError(
+            f"{what}: expected {name!r} to return, found that it ended the program "
+            f"(SystemExit: {error.code})"
+        ) from None
+
+
+@contextlib.contextmanager
+def current_folder_first() -> Iterator[None]:
+    """As `python -m` does; a program started by its name does not look there."""
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)

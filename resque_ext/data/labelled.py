@@ -1,0 +1,104 @@
+"""Labelled inputs by name, in batches: files of arrays and folders of images."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from resque_ext.data.checks import as_tensor, check_count, check_labels, describe
+from resque_ext.data.files import load_arrays
+from resque_ext.data.images import image_decoder, list_images, stack_images
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Labelled inputs in batches of one size, readable again and again.
+
+    Attributes:
+        classes: names of the classes, where the data have names for them.
+    """
+
+    read: Callable[[slice], tuple[Tensor, Tensor]]
+    samples: int
+    batch_size: int
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return -(-self.samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, self.samples, self.batch_size):
+            yield self.read(slice(start, min(start + self.batch_size, self.samples)))
+
+
+def open_batches(
+    path: str | os.PathLike[str],
+    transforms: Sequence[Callable[[Tensor], Tensor]] = (),
+    batch_size: int = 64,
+    classes: Sequence[str] | None = None,
+) -> Batches:
+    """The labelled inputs of a file or folder.
+
+    Args:
+        path: .npz or .safetensors with the arrays `inputs` [N, ...] and `labels` [N] (uint8 inputs
+            are images: they become floats in [0, 1]), or a folder with one subfolder of images a
+            class, in the order of their names.
+        transforms: functions of a batch of inputs, in turn; of one image [1, C, H, W] for a folder,
+            whose images may differ in size.
+        batch_size: samples of a batch, at least 1.
+        classes: names that the subfolders may have, in order; for a second side.
+
+    Raises:
+        FileNotFoundError, ValueError, TypeError: one line: path, what was expected, what was found.
+    """
+    path, batch_size = Path(path), check_count(batch_size, "batch_size")
+    if path.is_dir():
+        return _open_folder(path, transforms, batch_size, classes)
+    inputs, labels = (
+        as_tensor(a, n) for a, n in zip(load_arrays(path, ARRAYS), ARRAYS, strict=True)
+    )
+    labels = check_labels(labels, f"{path}: labels")
+    if inputs.dim() < 2 or len(inputs) != len(labels) or len(labels) == 0:
+        raise ValueError(
+            f"{path}: expected inputs [N, ...] and as many labels, found inputs "
+            f"({describe(inputs)}) and labels ({describe(labels)})"
+        )
+
+    def read(rows: slice) -> tuple[Tensor, Tensor]:
+        x = inputs[rows]
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        return functools.reduce(lambda value, f: f(value), transforms, x), labels[rows]
+
+    return Batches(read, len(labels), batch_size)
+
+
+ARRAYS = ("inputs", "labels")
+
+
+def _open_folder(
+    path: Path,
+    transforms: Sequence[Callable[[Tensor], Tensor]],
+    batch_size: int,
+    classes: Sequence[str] | None,
+) -> Batches:
+    decode = image_decoder()
+    found, files = list_images(path, classes)
+
+    def read_one(file: Path) -> Tensor:
+        try:
+            image = decode(file)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
+        return functools.reduce(lambda value, f: f(value), transforms, image.unsqueeze(0))[0]
+
+    def read(rows: slice) -> tuple[Tensor, Tensor]:
+        images = [read_one(file) for file, _ in files[rows]]
+        return stack_images(images, path), torch.tensor([label for _, label in files[rows]])
+
+    return Batches(read, len(files), batch_size, found)
