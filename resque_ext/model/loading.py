@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from resque_ext.data.checks import as_tensor, check_count, check_labels, describe
-from resque_ext.data.files import load_arrays, parse_json
+from resque_ext.data.files import load_arrays
 from resque_ext.data.images import image_decoder
 from resque_ext.model.weights import load_weights
 from resque_ext.shifts import Shift
 from resque_ext.shifts._normalize import Normalize, as_normalize
+from resque_ext.storage.json_text import parse_json
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff")
 

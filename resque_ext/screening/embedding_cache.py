@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from resque_ext.data.checks import check_features, check_labels, check_pair, describe
-from resque_ext.data.files import parse_json
 from resque_ext.data.sources.base import Source
 from resque_ext.data.sources.npy import NpySource
 from resque_ext.screening.results import Fault
+from resque_ext.storage.json_text import parse_json
 
 FORMAT = "resque_ext.EmbeddingCache/2"
 _FILES = ("features.npy", "labels.npy")

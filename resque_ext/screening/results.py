@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from resque_ext.data.files import parse_json
+from resque_ext.storage.json_text import parse_json
 
 FORMAT = "resque_ext.PairResult/1"
 
