@@ -6,7 +6,7 @@ finished.
 
 from __future__ import annotations
 
-import functools
+import base64
 import hashlib
 import json
 import os
@@ -17,25 +17,10 @@ from types import MappingProxyType
 from typing import Any
 
 from resque_ext.screening.results import PairResult
-from resque_ext.storage.journal import (
-    ABSENT,
-    Entry,
-    Journal,
-    Kind,
-    Place,
-    Row,
-    Table,
-    differences,
-    export_journal,
-    from_base64,
-    open_journal,
-    read_journal,
-    to_base64,
-)
+from resque_ext.storage.journal import ABSENT, Entry, Journal, Place, Row, Table, differences
 from resque_ext.storage.json_text import parse_json
 
 FORMAT = "resque_ext.Screening/1"
-DEFAULT = ".sqlite"  # of a new store without a suffix that says how it is written
 
 PairKey = tuple[str, str]  # model, candidate
 Look = tuple[int, float, float, float] | None  # samples, value, low, high; None: too few to tell
@@ -142,10 +127,58 @@ class Finished:
             return cls(PairResult.from_json(entry.row["result"]), looks, way["rounds"])
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise _error(path, "a pair", found, entry.place) from None
+            raise Store.error(path, "a pair", found, entry.place) from None
 
 
-class Store:
+def _pair_line(row: Row) -> dict[str, Any]:
+    return {"pair": parse_json(row["result"]), "way": parse_json(row["way"])}
+
+
+def _pair_of_line(values: dict[str, Any]) -> Row:
+    return {"result": json.dumps(values["pair"]), "way": json.dumps(values.get("way"))}
+
+
+def _old_side_line(row: Row) -> dict[str, Any]:
+    return {"old_side": row | {"state": base64.b64encode(row["state"]).decode()}}
+
+
+def _old_side_of_line(values: dict[str, Any]) -> Row:
+    old = values["old_side"]
+    names = ("model", "digest", "state")
+    if not isinstance(old, dict) or not all(isinstance(old.get(name), str) for name in names):
+        raise ValueError("another form")
+    return old | {"state": base64.b64decode(old["state"], validate=True)}
+
+
+_OWN = ("model", "candidate", "new_samples", "available", "seconds", "stopped", "error")
+TABLES = (
+    Table(
+        "pairs",
+        "pair",
+        "model TEXT NOT NULL, candidate TEXT NOT NULL, value REAL, std_error REAL, low REAL, "
+        "high REAL, new_samples INTEGER NOT NULL, available INTEGER, seconds REAL NOT NULL, "
+        "stopped TEXT NOT NULL, faults INTEGER NOT NULL, error TEXT, result TEXT NOT NULL, "
+        "way TEXT NOT NULL",
+        unique=("model", "candidate"),
+        content=("result", "way"),
+        marker="pair",
+        to_line=_pair_line,
+        from_line=_pair_of_line,
+    ),
+    Table(
+        "old_sides",
+        "old side",
+        "model TEXT NOT NULL, digest TEXT NOT NULL, state BLOB NOT NULL",
+        unique=("model",),
+        content=("model", "digest", "state"),
+        marker="old_side",
+        to_line=_old_side_line,
+        from_line=_old_side_of_line,
+    ),
+)
+
+
+class Store(Journal):
     """An open store; see `open_store`. A context manager.
 
     Attributes:
@@ -153,25 +186,44 @@ class Store:
         earlier_options: those of the run that wrote to it before, {} where there was none.
     """
 
+    FORMAT = FORMAT
+    CALLED = "the store of a screening"
+    ALONE = "one that no other process uses"
+    WORK = "screening"
+    DEFAULT = ".sqlite"
+    TABLES = TABLES
+    AMENDED = ("options",)
+
     path: Path
     earlier_options: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, path: Path, header: Header, resume: bool) -> None:
-        self.path = path
+        self.path, self._header, self._resume = path, header, resume
         self._pairs: dict[PairKey, Finished] = {}
-        accept = functools.partial(self._accept, header, resume)
-        self._journal = open_journal(path, KIND, header.to_dict(), accept, DEFAULT)
+        self.open(path, header.to_dict())
 
-    def _accept(self, header: Header, resume: bool, journal: Journal) -> None:
-        theirs = Header.from_dict(journal.header, self.path)
-        theirs.check(header, self.path)
+    @staticmethod
+    def error(
+        path: Path,
+        expected: str,
+        found: str,
+        place: Place | None = None,
+        cause: Exception | None = None,
+    ) -> StoreError:
+        where = str(path)
+        if place is not None:
+            unit, number = place
+            where += f":{number}" if unit == "line" else f": {unit} {number}"
+        return StoreError(f"store: {where}: expected {expected}, found {found}")
+
+    def accept(self) -> None:
+        theirs = Header.from_dict(self.found, self.path)
+        theirs.check(self._header, self.path)
         self.earlier_options = theirs.options
-        self._pairs = _pairs(journal.rows("pairs"), self.path)
-        if self._pairs and not resume:
-            raise StoreError(
-                f"store: {self.path}: expected no results yet, found {len(self._pairs)} pairs: "
-                "resume goes on with them"
-            )
+        self._pairs = _pairs(self.rows("pairs"), self.path)
+        if self._pairs and not self._resume:
+            found = f"{len(self._pairs)} pairs: resume goes on with them"
+            raise self.error(self.path, "no results yet", found)
 
     def finished(self) -> dict[PairKey, Finished]:
         """Every pair in it, in the order in which they were added."""
@@ -184,31 +236,18 @@ class Store:
             StoreError: the disk is full, or the pair is in it already and not to be replaced.
         """
         if pair.key in self._pairs and not replace:
-            raise StoreError(f"store: {self.path}: expected the pair {pair.key} once, found it")
-        self._journal.add("pairs", pair.row(), replace)
+            raise self.error(self.path, f"the pair {pair.key} once", "it")
+        self.put("pairs", pair.row(), replace)
         self._pairs[pair.key] = pair
 
     def old_side(self, model: str) -> tuple[str, bytes] | None:
         """The digest of a model's weights and its state after the old data, where it was kept."""
-        for entry in self._journal.rows("old_sides", model=model):
+        for entry in self.rows("old_sides", model=model):
             return entry.row["digest"], entry.row["state"]
         return None
 
     def keep_old_side(self, model: str, digest: str, state: bytes) -> None:
-        self._journal.add("old_sides", {"model": model, "digest": digest, "state": state})
-
-    def close(self) -> None:
-        self._journal.close()
-
-    def check(self) -> None:
-        """Raises StoreError where the file was deleted, replaced or changed by somebody else."""
-        self._journal.check()
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._journal.__exit__(*error)
+        self.put("old_sides", {"model": model, "digest": digest, "state": state})
 
 
 class NoStore(Store):
@@ -252,7 +291,7 @@ def read_store(path: str | os.PathLike[str]) -> tuple[Header, list[PairResult]]:
         StoreError: no store.
     """
     path = _existing(path)
-    header, found = read_journal(path, KIND, DEFAULT, ["pairs"])
+    header, found = Store.read(path, "pairs")
     pairs = _pairs(found["pairs"], path)
     return Header.from_dict(header, path), [pair.result for pair in pairs.values()]
 
@@ -266,7 +305,7 @@ def export_store(path: str | os.PathLike[str], output: str | os.PathLike[str]) -
         ValueError: another suffix.
         StoreError: no store.
     """
-    export_journal(_existing(path), KIND, Path(output), DEFAULT)
+    Store.export(_existing(path), Path(output))
 
 
 def _existing(path: str | os.PathLike[str]) -> Path:
@@ -281,39 +320,6 @@ def _pairs(entries: Iterable[Entry], path: Path) -> dict[PairKey, Finished]:
     return {pair.key: pair for pair in (Finished.of(entry, path) for entry in entries)}
 
 
-def _error(
-    path: Path, expected: str, found: str, place: Place | None, cause: Exception | None = None
-) -> StoreError:
-    where = str(path)
-    if place is not None:
-        where += f":{place.number}" if place.unit == "line" else f": {place.unit} {place.number}"
-    return StoreError(f"store: {where}: expected {expected}, found {found}")
-
-
-def _pair_line(row: Row) -> dict[str, Any]:
-    return {"pair": parse_json(row["result"]), "way": parse_json(row["way"])}
-
-
-def _pair_of_line(values: Any) -> Row | None:
-    if not isinstance(values, dict) or "pair" not in values:
-        return None
-    return {"result": json.dumps(values["pair"]), "way": json.dumps(values.get("way"))}
-
-
-def _old_side_line(row: Row) -> dict[str, Any]:
-    return {"old_side": row | {"state": to_base64(row["state"])}}
-
-
-def _old_side_of_line(values: Any) -> Row | None:
-    if not isinstance(values, dict) or "old_side" not in values:
-        return None
-    old = values["old_side"]
-    names = ("model", "digest", "state")
-    if not isinstance(old, dict) or not all(isinstance(old.get(name), str) for name in names):
-        raise ValueError("another form")
-    return {"model": old["model"], "digest": old["digest"], "state": from_base64(old["state"])}
-
-
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -322,53 +328,3 @@ def _difference(at: str, theirs: Any, mine: Any) -> str:
     if ABSENT in (theirs, mine):
         return f"{at} is in {'the store' if mine is ABSENT else 'this one'} alone"
     return f"{at} was {_canonical(theirs)[:80]}, is {_canonical(mine)[:80]}"
-
-
-_OWN = ("model", "candidate", "new_samples", "available", "seconds", "stopped", "error")
-KIND = Kind(
-    format=FORMAT,
-    called="the store of a screening",
-    alone="one that no other process uses",
-    work="screening",
-    tables=(
-        Table(
-            "pairs",
-            "pair",
-            content=("result", "way"),
-            columns={
-                "model": "TEXT NOT NULL",
-                "candidate": "TEXT NOT NULL",
-                "value": "REAL",
-                "std_error": "REAL",
-                "low": "REAL",
-                "high": "REAL",
-                "new_samples": "INTEGER NOT NULL",
-                "available": "INTEGER",
-                "seconds": "REAL NOT NULL",
-                "stopped": "TEXT NOT NULL",
-                "faults": "INTEGER NOT NULL",
-                "error": "TEXT",
-                "result": "TEXT NOT NULL",
-                "way": "TEXT NOT NULL",
-            },
-            unique=("model", "candidate"),
-            to_line=_pair_line,
-            from_line=_pair_of_line,
-        ),
-        Table(
-            "old_sides",
-            "old side",
-            content=("model", "digest", "state"),
-            columns={
-                "model": "TEXT NOT NULL",
-                "digest": "TEXT NOT NULL",
-                "state": "BLOB NOT NULL",
-            },
-            unique=("model",),
-            to_line=_old_side_line,
-            from_line=_old_side_of_line,
-        ),
-    ),
-    error=_error,
-    amended=("options",),
-)

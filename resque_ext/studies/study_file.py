@@ -12,31 +12,17 @@ from typing import Any
 from resque_ext.data.checks import describe
 from resque_ext.data.files import read_bytes
 from resque_ext.retraining.record import RecordError
-from resque_ext.storage.journal import (
-    ABSENT,
-    Journal,
-    Kind,
-    Place,
-    Table,
-    differences,
-    export_journal,
-    is_sqlite,
-    journal_lines,
-    open_journal,
-)
+from resque_ext.storage.journal import ABSENT, Journal, Place, Table, differences, is_sqlite
 from resque_ext.storage.json_text import parse_json
 from resque_ext.studies.grid import Case
 from resque_ext.studies.study_run import StudyRun
-
-FORMAT = "resque_ext.Study/1"
-DEFAULT = ".jsonl"  # of a new file without a suffix that says how it is written
 
 
 class StudyError(ValueError):
     """A file that is not this study's."""
 
 
-class StudyFile:
+class StudyFile(Journal):
     """The file of one study, open and locked for this process alone. A context manager.
 
     Args:
@@ -55,24 +41,50 @@ class StudyFile:
         OSError: it cannot be written.
     """
 
+    FORMAT = "resque_ext.Study/1"
+    CALLED = "a study's file"
+    ALONE = "a file that no other study writes"
+    WORK = "study"
+    DEFAULT = ".jsonl"
+    TABLES = (
+        Table(
+            "runs",
+            "run",
+            "kind TEXT NOT NULL, level REAL NOT NULL, unit TEXT NOT NULL, seed INTEGER NOT NULL, "
+            "model TEXT NOT NULL, censored INTEGER NOT NULL, result TEXT NOT NULL",
+            unique=("kind", "level"),
+            content=("result",),
+            marker="",
+            to_line=lambda row: json.loads(row["result"]),
+            from_line=lambda values: {"result": json.dumps(values)},
+        ),
+    )
+
     def __init__(self, path: Any, identity: Mapping[str, Any], grid: Iterable[Case]) -> None:
         self.path = check_path(path)
-        self.header = {"format": FORMAT, **json.loads(json.dumps(identity))}
+        self.header = {"format": self.FORMAT, **json.loads(json.dumps(identity))}
         self.grid = {case.key: case for case in grid}
         self.runs: dict[tuple[str, float], StudyRun] = {}
 
     def __enter__(self) -> StudyFile:
-        self._journal = open_journal(self.path, KIND, self.header, self._accept, DEFAULT)
+        self.open(self.path, self.header)
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self._journal.__exit__(*error)
+    @staticmethod
+    def error(
+        path: Path, expected: str, found: str, place: Place | None, cause: Exception | None
+    ) -> Exception:
+        if place is not None:
+            return RecordError(f"{_where(path, place)}: run: expected {expected}, found {found}")
+        if cause is not None:
+            return OSError(f"path: {path}: expected {expected}, found {found}")
+        return StudyError(f"path: expected {expected}, found at {path} {found}")
 
     def append(self, run: StudyRun) -> None:
         """Puts a finished run on the disk; its checkpoint is of no use any more."""
         names = ("kind", "level", "unit", "seed", "model", "censored")
         row = {name: getattr(run, name) for name in names} | {"result": run.to_json()}
-        self._journal.add("runs", row)
+        self.put("runs", row)
         self.forget_checkpoint(run.seed)
 
     def checkpoint(self, seed: int) -> Path:
@@ -85,15 +97,15 @@ class StudyFile:
         for leftover in path.parent.glob(f"{_escaped(path.name)}*"):
             leftover.unlink(missing_ok=True)
 
-    def _accept(self, journal: Journal) -> None:
-        found = [_difference(*each) for each in differences(journal.header, self.header)]
+    def accept(self) -> None:
+        found = [_difference(*each) for each in differences(self.found, self.header)]
         if found:
             raise StudyError(
                 f"path: expected the file of this study, found {self.path} of another, which "
                 f"differs in {'; '.join(found)}"
             )
-        for entry in journal.rows("runs"):
-            self._add(entry.row["result"], f"{self.path}, {entry.place.unit} {entry.place.number}")
+        for entry in self.rows("runs"):
+            self._add(entry.row["result"], _where(self.path, entry.place))
         for run in self.runs.values():
             self.forget_checkpoint(run.seed)  # that a kill left behind after its run was kept
 
@@ -134,7 +146,7 @@ def export_runs(path: str | os.PathLike[str], output: str | os.PathLike[str]) ->
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: expected a study's file, found none at {path}")
-    export_journal(path, KIND, Path(output), DEFAULT)
+    StudyFile.export(path, Path(output))
 
 
 class Runs(Iterator[StudyRun]):
@@ -171,7 +183,7 @@ def read_runs(path: str | os.PathLike[str]) -> Runs:
             number.
     """
     if is_sqlite(Path(path)):
-        return Runs(path, journal_lines(Path(path), KIND, DEFAULT))
+        return Runs(path, StudyFile.lines(Path(path)))
     return Runs(path, read_bytes(path, "the runs of a study"))
 
 
@@ -191,7 +203,7 @@ def is_header(line: bytes) -> bool:
         values = parse_json(line)
     except ValueError:
         return False
-    return isinstance(values, dict) and values.get("format") == FORMAT
+    return isinstance(values, dict) and values.get("format") == StudyFile.FORMAT
 
 
 def check_path(path: Any) -> Path:
@@ -210,6 +222,10 @@ def check_path(path: Any) -> Path:
     return path
 
 
+def _where(path: Path, place: Place) -> str:
+    return f"{path}, {place[0]} {place[1]}"
+
+
 def _difference(at: str, theirs: Any, mine: Any) -> str:
     """ "settings.max_epochs (3.0, found 5.0)"."""
     return f"{at} ({_short(mine)}, found {_short(theirs)})"
@@ -222,42 +238,3 @@ def _short(value: Any) -> str:
 
 def _escaped(name: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-def _error(
-    path: Path, expected: str, found: str, place: Place | None, cause: Exception | None = None
-) -> Exception:
-    if place is not None:
-        where = f"{path}, {place.unit} {place.number}"
-        return RecordError(f"{where}: run: expected {expected}, found {found}")
-    if cause is not None:
-        return OSError(f"path: {path}: expected {expected}, found {found}")
-    return StudyError(f"path: expected {expected}, found at {path} {found}")
-
-
-KIND = Kind(
-    format=FORMAT,
-    called="a study's file",
-    alone="a file that no other study writes",
-    work="study",
-    tables=(
-        Table(
-            "runs",
-            "run",
-            content=("result",),
-            columns={
-                "kind": "TEXT NOT NULL",
-                "level": "REAL NOT NULL",
-                "unit": "TEXT NOT NULL",
-                "seed": "INTEGER NOT NULL",
-                "model": "TEXT NOT NULL",
-                "censored": "INTEGER NOT NULL",
-                "result": "TEXT NOT NULL",
-            },
-            unique=("kind", "level"),
-            to_line=lambda row: json.loads(row["result"]),
-            from_line=lambda values: {"result": json.dumps(values)},
-        ),
-    ),
-    error=_error,
-)

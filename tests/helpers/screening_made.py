@@ -99,15 +99,15 @@ class Killing:
 
 
 def main(store, kill_after, count):
-    from resque_ext.storage.journal import SqliteJournal
+    from resque_ext.storage.journal import _Sqlite
 
-    begin = SqliteJournal._begin
+    begin = _Sqlite.begin
 
     def patched(self, header):
         begin(self, header)
         self._db = Killing(self._db, kill_after)
 
-    SqliteJournal._begin = patched
+    _Sqlite.begin = patched
     screening(store, count)
 
 
