@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from resque_ext.screening.results import PairResult
-from resque_ext.storage.journal import ABSENT, Entry, Journal, Place, Row, Table, differences
+from resque_ext.storage.journal import ABSENT, Entry, Journal, Row, Table, differences
 from resque_ext.storage.json_text import parse_json
 
 FORMAT = "resque_ext.Screening/1"
@@ -68,10 +68,8 @@ class Header:
     def from_dict(cls, values: Mapping[str, Any], path: Path) -> Header:
         parts = [values.get(name) for name in ("identity", "environment", "options")]
         if not all(isinstance(part, Mapping) for part in parts):
-            raise StoreError(
-                f"store: {path}: expected identity, environment and options of a screening, found "
-                "a header without"
-            )
+            expected = "identity, environment and options of a screening"
+            raise Store.error(path, expected, "a header without")
         return cls(*parts)
 
     def check(self, mine: Header, path: Path) -> None:
@@ -80,9 +78,10 @@ class Header:
             return
         plain = parse_json(_canonical(mine.identity))  # tuples are lists in the store
         found = [_difference(*each) for each in differences(self.identity, plain)]
-        raise StoreError(
-            f"store: {path}: expected a screening of the same models, data and options, found "
-            f"another one: {'; '.join(found[:3]) or 'the same numbers of other types'}"
+        raise Store.error(
+            path,
+            "a screening of the same models, data and options",
+            f"another one: {'; '.join(found[:3]) or 'the same numbers of other types'}",
         )
 
 
@@ -203,13 +202,7 @@ class Store(Journal):
         self.open(path, header.to_dict())
 
     @staticmethod
-    def error(
-        path: Path,
-        expected: str,
-        found: str,
-        place: Place | None = None,
-        cause: Exception | None = None,
-    ) -> StoreError:
+    def error(path: Path, expected: str, found: str, place: Any = None, cause: Any = None) -> Any:
         where = str(path)
         if place is not None:
             unit, number = place
@@ -217,10 +210,10 @@ class Store(Journal):
         return StoreError(f"store: {where}: expected {expected}, found {found}")
 
     def accept(self) -> None:
-        theirs = Header.from_dict(self.found, self.path)
+        theirs = Header.from_dict(self.form.header, self.path)
         theirs.check(self._header, self.path)
         self.earlier_options = theirs.options
-        self._pairs = _pairs(self.rows("pairs"), self.path)
+        self._pairs = _pairs(self.form.rows("pairs"), self.path)
         if self._pairs and not self._resume:
             found = f"{len(self._pairs)} pairs: resume goes on with them"
             raise self.error(self.path, "no results yet", found)
@@ -237,17 +230,17 @@ class Store(Journal):
         """
         if pair.key in self._pairs and not replace:
             raise self.error(self.path, f"the pair {pair.key} once", "it")
-        self.put("pairs", pair.row(), replace)
+        self.form.put("pairs", pair.row(), replace)
         self._pairs[pair.key] = pair
 
     def old_side(self, model: str) -> tuple[str, bytes] | None:
         """The digest of a model's weights and its state after the old data, where it was kept."""
-        for entry in self.rows("old_sides", model=model):
+        for entry in self.form.rows("old_sides", model=model):
             return entry.row["digest"], entry.row["state"]
         return None
 
     def keep_old_side(self, model: str, digest: str, state: bytes) -> None:
-        self.put("old_sides", {"model": model, "digest": digest, "state": state})
+        self.form.put("old_sides", {"model": model, "digest": digest, "state": state})
 
 
 class NoStore(Store):

@@ -1,6 +1,6 @@
 """The journal of long work: a header that says which work it is, and entries that are finished.
 
-An entry is on the disk when `add` returns, or nothing of it is, whenever the process was killed or
+An entry is on the disk when `put` returns, or nothing of it is, whenever the process was killed or
 the disk was full. A journal is a SQLite file, or a file of JSON lines that other programs can
 follow while it grows. One process writes it at a time; any number may read it meanwhile.
 """
@@ -16,7 +16,7 @@ import shutil
 import sqlite3
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -89,7 +89,7 @@ class Journal(ABC):
         DEFAULT: the suffix that counts where a new file has another one.
         TABLES: of which the first one's "result" is an entry as JSON.
         AMENDED: values of the header that every run may change.
-        found: the header, as it was at opening; {} in a new journal.
+        form: of the open file.
     """
 
     FORMAT: ClassVar[str]
@@ -99,14 +99,17 @@ class Journal(ABC):
     DEFAULT: ClassVar[str]
     TABLES: ClassVar[tuple[Table, ...]]
     AMENDED: ClassVar[tuple[str, ...]] = ()
-    _form: _Form
+    form: Form
 
     @staticmethod
     @abstractmethod
-    def error(
-        path: Path, expected: str, found: str, place: Place | None, cause: Exception | None
-    ) -> Exception:
-        """What is raised; `place` of a damaged entry, `cause` where the disk or SQLite failed."""
+    def error(path: Path, expected: str, found: str, place: Any = None, cause: Any = None) -> Any:
+        """The exception to raise.
+
+        Args:
+            place: of a damaged entry, or None.
+            cause: the error of the file system or of SQLite, or None.
+        """
 
     @abstractmethod
     def accept(self) -> None:
@@ -118,7 +121,7 @@ class Journal(ABC):
         Raises:
             What `error` makes: in use, not writable, damaged, another sort. What `accept` raises.
         """
-        form = self._form = self._chosen(path)
+        form = self.form = self._chosen(path)
         new = not path.exists()
         new = form.lock() and new  # maybe somebody was quicker
         try:
@@ -134,24 +137,8 @@ class Journal(ABC):
             form.close()
             raise
 
-    @property
-    def found(self) -> Mapping[str, Any]:
-        return self._form.header
-
-    def rows(self, table: str, **equal: Any) -> list[Entry]:
-        """The entries of a table in their order, those whose columns are `equal`."""
-        return self._form.rows(self._table(table), equal)
-
-    def put(self, table: str, row: Row, replace: bool = False) -> None:
-        """Adds an entry, all of it or nothing; with `replace` it may take another one's place.
-
-        Raises:
-            What `error` makes: the disk is full, or the file is not as this journal left it.
-        """
-        self._form.put(self._table(table), row, replace)
-
     def close(self) -> None:
-        self._form.close()
+        self.form.close()
 
     def __enter__(self) -> Any:
         return self
@@ -159,7 +146,7 @@ class Journal(ABC):
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             if kind is None:  # what was written last may have gone since
-                self._form.check()
+                self.form.check()
         finally:
             self.close()
 
@@ -171,7 +158,7 @@ class Journal(ABC):
             What `error` makes: damaged, or another sort.
         """
         form = cls._chosen(path)
-        found = form.read([cls._table(name) for name in tables])
+        found = form.read(tables)
         if not form.header:
             raise form.error(cls.CALLED, "a file without a header")
         return form.header, found
@@ -214,16 +201,12 @@ class Journal(ABC):
             beside.write_bytes(content)
 
     @classmethod
-    def _chosen(cls, path: Path) -> _Form:
+    def _chosen(cls, path: Path) -> Form:
         suffix = path.suffix.lower()
         new = not path.is_file() or not path.stat().st_size
         if suffix != LINES and not (new and suffix in SQLITE):
             suffix = cls.DEFAULT
-        return (_Lines if suffix == LINES and not is_sqlite(path) else _Sqlite)(cls, path)
-
-    @classmethod
-    def _table(cls, name: str) -> Table:
-        return next(table for table in cls.TABLES if table.name == name)
+        return (Lines if suffix == LINES and not is_sqlite(path) else Sqlite)(cls, path)
 
 
 def is_sqlite(path: Path) -> bool:
@@ -265,7 +248,7 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, json.dumps(value) if isinstance(value, (list, bool)) else value
 
 
-class _Form(ABC):
+class Form(ABC):
     """How a journal is written.
 
     Attributes:
@@ -276,9 +259,10 @@ class _Form(ABC):
     def __init__(self, kind: type[Journal], path: Path) -> None:
         self.kind, self.path, self.file = kind, path, -1
         self.header: Mapping[str, Any] = MappingProxyType({})
+        self.tables = {table.name: table for table in kind.TABLES}
 
     @abstractmethod
-    def read(self, tables: list[Table]) -> dict[str, list[Entry]]:
+    def read(self, tables: Iterable[str]) -> dict[str, list[Entry]]:
         """The entries of these tables, without a lock; the header is found too."""
 
     @abstractmethod
@@ -294,10 +278,16 @@ class _Form(ABC):
         """Changes a value of the header in the file."""
 
     @abstractmethod
-    def rows(self, table: Table, equal: Row) -> list[Entry]: ...
+    def rows(self, table: str, **equal: Any) -> list[Entry]:
+        """The entries of a table in their order, those whose columns are `equal`."""
 
     @abstractmethod
-    def put(self, table: Table, row: Row, replace: bool) -> None: ...
+    def put(self, table: str, row: Row, replace: bool = False) -> None:
+        """Adds an entry, all of it or nothing; with `replace` it may take another one's place.
+
+        Raises:
+            The journal's error: the disk is full, or the file is not as it was left.
+        """
 
     def lock(self) -> bool:
         """Keeps the file for this process until it is closed or killed; whether it is empty.
@@ -336,9 +326,7 @@ class _Form(ABC):
             os.close(self.file)
             self.file = -1
 
-    def error(
-        self, expected: str, found: str, place: Place | None = None, cause: Exception | None = None
-    ) -> Exception:
+    def error(self, expected: str, found: str, place: Any = None, cause: Any = None) -> Any:
         return self.kind.error(self.path, expected, found, place, cause)
 
     @contextlib.contextmanager
@@ -359,7 +347,7 @@ class _Form(ABC):
         return header
 
 
-class _Lines(_Form):
+class Lines(Form):
     """The first line is the header; each other one an entry, or values of the header that changed.
 
     A last line that a kill tore is cut off when the journal is opened to be written.
@@ -371,9 +359,9 @@ class _Lines(_Form):
         self._size, self._count = 0, 0  # bytes and lines that the file is to have
         self._unended = False  # the last line lacks nothing but its end
 
-    def read(self, tables: list[Table]) -> dict[str, list[Entry]]:
+    def read(self, tables: Iterable[str]) -> dict[str, list[Entry]]:
         self.load()
-        return {table.name: self._entries[table.name] for table in tables}
+        return {table: self._entries[table] for table in tables}
 
     def load(self) -> None:
         with self.failing("a file that can be read"):
@@ -433,13 +421,14 @@ class _Lines(_Form):
         if self.header[name] != value:
             self._append({name: value}, f"room for the {name}")
 
-    def rows(self, table: Table, equal: Row) -> list[Entry]:
-        return [e for e in self._entries[table.name] if equal.items() <= e.row.items()]
+    def rows(self, table: str, **equal: Any) -> list[Entry]:
+        return [e for e in self._entries[table] if equal.items() <= e.row.items()]
 
-    def put(self, table: Table, row: Row, replace: bool) -> None:
-        self._append(table.to_line(row), table.room(row))
-        content = {name: row[name] for name in table.content}
-        self._entries[table.name].append(Entry(("line", self._count), content))
+    def put(self, table: str, row: Row, replace: bool = False) -> None:
+        of = self.tables[table]
+        self._append(of.to_line(row), of.room(row))
+        content = {name: row[name] for name in of.content}
+        self._entries[table].append(Entry(("line", self._count), content))
 
     def check(self) -> None:
         super().check()
@@ -475,7 +464,7 @@ class _Lines(_Form):
         self._size = size
 
 
-class _Sqlite(_Form):
+class Sqlite(Form):
     """A table of the header's values ("meta"), and one of each sort of entries.
 
     With a rollback journal and an fsync at every commit; between commits there is no other file.
@@ -483,12 +472,12 @@ class _Sqlite(_Form):
 
     _db: sqlite3.Connection
 
-    def read(self, tables: list[Table]) -> dict[str, list[Entry]]:
+    def read(self, tables: Iterable[str]) -> dict[str, list[Entry]]:
         with self.failing("a whole file"), _rolled_back(self.path) as whole:
             uri = f"{whole.resolve().as_uri()}?mode={'ro' if whole == self.path else 'rw'}"
             with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=10)) as self._db:
                 self._read_header()
-                return {table.name: self.rows(table, {}) for table in tables}
+                return {table: self.rows(table) for table in tables}
 
     def load(self) -> None:
         with self.failing(self.kind.CALLED):
@@ -505,9 +494,10 @@ class _Sqlite(_Form):
             raise self.error(self.kind.CALLED, found)
         rows = self._db.execute("SELECT key, value FROM meta").fetchall()
         try:
-            self.header = self.checked({key: parse_json(value) for key, value in rows})
+            header = {key: parse_json(value) for key, value in rows}
         except (TypeError, ValueError) as error:
             raise self.error("a header in JSON", str(error)) from None
+        self.header = self.checked(header)
 
     def begin(self, header: Mapping[str, Any]) -> None:
         if self.header:
@@ -528,20 +518,21 @@ class _Sqlite(_Form):
         with self._transaction(f"room for the {name}"):
             self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, text))
 
-    def rows(self, table: Table, equal: Row) -> list[Entry]:
-        query = f"SELECT rowid, {', '.join(table.content)} FROM {table.name}"
+    def rows(self, table: str, **equal: Any) -> list[Entry]:
+        names = self.tables[table].content
+        query = f"SELECT rowid, {', '.join(names)} FROM {table}"
         if equal:
             query += f" WHERE {' AND '.join(f'{name} = ?' for name in equal)}"
         with self.failing("a whole file"):
             found = self._db.execute(f"{query} ORDER BY rowid", tuple(equal.values())).fetchall()
         return [
-            Entry(("row", number), dict(zip(table.content, values, strict=True)))
+            Entry(("row", number), dict(zip(names, values, strict=True)))
             for number, *values in found
         ]
 
-    def put(self, table: Table, row: Row, replace: bool) -> None:
-        insert = f"INSERT {'OR REPLACE ' if replace else ''}INTO {table.name} ({', '.join(row)})"
-        with self._transaction(table.room(row)):
+    def put(self, table: str, row: Row, replace: bool = False) -> None:
+        insert = f"INSERT {'OR REPLACE ' if replace else ''}INTO {table} ({', '.join(row)})"
+        with self._transaction(self.tables[table].room(row)):
             marks = ", ".join("?" * len(row))
             self._db.execute(f"{insert} VALUES ({marks})", tuple(row.values()))
 

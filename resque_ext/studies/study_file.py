@@ -71,9 +71,7 @@ class StudyFile(Journal):
         return self
 
     @staticmethod
-    def error(
-        path: Path, expected: str, found: str, place: Place | None, cause: Exception | None
-    ) -> Exception:
+    def error(path: Path, expected: str, found: str, place: Any = None, cause: Any = None) -> Any:
         if place is not None:
             return RecordError(f"{_where(path, place)}: run: expected {expected}, found {found}")
         if cause is not None:
@@ -84,7 +82,7 @@ class StudyFile(Journal):
         """Puts a finished run on the disk; its checkpoint is of no use any more."""
         names = ("kind", "level", "unit", "seed", "model", "censored")
         row = {name: getattr(run, name) for name in names} | {"result": run.to_json()}
-        self.put("runs", row)
+        self.form.put("runs", row)
         self.forget_checkpoint(run.seed)
 
     def checkpoint(self, seed: int) -> Path:
@@ -98,13 +96,13 @@ class StudyFile(Journal):
             leftover.unlink(missing_ok=True)
 
     def accept(self) -> None:
-        found = [_difference(*each) for each in differences(self.found, self.header)]
+        found = [_difference(*each) for each in differences(self.form.header, self.header)]
         if found:
             raise StudyError(
                 f"path: expected the file of this study, found {self.path} of another, which "
                 f"differs in {'; '.join(found)}"
             )
-        for entry in self.rows("runs"):
+        for entry in self.form.rows("runs"):
             self._add(entry.row["result"], _where(self.path, entry.place))
         for run in self.runs.values():
             self.forget_checkpoint(run.seed)  # that a kill left behind after its run was kept

@@ -99,15 +99,15 @@ class Killing:
 
 
 def main(store, kill_after, count):
-    from resque_ext.storage.journal import _Sqlite
+    from resque_ext.storage.journal import Sqlite
 
-    begin = _Sqlite.begin
+    begin = Sqlite.begin
 
     def patched(self, header):
         begin(self, header)
         self._db = Killing(self._db, kill_after)
 
-    _Sqlite.begin = patched
+    Sqlite.begin = patched
     screening(store, count)
 
 

@@ -18,7 +18,7 @@ from helpers.stored_pairs import HEADER, finished
 
 from resque_ext.screening import StoreError, read_store
 from resque_ext.screening.store import Header, open_store
-from resque_ext.storage.journal import _Form
+from resque_ext.storage.journal import Form
 
 
 @pytest.fixture(params=["sqlite", "jsonl"])
@@ -309,7 +309,7 @@ def test_who_was_quicker_keeps_the_store(path, monkeypatch):
             store.add(finished(1))
         return form.lock()
 
-    monkeypatch.setattr(_Form, "lock", late)
+    monkeypatch.setattr(Form, "lock", late)
     with pytest.raises(StoreError, match="expected no results yet, found 1 pairs"):
         open_store(path, HEADER, resume=False)
     assert len(read_store(path)[1]) == 1
@@ -332,8 +332,8 @@ def test_a_full_database_rolls_back_and_stays_usable(tmp_path):
     path = tmp_path / "store.sqlite"
     with open_store(path, HEADER) as store:
         store.add(finished(0))
-        pages = store._form._db.execute("PRAGMA page_count").fetchone()[0]
-        store._form._db.execute(f"PRAGMA max_page_count = {pages + 1}")
+        pages = store.form._db.execute("PRAGMA page_count").fetchone()[0]
+        store.form._db.execute(f"PRAGMA max_page_count = {pages + 1}")
         with pytest.raises(
             StoreError, match=r"expected room for the pair .*, found database or disk"
         ):

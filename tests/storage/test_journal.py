@@ -68,7 +68,9 @@ def test_screenings_and_studies_do_not_take_each_other_s(path):
     assert path.read_bytes() == content
     path.unlink()
     open_store(path.with_suffix(".sqlite"), HEADER).close()
-    with pytest.raises(StudyError, match=r"expected a study's file, found at .* 'resque_ext.Scr"):
+    with pytest.raises(
+        StudyError, match=r"^path: expected a study's file, found at .* 'resque_ext.Scr"
+    ):
         read_runs(path.with_suffix(".sqlite"))
 
 
@@ -124,7 +126,7 @@ def test_a_database_that_was_replaced_is_not_written_to(tmp_path):
     other.write_bytes(path.read_bytes())
     other.replace(path)
     begun = []
-    store._form._db.set_trace_callback(begun.append)
+    store.form._db.set_trace_callback(begun.append)
     with pytest.raises(StoreError, match="found another file in its place"):
         store.add(finished(1))
     assert not begun
