@@ -15,8 +15,8 @@ from resque_ext.cost_model.scaling import (
     SUMS,
     check_number,
 )
-from resque_ext.data.files import parse_json
 from resque_ext.retraining.record import RecordError
+from resque_ext.storage.json_text import parse_json
 from resque_ext.studies.study_run import StudyRun, checked_runs
 
 FORMAT = "resque_ext.CostModel/1"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 import sys
@@ -50,18 +49,6 @@ def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
             f"{path}: expected {what} in a file, found {kind} (- reads standard input)"
         )
     return path.read_bytes()
-
-
-def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-        ValueError: no JSON, no UTF-8, or nested too deep.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("one that is nested too deep") from None
 
 
 def load_arrays(path: str | os.PathLike[str], names: Sequence[str] = NAMES) -> tuple[Array, ...]:

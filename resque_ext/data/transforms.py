@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resque_ext.data.checks import check_count, describe
-from resque_ext.data.files import parse_json
+from resque_ext.storage.json_text import parse_json
 
 
 @dataclass(frozen=True)

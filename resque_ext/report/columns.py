@@ -24,7 +24,16 @@ FORMAT = "resque_ext.report/1"
 Ranks = dict[str, list[tuple[int, int] | None]]
 
 _PLAIN_PARTS = ("unit", "extrapolated", "reliable", "warnings")
-_PLAIN = ("old_samples", "new_samples", "available", "stopped", "error", "faults")
+_PLAIN = (
+    "old_samples",
+    "new_samples",
+    "available",
+    "stopped",
+    "pooling",
+    "labels",
+    "error",
+    "faults",
+)
 
 
 def check_pairs(pairs: Iterable[PairResult]) -> list[PairResult]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         StudyError,
         StudyRun,
         correlate,
+        export_runs,
         read_runs,
         study,
     )
@@ -35,6 +36,7 @@ _HOMES = {
             "StudyError",
             "StudyRun",
             "correlate",
+            "export_runs",
             "read_runs",
             "study",
         ),
@@ -56,6 +58,7 @@ __all__ = [
     "StudyError",
     "StudyRun",
     "correlate",
+    "export_runs",
     "freeze",
     "leave_one_kind_out",
     "read_runs",

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from resque_ext.data.checks import describe
-from resque_ext.data.files import parse_json
 from resque_ext.storage.atomic import replaced
+from resque_ext.storage.json_text import parse_json
 
 FORMAT = "resque_ext.retrain/1"
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from resque_ext.data.files import parse_json, read_bytes
+from resque_ext.data.files import read_bytes
 from resque_ext.energy.measurement import Measurement
+from resque_ext.storage.json_text import parse_json
 
 FORMAT = "resque_ext.RetrainingCost/1"
 

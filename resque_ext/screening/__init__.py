@@ -16,6 +16,7 @@ _HOMES = {
     "Screening": "resque_ext.screening.table",
     "ShelfModel": "resque_ext.screening.old_side",
     "StoreError": "resque_ext.screening.store",
+    "export_store": "resque_ext.screening.store",
     "make_report": "resque_ext.report",
     "read_store": "resque_ext.screening.store",
     "write_report": "resque_ext.report",

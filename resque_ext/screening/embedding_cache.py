@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from resque_ext.data.checks import check_features, check_labels, check_pair, describe
-from resque_ext.data.files import parse_json
 from resque_ext.data.sources.base import Fault, Source
 from resque_ext.data.sources.npy import NpySource
 from resque_ext.model.digest import weights_digest
+from resque_ext.storage.atomic import sync_folder
+from resque_ext.storage.json_text import parse_json
 
 FORMAT = "resque_ext.EmbeddingCache/2"
 _FILES = ("features.npy", "labels.npy")
@@ -260,11 +261,7 @@ class EmbeddingCache:
                 if self.get(key) is not None:
                     return  # somebody else's, and whole
             self._discard(path)
-        directory = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_folder(self.folder)
 
     def _discard(self, path: Path) -> None:
         """Away under another name first, so that nobody sees a part of it."""

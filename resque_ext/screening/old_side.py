@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from resque_ext.data.checks import describe
-from resque_ext.data.files import parse_json
 from resque_ext.data.sources.base import Fault
 from resque_ext.model.batch import MASK, MaskOf
 from resque_ext.model.digest import NoDigestError, model_digest
@@ -27,6 +26,7 @@ from resque_ext.screening.cached_pass import Keeper, replay
 from resque_ext.screening.candidates import ALL, EMBEDDINGS, Feed
 from resque_ext.screening.embedding_cache import EmbeddingCache
 from resque_ext.screening.memory import retry_with_half
+from resque_ext.storage.json_text import parse_json
 
 STATE = "resque_ext.OldSide/2"
 

@@ -179,6 +179,8 @@ class PairReading:
             (*self.old.faults, *self.reading.faults),
             class_values(found),
             layer_values(found),
+            pooling=facts.pooling,
+            labels=facts.labels,
         )
 
 
@@ -218,6 +220,7 @@ def read_paired(
                 mask=old.entry.mask,
                 channels=old.entry.channels,
                 labels=old.entry.labels,
+                mapping=True,
             )
 
     found: Any = None
@@ -226,8 +229,7 @@ def read_paired(
     finally:
         for reading in readings:
             reading.close()
-    results = {indices[0]: found} if len(indices) == 1 else dict(found)
-    values = index_values(results)
+    values = index_values(found)
     return PairResult(
         old.name,
         name,
@@ -239,8 +241,10 @@ def read_paired(
         time.perf_counter() - began,
         "end",
         tuple(fault for reading in readings for fault in reading.faults),
-        class_values(results),
-        layer_values(results),
+        class_values(found),
+        layer_values(found),
+        pooling=found.pooling,
+        labels=found.labels,
     )
 
 

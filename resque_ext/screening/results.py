@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from resque_ext.data.files import parse_json
 from resque_ext.data.sources.base import Fault
+from resque_ext.storage.json_text import parse_json
 
 FORMAT = "resque_ext.PairResult/1"
 
@@ -66,6 +66,9 @@ class PairResult:
         classes: {index: {class: value}} where an index has values of classes.
         layers: {index: {layer: value}} where an index has values of layers.
         error: what the pair failed with, one line.
+        pooling: what was done to the positions of the embedding; None where no index reads it.
+        labels: "given" or "predicted", where the labels are from; None where no index reads any.
+            Both are None in stores of before they were recorded.
     """
 
     model: str
@@ -81,6 +84,8 @@ class PairResult:
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     error: str | None = None
+    pooling: str | None = None
+    labels: str | None = None
 
     def to_json(self) -> str:
         """One line of strict JSON."""
@@ -97,10 +102,10 @@ class PairResult:
         found = values.get("format") if isinstance(values, Mapping) else type(values).__name__
         if found != FORMAT:
             raise ValueError(f"pair: expected format {FORMAT!r}, found {found!r}")
-        wrong = set(values) ^ {"format", *_FIELDS}
+        wrong = (set(values) ^ {"format", *_FIELDS}) - (set(_LATER) - set(values))
         if wrong:
             raise ValueError(f"pair: expected the keys {list(_FIELDS)}, differs in {sorted(wrong)}")
-        parsed: dict[str, Any] = {name: values[name] for name in _FIELDS}
+        parsed: dict[str, Any] = {name: values[name] for name in _FIELDS if name in values}
         parsed["indices"] = {
             n: IndexValue(**v | {"warnings": tuple(v.get("warnings", ()))})
             for n, v in parsed["indices"].items()
@@ -111,3 +116,4 @@ class PairResult:
 
 
 _FIELDS = tuple(PairResult.__dataclass_fields__)
+_LATER = ("pooling", "labels")  # which stores of before do not have

@@ -92,8 +92,8 @@ def screen(
         budget: seconds or samples at most, see :class:`resque_ext.screening.Budget`; each model
             gets an even share of what is left. Pairs that it ended are read again by a later call
             with another budget, or with one of seconds.
-        store: a SQLite file, or JSON lines (".jsonl"), that keeps every finished pair: the same
-            call goes on where it was interrupted.
+        store: a SQLite file, or for a new one that ends in ".jsonl" JSON lines, that keeps every
+            finished pair: the same call goes on where it was interrupted.
         resume: False refuses a store that holds results already.
         cost_model: predicts costs from the indices: :class:`resque_ext.retraining.CostModel`.
         cost_options: of its `predict`.

@@ -1,30 +1,24 @@
-"""Where a screening keeps its results: one file, one transaction a pair, nothing lost or doubled.
+"""Where a screening keeps its results: a journal, one transaction a pair, nothing lost or doubled.
 
-A SQLite file, or JSON lines for a path that ends in ".jsonl". Both hold the same: what screening it
-is of, every model's state after its old data, and every pair that is finished.
+It holds what screening it is of, every model's state after its old data, and every pair that is
+finished.
 """
 
 from __future__ import annotations
 
-import contextlib
+import base64
 import hashlib
 import json
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any
+from typing import Any
 
-from resque_ext.data.files import parse_json
 from resque_ext.screening.results import PairResult
-from resque_ext.storage.atomic import in_place
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # not a POSIX system: two screenings of one file are not kept apart
-    fcntl = None  # type: ignore[assignment]
+from resque_ext.storage.journal import ABSENT, Entry, Journal, Row, Table, differences
+from resque_ext.storage.json_text import parse_json
 
 FORMAT = "resque_ext.Screening/1"
 
@@ -71,25 +65,23 @@ class Header:
         }
 
     @classmethod
-    def from_dict(cls, values: Any, path: Path) -> Header:
-        found = values.get("format") if isinstance(values, Mapping) else type(values).__name__
-        if found != FORMAT:
-            raise StoreError(f"store: {path}: expected format {FORMAT!r}, found {found!r}")
+    def from_dict(cls, values: Mapping[str, Any], path: Path) -> Header:
         parts = [values.get(name) for name in ("identity", "environment", "options")]
         if not all(isinstance(part, Mapping) for part in parts):
-            raise StoreError(
-                f"store: {path}: expected identity, environment and options of a screening, found "
-                "a header without"
-            )
+            expected = "identity, environment and options of a screening"
+            raise Store.error(path, expected, "a header without")
         return cls(*parts)
 
     def check(self, mine: Header, path: Path) -> None:
         """Raises where this is the header of another screening than `mine`."""
         if self.fingerprint == mine.fingerprint:
             return
-        raise StoreError(
-            f"store: {path}: expected a screening of the same models, data and options, found "
-            f"another one: {'; '.join(_differences(self.identity, mine.identity))}"
+        plain = parse_json(_canonical(mine.identity))  # tuples are lists in the store
+        found = [_difference(*each) for each in differences(self.identity, plain)]
+        raise Store.error(
+            path,
+            "a screening of the same models, data and options",
+            f"another one: {'; '.join(found[:3]) or 'the same numbers of other types'}",
         )
 
 
@@ -111,80 +103,151 @@ class Finished:
     def key(self) -> PairKey:
         return self.result.model, self.result.candidate
 
-    def way(self) -> str:
-        """`looks` and `rounds` as strict JSON."""
-        return json.dumps({"rounds": self.rounds, "looks": self.looks}, allow_nan=False)
+    def row(self) -> Row:
+        """For the table of pairs."""
+        r = self.result
+        first = next(iter(r.indices.values()), None)
+        index = {n: getattr(first, n, None) for n in ("value", "std_error", "low", "high")}
+        own = {n: getattr(r, n) for n in _OWN}
+        way = {"rounds": self.rounds, "looks": self.looks}
+        texts = {"result": r.to_json(), "way": json.dumps(way, allow_nan=False)}
+        return own | index | {"faults": len(r.faults)} | texts
 
     @classmethod
-    def parse(cls, result: str, way: str, where: str) -> Finished:
-        """The pair of two texts; `where` they stand, for the error.
+    def of(cls, entry: Entry, path: Path) -> Finished:
+        """The pair of an entry.
 
         Raises:
             StoreError: no pair.
         """
         try:
-            values = parse_json(way)
-            looks = tuple(None if look is None else tuple(look) for look in values["looks"])
-            return cls(PairResult.from_json(result), looks, values["rounds"])
+            way = parse_json(entry.row["way"])
+            looks = tuple(None if look is None else tuple(look) for look in way["looks"])
+            return cls(PairResult.from_json(entry.row["result"]), looks, way["rounds"])
         except (LookupError, TypeError, AttributeError, ValueError) as error:
-            raise StoreError(f"store: {where}: expected a pair, found {_said(error)}") from None
+            found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise Store.error(path, "a pair", found, entry.place) from None
 
 
-class Store(ABC):
-    """An open store.
+def _pair_line(row: Row) -> dict[str, Any]:
+    return {"pair": parse_json(row["result"]), "way": parse_json(row["way"])}
+
+
+def _pair_of_line(values: dict[str, Any]) -> Row:
+    return {"result": json.dumps(values["pair"]), "way": json.dumps(values.get("way"))}
+
+
+def _old_side_line(row: Row) -> dict[str, Any]:
+    return {"old_side": row | {"state": base64.b64encode(row["state"]).decode()}}
+
+
+def _old_side_of_line(values: dict[str, Any]) -> Row:
+    old = values["old_side"]
+    names = ("model", "digest", "state")
+    if not isinstance(old, dict) or not all(isinstance(old.get(name), str) for name in names):
+        raise ValueError("another form")
+    return old | {"state": base64.b64decode(old["state"], validate=True)}
+
+
+_OWN = ("model", "candidate", "new_samples", "available", "seconds", "stopped", "error")
+TABLES = (
+    Table(
+        "pairs",
+        "pair",
+        "model TEXT NOT NULL, candidate TEXT NOT NULL, value REAL, std_error REAL, low REAL, "
+        "high REAL, new_samples INTEGER NOT NULL, available INTEGER, seconds REAL NOT NULL, "
+        "stopped TEXT NOT NULL, faults INTEGER NOT NULL, error TEXT, result TEXT NOT NULL, "
+        "way TEXT NOT NULL",
+        unique=("model", "candidate"),
+        content=("result", "way"),
+        marker="pair",
+        to_line=_pair_line,
+        from_line=_pair_of_line,
+    ),
+    Table(
+        "old_sides",
+        "old side",
+        "model TEXT NOT NULL, digest TEXT NOT NULL, state BLOB NOT NULL",
+        unique=("model",),
+        content=("model", "digest", "state"),
+        marker="old_side",
+        to_line=_old_side_line,
+        from_line=_old_side_of_line,
+    ),
+)
+
+
+class Store(Journal):
+    """An open store; see `open_store`. A context manager.
 
     Attributes:
         path: of the file.
-        header: of the screening that it is of.
         earlier_options: those of the run that wrote to it before, {} where there was none.
     """
 
+    FORMAT = FORMAT
+    CALLED = "the store of a screening"
+    ALONE = "one that no other process uses"
+    WORK = "screening"
+    DEFAULT = ".sqlite"
+    TABLES = TABLES
+    AMENDED = ("options",)
+
     path: Path
-    header: Header
     earlier_options: Mapping[str, Any] = MappingProxyType({})
 
-    @abstractmethod
+    def __init__(self, path: Path, header: Header, resume: bool) -> None:
+        self.path, self._header, self._resume = path, header, resume
+        self._pairs: dict[PairKey, Finished] = {}
+        self.open(path, header.to_dict())
+
+    @staticmethod
+    def error(path: Path, expected: str, found: str, place: Any = None, cause: Any = None) -> Any:
+        where = str(path)
+        if place is not None:
+            unit, number = place
+            where += f":{number}" if unit == "line" else f": {unit} {number}"
+        return StoreError(f"store: {where}: expected {expected}, found {found}")
+
+    def accept(self) -> None:
+        theirs = Header.from_dict(self.form.header, self.path)
+        theirs.check(self._header, self.path)
+        self.earlier_options = theirs.options
+        self._pairs = _pairs(self.form.rows("pairs"), self.path)
+        if self._pairs and not self._resume:
+            found = f"{len(self._pairs)} pairs: resume goes on with them"
+            raise self.error(self.path, "no results yet", found)
+
     def finished(self) -> dict[PairKey, Finished]:
         """Every pair in it, in the order in which they were added."""
+        return dict(self._pairs)
 
-    @abstractmethod
     def add(self, pair: Finished, replace: bool = False) -> None:
         """Adds a pair, or nothing of it.
 
         Raises:
             StoreError: the disk is full, or the pair is in it already and not to be replaced.
         """
+        if pair.key in self._pairs and not replace:
+            raise self.error(self.path, f"the pair {pair.key} once", "it")
+        self.form.put("pairs", pair.row(), replace)
+        self._pairs[pair.key] = pair
 
-    @abstractmethod
     def old_side(self, model: str) -> tuple[str, bytes] | None:
         """The digest of a model's weights and its state after the old data, where it was kept."""
+        for entry in self.form.rows("old_sides", model=model):
+            return entry.row["digest"], entry.row["state"]
+        return None
 
-    @abstractmethod
-    def keep_old_side(self, model: str, digest: str, state: bytes) -> None: ...
-
-    @abstractmethod
-    def close(self) -> None: ...
-
-    @abstractmethod
-    def check(self) -> None:
-        """Raises StoreError where the file was deleted, replaced or changed by somebody else."""
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            if kind is None:  # what was written last may have gone since
-                self.check()
-        finally:
-            self.close()
+    def keep_old_side(self, model: str, digest: str, state: bytes) -> None:
+        self.form.put("old_sides", {"model": model, "digest": digest, "state": state})
 
 
 class NoStore(Store):
     """Keeps nothing."""
 
-    def finished(self) -> dict[PairKey, Finished]:
-        return {}
+    def __init__(self) -> None:
+        self._pairs = {}
 
     def add(self, pair: Finished, replace: bool = False) -> None:
         pass
@@ -195,10 +258,7 @@ class NoStore(Store):
     def keep_old_side(self, model: str, digest: str, state: bytes) -> None:
         pass
 
-    def close(self) -> None:
-        pass
-
-    def check(self) -> None:
+    def __exit__(self, *error: object) -> None:
         pass
 
 
@@ -206,14 +266,14 @@ def open_store(path: str | os.PathLike[str], header: Header, resume: bool = True
     """The store of a screening, made where there is none.
 
     Args:
-        path: ".jsonl" for JSON lines; anything else is a SQLite file.
+        path: a file that exists keeps its form; a new one is JSON lines for ".jsonl", else SQLite.
         header: of the screening.
         resume: False refuses a store that holds results already.
 
     Raises:
         StoreError: the store of something else, one in use or that cannot be written.
     """
-    return _kind(Path(path)).open(Path(path), header, resume)
+    return Store(Path(path), header, resume)
 
 
 def read_store(path: str | os.PathLike[str]) -> tuple[Header, list[PairResult]]:
@@ -223,96 +283,41 @@ def read_store(path: str | os.PathLike[str]) -> tuple[Header, list[PairResult]]:
         FileNotFoundError: there is none.
         StoreError: no store.
     """
+    path = _existing(path)
+    header, found = Store.read(path, "pairs")
+    pairs = _pairs(found["pairs"], path)
+    return Header.from_dict(header, path), [pair.result for pair in pairs.values()]
+
+
+def export_store(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    """Writes a store as JSON lines (".jsonl"), with which a screening can go on, or its pairs as
+    CSV (".csv"), also while a screening writes to it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: another suffix.
+        StoreError: no store.
+    """
+    Store.export(_existing(path), Path(output))
+
+
+def _existing(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"store: {path}: expected the store of a screening, found none")
-    header, pairs = _kind(path).read(path)
-    return header, [pair.result for pair in pairs]
+    return path
 
 
-def _kind(path: Path) -> Any:
-    if path.suffix.lower() == ".jsonl":
-        from resque_ext.screening.store_lines import LinesStore
-
-        return LinesStore
-    from resque_ext.screening.store_sqlite import SqliteStore
-
-    return SqliteStore
-
-
-def refuse_results(path: Path, count: int, resume: bool) -> None:
-    if count and not resume:
-        raise StoreError(
-            f"store: {path}: expected no results yet, found {count} pairs: resume goes on with them"
-        )
-
-
-@contextlib.contextmanager
-def writable(path: Path, doing: str) -> Iterator[None]:
-    """Any failure of the file system as one StoreError."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StoreError(f"store: {path}: expected {doing}, found {reason}") from None
-
-
-def check_in_place(path: Path, file: IO[bytes]) -> None:
-    """Raises StoreError where the open file is no longer the one at `path`."""
-    if not in_place(path, file.fileno()):
-        found = "another file in its place" if path.exists() else "it deleted"
-        raise StoreError(
-            f"store: {path}: expected the file that it was at the beginning, found {found}: what "
-            "was finished meanwhile is lost"
-        )
-
-
-def locked(path: Path) -> IO[bytes]:
-    """Opens the file and keeps it for this process alone, until it is closed or the process ends.
-
-    Not a POSIX lock: SQLite gives up all of those that the process has on the file whenever it
-    gives up its own.
-    """
-    if path.exists() and not path.is_file():
-        found = "a folder" if path.is_dir() else "no regular file"
-        raise StoreError(f"store: {path}: expected a file that can be written, found {found}")
-    with writable(path, "a file that can be written"):
-        file = path.open("r+b" if path.exists() else "x+b")
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever could not begin one takes it away again, maybe this very one.
-            mine = in_place(path, file.fileno())
-        except OSError:
-            mine = False
-        if not mine:
-            file.close()
-            raise StoreError(
-                f"store: {path}: expected one that no other process uses, found it locked by "
-                "another screening"
-            )
-    return file
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def _pairs(entries: Iterable[Entry], path: Path) -> dict[PairKey, Finished]:
+    """By key; of one that was replaced the later."""
+    return {pair.key: pair for pair in (Finished.of(entry, path) for entry in entries)}
 
 
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _differences(theirs: Any, mine: Any, where: str = "") -> list[str]:
-    """Where two identities differ, the first few, in words."""
-    if isinstance(theirs, Mapping) and isinstance(mine, Mapping):
-        found: list[str] = []
-        for key in sorted(theirs.keys() | mine.keys()):
-            at = f"{where}.{key}" if where else str(key)
-            if key not in theirs or key not in mine:
-                found.append(f"{at} is in {'this one' if key in mine else 'the store'} alone")
-            elif _canonical(theirs[key]) != _canonical(mine[key]):
-                found += _differences(theirs[key], mine[key], at)
-        return found[:3]
-    return [f"{where} was {_canonical(theirs)[:80]}, is {_canonical(mine)[:80]}"]
+def _difference(at: str, theirs: Any, mine: Any) -> str:
+    if ABSENT in (theirs, mine):
+        return f"{at} is in {'the store' if mine is ABSENT else 'this one'} alone"
+    return f"{at} was {_canonical(theirs)[:80]}, is {_canonical(mine)[:80]}"

@@ -172,7 +172,15 @@ def _flat(row: Ranked) -> dict[str, Any]:
     for kind in (r.indices, r.predicted):
         for name, found in kind.items():
             values |= {f"{name}.{key}": value for key, value in asdict(found).items()}
-    for name in ("old_samples", "new_samples", "available", "seconds", "stopped"):
+    for name in (
+        "old_samples",
+        "new_samples",
+        "available",
+        "seconds",
+        "stopped",
+        "pooling",
+        "labels",
+    ):
         values[name] = getattr(r, name)
     return values | {"faults": len(r.faults), "error": r.error}
 

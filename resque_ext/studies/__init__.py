@@ -2,8 +2,8 @@
 
 from resque_ext.studies.correlations import Correlation, Correlations, correlate
 from resque_ext.studies.study import Study, study
-from resque_ext.studies.study_file import StudyError
-from resque_ext.studies.study_run import StudyRun, read_runs
+from resque_ext.studies.study_file import StudyError, export_runs, read_runs
+from resque_ext.studies.study_run import StudyRun
 
 __all__ = [
     "Correlation",
@@ -12,6 +12,7 @@ __all__ = [
     "StudyError",
     "StudyRun",
     "correlate",
+    "export_runs",
     "read_runs",
     "study",
 ]

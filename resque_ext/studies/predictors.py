@@ -20,6 +20,7 @@ from resque_ext.scoring.score import Scores, score
 from resque_ext.studies.study_run import REESTIMATED
 
 ERRORS = ("linear_probe_error", "nearest_class_mean_error")  # that RESQUE_task's result brings
+READS = ("pooling", "mask", "channels", "labels")  # how batches are read, as in `score`
 TRIVIAL = ("accuracy_drop", *ERRORS)
 
 
@@ -70,7 +71,8 @@ class Predictors:
         indices: names of `score`.
         settings: their device.
         randomness: for loaders that draw random numbers.
-        options: further arguments of `score`: layer, layers, options, adapt_normalization.
+        options: further arguments of `score`: layer, layers, options, adapt_normalization, and
+            those of `READS`.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Predictors:
         self.paired = [name for name in names if collectors[name].vectors]
         self.unpaired = [name for name in names if name not in self.paired]
         self.layer, self.layers = options["layer"], options["layers"]
+        self.reads = {name: options[name] for name in READS}
         self.way = options["adapt_normalization"]
         self.of_layers = {n for n, c in collectors.items() if c.vectors or c.pooled or c.raw}
         self.old_accuracy: float | None = None
@@ -178,6 +181,7 @@ class Predictors:
                 adapt_normalization=self.way if adapt else False,
                 device=self.settings.device,
                 progress=False,
+                **self.reads,
                 options={n: self.index_options[n] for n in names if n in self.index_options},
                 **sides,
             )

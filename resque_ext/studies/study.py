@@ -16,6 +16,9 @@ from tqdm.auto import tqdm
 
 from resque_ext.data.checks import describe
 from resque_ext.energy.meter import EnergyMeter
+from resque_ext.model.batch import MASK, MaskOf
+from resque_ext.model.pooling import Pooling
+from resque_ext.model.reads import Reads
 from resque_ext.retraining import setup
 from resque_ext.retraining.batches import Batches
 from resque_ext.retraining.random_state import Randomness
@@ -80,6 +83,10 @@ def study(
     layers: str | Iterable[str] | Callable[[str, nn.Module], Any] = "auto",
     index_options: Mapping[str, Mapping[str, Any]] | None = None,
     adapt_normalization: bool | str = True,
+    pooling: Pooling = "auto",
+    mask: str | MaskOf | None = MASK,
+    channels: str | None = None,
+    labels: str = "given",
     batch_adapter: Callable[[Any], tuple[Any, Any]] | None = None,
     device: torch.device | str | None = None,
     meter: EnergyMeter | str | None = "auto",
@@ -104,7 +111,8 @@ def study(
             with every pass).
         indices: names of indices, as in :func:`resque_ext.score`.
         target_accuracy: of the test data, above 0 and at most 1.
-        path: a file of one JSON line a run (:class:`StudyRun`) after a header. A study that was
+        path: a file of one JSON line a run (:class:`StudyRun`) after a header, or, for a new file
+            that ends in ".sqlite", ".sqlite3" or ".db", of a SQLite row a run. A study that was
             killed goes on from there: finished runs are not done again, an unfinished retraining
             goes on from a checkpoint beside the file. The grid may grow from one call to the next;
             everything else has to be the same. Data are told apart by their numbers of batches and
@@ -117,6 +125,9 @@ def study(
         index_options: further arguments of an index, by its name, as `options` there.
         adapt_normalization: for the predictors after re-estimating, as in :func:`resque_ext.score`:
             True, or "match" for models without running statistics, which have none with True.
+        pooling, mask, channels, labels: how batches and layers are read, as in
+            :func:`resque_ext.score`. With labels="predicted" no index and no simple classifier
+            sees a label of the new side; the accuracy drop and the retraining do.
         batch_adapter: makes ``(inputs, labels)`` of any other batch.
         device: by default where the model is.
         meter: as in :func:`retrain`; "auto" makes one for the whole study.
@@ -161,6 +172,9 @@ def study(
             f"index_options: expected a mapping of indices to their arguments, found "
             f"{describe(index_options)}"
         )
+    reads = {"pooling": pooling, "mask": mask, "channels": channels, "labels": labels}
+    Reads(**reads)  # what is wrong with them shows now
+    usual = Reads()
     if path is not None:
         check_path(path)
     randomness = Randomness(place, tuple(sides.values()))
@@ -185,6 +199,7 @@ def study(
                 "layers": layers,
                 "options": index_options,
                 "adapt_normalization": adapt_normalization,
+                **reads,
             },
         )
         file = None
@@ -199,8 +214,10 @@ def study(
                 "layers": layers if isinstance(layers, str) else _plain(layers),
                 "index_options": _plain(index_options or {}),
             }
-            if adapt_normalization is not True:  # files from before it could be chosen go on
+            # Files from before these could be chosen go on.
+            if adapt_normalization is not True:
                 identity["adapt_normalization"] = adapt_normalization
+            identity |= {n: _plain(v) for n, v in reads.items() if v != getattr(usual, n)}
             file = stack.enter_context(StudyFile(path, identity, grid))
         options = {n: getattr(settings, n) for n in OPTIONS} | {
             "batch_adapter": batch_adapter,

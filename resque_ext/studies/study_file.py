@@ -1,34 +1,28 @@
-"""The file of a study: a header that says which study it is, and one line a run, for good.
-
-A line is on the disk when `append` returns. Whoever is killed while it writes leaves at most a last
-line without its end, which is cut off when the study goes on.
-"""
+"""The file of a study: a journal whose header says which study it is, with an entry a run."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from resque_ext.data.checks import describe
+from resque_ext.data.files import read_bytes
 from resque_ext.retraining.record import RecordError
-from resque_ext.storage.atomic import in_place
+from resque_ext.storage.journal import ABSENT, Journal, Place, Table, differences, is_sqlite
+from resque_ext.storage.json_text import parse_json
 from resque_ext.studies.grid import Case
-from resque_ext.studies.study_run import HEADER_FORMAT, StudyRun, is_header
-
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two studies from one file there
-    fcntl = None  # type: ignore[assignment]
+from resque_ext.studies.study_run import StudyRun
 
 
 class StudyError(ValueError):
     """A file that is not this study's."""
 
 
-class StudyFile:
+class StudyFile(Journal):
     """The file of one study, open and locked for this process alone. A context manager.
 
     Args:
@@ -43,39 +37,52 @@ class StudyFile:
         TypeError: no path.
         ValueError: no folder to put it in, or a folder in its place.
         StudyError: another study's file, or one that another process writes.
-        RecordError: a line that is no run, the last unfinished one aside.
+        RecordError: an entry that is no run, an unfinished last line aside.
+        OSError: it cannot be written.
     """
+
+    FORMAT = "resque_ext.Study/1"
+    CALLED = "a study's file"
+    ALONE = "a file that no other study writes"
+    WORK = "study"
+    DEFAULT = ".jsonl"
+    TABLES = (
+        Table(
+            "runs",
+            "run",
+            "kind TEXT NOT NULL, level REAL NOT NULL, unit TEXT NOT NULL, seed INTEGER NOT NULL, "
+            "model TEXT NOT NULL, censored INTEGER NOT NULL, result TEXT NOT NULL",
+            unique=("kind", "level"),
+            content=("result",),
+            marker="",
+            to_line=lambda row: json.loads(row["result"]),
+            from_line=lambda values: {"result": json.dumps(values)},
+        ),
+    )
 
     def __init__(self, path: Any, identity: Mapping[str, Any], grid: Iterable[Case]) -> None:
         self.path = check_path(path)
-        self.header = {"format": HEADER_FORMAT, **json.loads(json.dumps(identity))}
+        self.header = {"format": self.FORMAT, **json.loads(json.dumps(identity))}
         self.grid = {case.key: case for case in grid}
         self.runs: dict[tuple[str, float], StudyRun] = {}
 
     def __enter__(self) -> StudyFile:
-        # Not "a": what is appended has to follow what was cut off.
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            self._lock()
-            self._take_on(self.path.read_bytes())
-            for run in self.runs.values():
-                self.forget_checkpoint(run.seed)  # that a kill left behind after its run was kept
-        except BaseException:
-            os.close(self._file)
-            raise
+        self.open(self.path, self.header)
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        try:
-            if kind is None:  # what was written last may have gone since
-                self._check_in_place()
-        finally:
-            os.close(self._file)
+    @staticmethod
+    def error(path: Path, expected: str, found: str, place: Any = None, cause: Any = None) -> Any:
+        if place is not None:
+            return RecordError(f"{_where(path, place)}: run: expected {expected}, found {found}")
+        if cause is not None:
+            return OSError(f"path: {path}: expected {expected}, found {found}")
+        return StudyError(f"path: expected {expected}, found at {path} {found}")
 
     def append(self, run: StudyRun) -> None:
         """Puts a finished run on the disk; its checkpoint is of no use any more."""
-        self._check_in_place()
-        self._write(run.to_json().encode() + b"\n")
+        names = ("kind", "level", "unit", "seed", "model", "censored")
+        row = {name: getattr(run, name) for name in names} | {"result": run.to_json()}
+        self.form.put("runs", row)
         self.forget_checkpoint(run.seed)
 
     def checkpoint(self, seed: int) -> Path:
@@ -88,63 +95,22 @@ class StudyFile:
         for leftover in path.parent.glob(f"{_escaped(path.name)}*"):
             leftover.unlink(missing_ok=True)
 
-    def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StudyError(
-                f"path: expected a file that no other study writes, found {self.path} in use"
-            ) from None
-
-    def _take_on(self, content: bytes) -> None:
-        self._size = len(content)
-        whole, end, rest = content.rpartition(b"\n")
-        if not end:
-            whole = b""
-        header = json.dumps(self.header).encode()
-        lines = whole.split(b"\n") if end else []
-        if not lines:
-            if not header.startswith(rest):
-                raise StudyError(
-                    f"path: expected a study's file, found {self.path} that begins with "
-                    f"{rest[:40]!r}"
-                )
-            self._cut(0)
-            self._write(header + b"\n")
-            _sync_folder(self.path.parent)
-            return
-        self._check_header(lines[0])
-        for number, line in enumerate(lines[1:], start=2):
-            self._add(line, number)
-        if rest:
-            try:  # all but the end of the line was written
-                self._add(rest, len(lines) + 1)
-            except RecordError:
-                self._cut(len(content) - len(rest))
-            else:
-                self._write(b"\n")
-        os.lseek(self._file, 0, os.SEEK_END)
-
-    def _check_header(self, line: bytes) -> None:
-        if not is_header(line):
-            raise StudyError(
-                f"path: expected a study's file, found {self.path} whose first line is no header"
-            )
-        found = json.loads(line)
-        differing = list(_differences(self.header, found))
-        if differing:
+    def accept(self) -> None:
+        found = [_difference(*each) for each in differences(self.form.header, self.header)]
+        if found:
             raise StudyError(
                 f"path: expected the file of this study, found {self.path} of another, which "
-                f"differs in {'; '.join(differing)}"
+                f"differs in {'; '.join(found)}"
             )
+        for entry in self.form.rows("runs"):
+            self._add(entry.row["result"], _where(self.path, entry.place))
+        for run in self.runs.values():
+            self.forget_checkpoint(run.seed)  # that a kill left behind after its run was kept
 
-    def _add(self, line: bytes, number: int) -> None:
-        where = f"{self.path}, line {number}"
+    def _add(self, text: str, where: str) -> None:
         try:
-            run = StudyRun.from_json(line.decode())
-        except (RecordError, UnicodeDecodeError) as error:
+            run = StudyRun.from_json(text)
+        except RecordError as error:
             raise RecordError(f"{where}: {error}") from None
         case = self.grid.get((run.kind, run.level))
         if case is None:
@@ -164,31 +130,78 @@ class StudyFile:
             )
         self.runs[case.key] = run
 
-    def _cut(self, size: int) -> None:
-        os.ftruncate(self._file, size)
-        self._size = size
-        os.lseek(self._file, size, os.SEEK_SET)
 
-    def _write(self, data: bytes) -> None:
-        os.lseek(self._file, 0, os.SEEK_END)
-        self._size += len(data)
-        while data:
-            data = data[os.write(self._file, data) :]
-        os.fsync(self._file)
-        self._check_in_place()
+def export_runs(path: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+    """Writes the file of a study as JSON lines (".jsonl"), with which it can go on, or its runs as
+    CSV (".csv"), also while the study runs.
 
-    def _check_in_place(self) -> None:
-        """Raises StudyError where somebody else deleted, replaced or changed the file."""
-        found = os.fstat(self._file).st_size
-        if in_place(self.path, self._file) and found == self._size:
-            return
-        what = f"{found} bytes instead of {self._size}" if self.path.exists() else "it deleted"
-        if found == self._size and self.path.exists():
-            what = "another file in its place"
-        raise StudyError(
-            f"path: expected {self.path} as this study wrote it, found {what}: runs that were "
-            "finished meanwhile are lost"
-        )
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: another suffix.
+        StudyError: no study's file.
+        RecordError: a line that is no JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path: expected a study's file, found none at {path}")
+    StudyFile.export(path, Path(output))
+
+
+class Runs(Iterator[StudyRun]):
+    """The runs of a file. Every loop begins anew; `next` goes on with an iteration of its own."""
+
+    def __init__(self, path: str | os.PathLike[str], content: bytes) -> None:
+        self.path = path
+        self._content = content
+        self._own: Iterator[StudyRun] | None = None
+
+    def __iter__(self) -> Iterator[StudyRun]:
+        return _parsed(self.path, self._content)
+
+    def __next__(self) -> StudyRun:
+        self._own = self._own or iter(self)
+        return next(self._own)
+
+    def __repr__(self) -> str:
+        return f"Runs({str(self.path)!r})"
+
+
+def read_runs(path: str | os.PathLike[str]) -> Runs:
+    """The runs of a file that `study` wrote, or of one JSON object a line; "-" is standard input.
+
+    They can be looped over again and again. The header in the first line, if there is one, is
+    passed over, and so is a last line that broke off without its end: a study that was killed left
+    it so, and will do that run again.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a folder, a device or a FIFO.
+        StudyError: a SQLite file of something else.
+        RecordError: any other line that is no run, when it is reached; the message gives its
+            number.
+    """
+    if is_sqlite(Path(path)):
+        return Runs(path, StudyFile.lines(Path(path)))
+    return Runs(path, read_bytes(path, "the runs of a study"))
+
+
+def _parsed(path: str | os.PathLike[str], content: bytes) -> Iterator[StudyRun]:
+    for number, line in enumerate(io.BytesIO(content), start=1):
+        try:
+            yield StudyRun.from_json(line.decode())
+        except (RecordError, UnicodeDecodeError) as error:
+            if not line.endswith(b"\n") or (number == 1 and is_header(line)):
+                continue
+            raise RecordError(f"{path}, line {number}: {error}") from None
+
+
+def is_header(line: bytes) -> bool:
+    """A line that says which study the runs after it belong to."""
+    try:
+        values = parse_json(line)
+    except ValueError:
+        return False
+    return isinstance(values, dict) and values.get("format") == StudyFile.FORMAT
 
 
 def check_path(path: Any) -> Path:
@@ -207,32 +220,19 @@ def check_path(path: Any) -> Path:
     return path
 
 
-def _differences(expected: Any, found: Any, name: str = "") -> Iterable[str]:
-    """What differs: "settings.max_epochs (3.0, found 5.0)"."""
-    if isinstance(expected, dict) and isinstance(found, dict):
-        for key in dict.fromkeys((*expected, *found)):
-            inner = f"{name}.{key}" if name else key
-            yield from _differences(expected.get(key), found.get(key), inner)
-    elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
-        for i, (a, b) in enumerate(zip(expected, found, strict=True)):
-            yield from _differences(a, b, f"{name}[{i}]")
-    elif expected != found:
-        yield f"{name} ({_short(expected)}, found {_short(found)})"
+def _where(path: Path, place: Place) -> str:
+    return f"{path}, {place[0]} {place[1]}"
+
+
+def _difference(at: str, theirs: Any, mine: Any) -> str:
+    """ "settings.max_epochs (3.0, found 5.0)"."""
+    return f"{at} ({_short(mine)}, found {_short(theirs)})"
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = repr(None if value is ABSENT else value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _escaped(name: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that the name of a new file is on the disk too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

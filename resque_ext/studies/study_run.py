@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from resque_ext.data.checks import describe
-from resque_ext.data.files import parse_json, read_bytes
 from resque_ext.retraining.record import RecordError, RetrainingCost
+from resque_ext.storage.json_text import parse_json
 
 FORMAT = "resque_ext.StudyRun/1"
-HEADER_FORMAT = "resque_ext.Study/1"  # of a first line that says which study the runs belong to
 REESTIMATED = "_reestimated"  # ends a predictor's name: taken after re-estimating normalization
 
 
@@ -93,60 +91,6 @@ class StudyRun:
         for name, value in parsed["cost"].measures().items():
             _check(f"cost: {name}", value, (int, float, type(None)), "a finite number or null")
         return cls(**parsed)
-
-
-class Runs(Iterator[StudyRun]):
-    """The runs of a file. Every loop begins anew; `next` goes on with an iteration of its own."""
-
-    def __init__(self, path: str | os.PathLike[str], content: bytes) -> None:
-        self.path = path
-        self._content = content
-        self._own: Iterator[StudyRun] | None = None
-
-    def __iter__(self) -> Iterator[StudyRun]:
-        return _parsed(self.path, self._content)
-
-    def __next__(self) -> StudyRun:
-        self._own = self._own or iter(self)
-        return next(self._own)
-
-    def __repr__(self) -> str:
-        return f"Runs({str(self.path)!r})"
-
-
-def read_runs(path: str | os.PathLike[str]) -> Runs:
-    """The runs of a file of one JSON object a line, such as `study` writes; "-" is standard input.
-
-    They can be looped over again and again. The header in the first line, if there is one, is
-    passed over, and so is a last line that broke off without its end: a study that was killed left
-    it so, and will do that run again.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a folder, a device or a FIFO.
-        RecordError: any other line that is no run, when it is reached; the message gives its
-            number.
-    """
-    return Runs(path, read_bytes(path, "the runs of a study"))
-
-
-def _parsed(path: str | os.PathLike[str], content: bytes) -> Iterator[StudyRun]:
-    for number, line in enumerate(io.BytesIO(content), start=1):
-        try:
-            yield StudyRun.from_json(line.decode())
-        except (RecordError, UnicodeDecodeError) as error:
-            if not line.endswith(b"\n") or (number == 1 and is_header(line)):
-                continue
-            raise RecordError(f"{path}, line {number}: {error}") from None
-
-
-def is_header(line: bytes) -> bool:
-    """A line that says which study the runs after it belong to."""
-    try:
-        values = parse_json(line)
-    except ValueError:
-        return False
-    return isinstance(values, dict) and values.get("format") == HEADER_FORMAT
 
 
 def checked_runs(runs: Iterable[StudyRun]) -> list[StudyRun]:

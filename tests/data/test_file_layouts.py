@@ -12,8 +12,9 @@ import torch
 from helpers.sources_made import npy_bytes, write_tar
 
 import resque_ext as r
-from resque_ext.data.files import map_array, parse_json
+from resque_ext.data.files import map_array
 from resque_ext.data.sources import BlockOrder, NpySource, SafetensorsSource, TarSource
+from resque_ext.storage.json_text import parse_json
 
 ROWS = 23
 X = np.random.default_rng(0).integers(0, 100, (ROWS, 4, 3))

@@ -99,15 +99,15 @@ class Killing:
 
 
 def main(store, kill_after, count):
-    from resque_ext.screening.store_sqlite import SqliteStore
+    from resque_ext.storage.journal import Sqlite
 
-    prepare = SqliteStore._prepare
+    begin = Sqlite.begin
 
-    def patched(self, resume):
-        prepare(self, resume)
+    def patched(self, header):
+        begin(self, header)
         self._db = Killing(self._db, kill_after)
 
-    SqliteStore._prepare = patched
+    Sqlite.begin = patched
     screening(store, count)
 
 

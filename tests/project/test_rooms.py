@@ -21,6 +21,7 @@ LONGER = {
     "scoring/forward_pass.py",
     "data/sources/parquet.py",
     "screening/screen.py",
+    "storage/journal.py",
 }
 
 

@@ -278,9 +278,8 @@ def test_the_old_side_is_kept(tmp_path, monkeypatch, suffix):
     def stop(self, pair, replace=False):
         raise KeyboardInterrupt
 
-    kind = resque_ext.screening.store._kind(store)
     with monkeypatch.context() as patched:
-        patched.setattr(kind, "add", stop)
+        patched.setattr(resque_ext.screening.store.Store, "add", stop)
         with pytest.raises(KeyboardInterrupt):
             screen(made.candidates(6), made.old(), made.Small(0), store=store)
     with monkeypatch.context() as patched:

@@ -1,15 +1,20 @@
 """What a caller of `screen` may get wrong, and the places that its table and the report show."""
 
+import csv
+import io
+import json
 import random
 import warnings
 
 import numpy as np
 import pytest
+import torch
 from helpers import screening_made as made
 
 import resque_ext
 from resque_ext.report.columns import rank
-from resque_ext.screening import StoreError, old_side, screener
+from resque_ext.report.page import make_report
+from resque_ext.screening import Candidate, ShelfModel, StoreError, old_side, screener
 from resque_ext.screening.results import IndexValue, PairResult, PredictedCost
 from resque_ext.screening.table import Screening
 
@@ -175,3 +180,53 @@ def bounds(draw, value):
     if draw.random() < 0.3:
         return None, None
     return value - draw.random() / 20, value + draw.random() / 20
+
+
+class Tokens(torch.nn.Module):
+    """A classifier of [N, T, 8] by the mean of its tokens."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.head = torch.nn.Linear(8, 6, False), torch.nn.Linear(6, 3, False)
+
+    def forward(self, x):
+        return self.head(self.tokens(x).mean(1))
+
+
+def test_how_the_embedding_was_made_is_in_the_result(tmp_path):
+    rng = np.random.default_rng(0)
+    side = rng.normal(size=(60, 4, 8)).astype(np.float32), np.arange(60) % 3
+    shelf = {
+        "first": ShelfModel(Tokens, layer="tokens", pooling="first"),
+        "predicted": ShelfModel(Tokens, layer="tokens", labels="predicted"),
+    }
+    candidates = {"c": Candidate((side[0] + np.float32(0.1), side[1]), paired=True)}
+    store = tmp_path / "s.jsonl"
+    options = {"progress": False, "store": store}
+    plain = resque_ext.screen(shelf, side, candidates, on_error="raise", **options)
+    expected = {"first": ("first", "given"), "predicted": ("mean", "predicted")}
+    assert {r.model: (r.pooling, r.labels) for r in plain.results} == expected
+    assert {r["model"]: (r["pooling"], r["labels"]) for r in plain.to_dict()["pairs"]} == expected
+    names = ("resque_dist", "preindex")
+    first = {"first": shelf["first"]}
+    paired = resque_ext.screen(first, side, candidates, names, on_error="raise", progress=False)
+    assert [(r.pooling, r.labels) for r in paired.results] == [("first", "given")]
+    arm = resque_ext.screen(shelf, side, candidates, ("arm",), on_error="raise", progress=False)
+    assert {(r.pooling, r.labels) for r in arm.results} == {(None, None)}
+    for text in (plain.to_csv(), make_report(plain.results, kind=".csv")):
+        rows = {row["model"]: row for row in csv.DictReader(io.StringIO(text))}
+        assert {n: (row["pooling"], row["labels"]) for n, row in rows.items()} == expected
+
+
+def test_a_pair_of_before_has_neither_pooling_nor_labels():
+    pair = PairResult("m", "c", {"arm": IndexValue(0.5)}, pooling="mean", labels="given")
+    values = json.loads(pair.to_json())
+    assert PairResult.from_json(json.dumps(values)) == pair
+    del values["pooling"], values["labels"]
+    before = PairResult.from_json(json.dumps(values))
+    assert before == PairResult("m", "c", {"arm": IndexValue(0.5)})
+    assert PairResult.from_json(before.to_json()) == before
+    for wrong in (values | {"x": 1}, {k: v for k, v in values.items() if k != "error"}):
+        with pytest.raises(ValueError, match=r"pair: expected the keys .*, differs in \['(x|err)"):
+            PairResult.from_json(json.dumps(wrong))

@@ -20,7 +20,7 @@ from ray import cloudpickle
 import resque_ext
 from resque_ext.screening import Candidate, ray_screener, read_store
 from resque_ext.screening.candidates import Feed
-from resque_ext.screening.store_sqlite import SqliteStore
+from resque_ext.screening.store import Store
 
 pytestmark = pytest.mark.full
 
@@ -108,7 +108,7 @@ def test_workers_that_always_die_are_the_pair_s_error(monkeypatch):
 @pytest.mark.usefixtures("cluster")
 def test_an_interrupted_screening_goes_on(tmp_path, monkeypatch):
     store, added = tmp_path / "s.sqlite", []
-    add = SqliteStore.add
+    add = Store.add
 
     def interrupted(self, pair, replace=False):
         if len(added) == 3:
@@ -118,7 +118,7 @@ def test_an_interrupted_screening_goes_on(tmp_path, monkeypatch):
 
     expected = screen(scheduler=None)
     with monkeypatch.context() as patched:
-        patched.setattr(SqliteStore, "add", interrupted)
+        patched.setattr(Store, "add", interrupted)
         with pytest.raises(KeyboardInterrupt):
             screen(store=store, workers=2)
     assert sorted((r.model, r.candidate) for r in read_store(store)[1]) == sorted(added)

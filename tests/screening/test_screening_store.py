@@ -17,7 +17,8 @@ from helpers.places import environment
 from helpers.stored_pairs import HEADER, finished
 
 from resque_ext.screening import StoreError, read_store
-from resque_ext.screening.store import Header, _kind, locked, open_store
+from resque_ext.screening.store import Header, open_store
+from resque_ext.storage.journal import Form
 
 
 @pytest.fixture(params=["sqlite", "jsonl"])
@@ -301,15 +302,14 @@ def test_what_is_no_file_is_refused_without_reading_it(path):
 
 def test_who_was_quicker_keeps_the_store(path, monkeypatch):
     """Between one's look whether there is a store and one's lock, another makes and ends one."""
-    module = sys.modules[_kind(path).__module__]
 
-    def late(where):
+    def late(form):
         monkeypatch.undo()
         with open_store(path, HEADER) as store:
             store.add(finished(1))
-        return locked(where)
+        return form.lock()
 
-    monkeypatch.setattr(module, "locked", late)
+    monkeypatch.setattr(Form, "lock", late)
     with pytest.raises(StoreError, match="expected no results yet, found 1 pairs"):
         open_store(path, HEADER, resume=False)
     assert len(read_store(path)[1]) == 1
@@ -332,8 +332,8 @@ def test_a_full_database_rolls_back_and_stays_usable(tmp_path):
     path = tmp_path / "store.sqlite"
     with open_store(path, HEADER) as store:
         store.add(finished(0))
-        pages = store._db.execute("PRAGMA page_count").fetchone()[0]
-        store._db.execute(f"PRAGMA max_page_count = {pages + 1}")
+        pages = store.form._db.execute("PRAGMA page_count").fetchone()[0]
+        store.form._db.execute(f"PRAGMA max_page_count = {pages + 1}")
         with pytest.raises(
             StoreError, match=r"expected room for the pair .*, found database or disk"
         ):

@@ -483,3 +483,56 @@ def test_too_few_kinds_for_an_interval_are_said_before_anything_runs(model):
     (message,) = said(8)
     assert message.startswith("shifts: 8 kinds: to predict the cost of another kind")
     assert "CostModel needs 9 at a coverage of 0.9 (4 at 0.8)" in message
+
+
+class TokenNet(nn.Module):
+    """A classifier of [N, T, 8] by the mean of its tokens."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.head = nn.Linear(8, 6, False), nn.Linear(6, 3, False)
+
+    def forward(self, x):
+        return self.head(self.tokens(x).mean(1))
+
+
+def test_how_tokens_are_read_is_passed_on_and_recorded(tmp_path):
+    model = TokenNet()
+    x = torch.randn(60, 4, 8, generator=torch.Generator().manual_seed(1))
+    side = list(zip(x.split(20), (torch.arange(60) % 3).split(20), strict=True))
+    base = dict.fromkeys(("old", "train", "test"), side)
+    path = tmp_path / "runs.jsonl"
+
+    def again(where=path, **options):
+        options = {"layer": "tokens", "target_accuracy": 1.0, "max_epochs": 1} | options
+        options |= {"meter": None, "progress": False, "path": where}
+        return study(model, base, {"add": {0.1: Add(0.1)}}, ("resque_dist",), **options)[0]
+
+    def expected(**options):
+        new = [(Add(0.1)(x), y) for x, y in side]
+        return score(model, side, new, layer="tokens", progress=False, **options)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # too few kinds for intervals
+        values = {}
+        for pooling in ("auto", "first"):
+            found = again(tmp_path / pooling, pooling=pooling)
+            values[pooling] = found.predictors["resque_dist"]
+            assert values[pooling] == expected(pooling=pooling).value
+        assert values["auto"] != values["first"]
+        predicted = again(None, labels="predicted").predictors
+        assert predicted["resque_dist"] == expected(labels="predicted").value != values["auto"]
+        drop = score(model, side, [(Add(0.1)(x), y) for x, y in side], progress=False)
+        assert predicted["accuracy_drop"] == drop.old_accuracy - drop.new_accuracy
+        again()
+        header = path.read_text().splitlines()[0]
+        assert not {"pooling", "mask", "channels", "labels"} & set(re.findall(r'"(\w+)":', header))
+        for name, value in (("pooling", "first"), ("mask", None), ("labels", "predicted")):
+            with pytest.raises(StudyError, match=rf"differs in {name} \('?{value}'?, found None\)"):
+                again(**{name: value})
+        with pytest.raises(StudyError, match=r"differs in pooling \(None, found 'first'\)"):
+            again(tmp_path / "first")
+        with pytest.raises(ValueError, match=r"^channels: expected"):
+            again(tmp_path / "other", channels="middle")
+        assert not (tmp_path / "other").exists()

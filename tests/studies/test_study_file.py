@@ -295,7 +295,7 @@ def test_full_disk_is_told_and_the_file_goes_on(model, whole, tmp_path, monkeypa
             raise OSError(28, "No space left on device")
         return write(descriptor, content)
 
-    monkeypatch.setattr(study_file.os, "write", full)
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(OSError, match="No space left"):
         again(model, path)
     monkeypatch.undo()

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resque_ext.data.checks import as_float, as_tensor, check_features
-from resque_ext.data.files import parse_json
 from resque_ext.data.images import image_decoder
 from resque_ext.data.sources.base import (
     Batch,
@@ -29,6 +28,7 @@ from resque_ext.data.sources.base import (
 from resque_ext.data.sources.items import batch_of
 from resque_ext.data.sources.order import Plan, permutation
 from resque_ext.data.transforms import Transforms
+from resque_ext.storage.json_text import parse_json
 
 _SAMPLE = 256  # rows that are read at once to find the first one's shape
 

@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from resque_ext.data.checks import as_tensor, check_features
-from resque_ext.data.files import content, npy_header, parse_json
+from resque_ext.data.files import content, npy_header
 from resque_ext.data.images import IMAGES, image_decoder
 from resque_ext.data.sources.base import (
     Batch,
@@ -33,6 +33,7 @@ from resque_ext.data.sources.base import (
 from resque_ext.data.sources.items import batch_of
 from resque_ext.data.sources.order import BlockOrder, mixed, permutation
 from resque_ext.data.transforms import Transforms
+from resque_ext.storage.json_text import parse_json
 
 # Samples that a seeded order holds to choose from: places, not data, so they cost little.
 _HELD = 4096

@@ -52,7 +52,9 @@ class PairDialog {
       ["Old samples", showCount(pair.old_samples)],
       ["Seconds", show(pair.seconds)],
       ["Stopped", `${pair.stopped}: ${STOPS[pair.stopped] ?? ""}`],
-    ];
+      ["Pooling", pair.pooling],
+      ["Labels", pair.labels],
+    ].filter(([, value]) => value !== null);
     return make("dl", { class: "facts" }, ...facts.map(([k, v]) => make("div", {}, make("dt", {}, k), make("dd", {}, v))));
   }
 
