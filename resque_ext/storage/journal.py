@@ -385,7 +385,7 @@ class Lines(Form):
             values = parse_json(line)
         except ValueError as error:
             if not self.header:
-                found = f"a file that begins with {line[:40]!r}"
+                found = f"a file that begins with {line[:40]!r} ({error})"
                 raise self.error(self.kind.CALLED, found) from None
             raise self.error("JSON", str(error), place) from None
         if not self.header:
