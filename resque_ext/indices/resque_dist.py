@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,20 +25,22 @@ from resque_ext.data.checks import (
 )
 from resque_ext.indices import _angles
 from resque_ext.indices._debiased import DebiasedAngle, debiased
+from resque_ext.indices.base import SIDES, Accumulator, DeferredFaults, Result, Side, expect_kind
 from resque_ext.ops._status import Status
 from resque_ext.ops.class_moments import SEGMENT_ROWS, grouped_moments
 from resque_ext.ops.class_order import class_order
 from resque_ext.ops.eager import eager
 
-Side = Literal["old", "new"]
-SIDES: tuple[Side, Side] = ("old", "new")
+if TYPE_CHECKING:
+    from resque_ext.distributed import Ranks
+
 SIGNIFICANT = 0.05  # of a sign test's p-value
 CLEAR = 2  # standard errors above the noise floor, which 2 to 6% of samples without a shift are
 _PENDING = 1024  # unread CUDA statuses kept at most; then one wait reads them all
 
 
 @dataclass(frozen=True)
-class ResqueDistResult:
+class ResqueDistResult(Result):
     """RESQUE_dist and what is known of its uncertainty. Angles are in units of pi, 0 to 1.
 
     Attributes:
@@ -82,8 +86,10 @@ class ResqueDistResult:
     pooling: str | None = None
     labels: str | None = None
 
-    def __float__(self) -> float:
-        return self.value
+    @property
+    def class_values(self) -> dict[str, float]:
+        """The angle of every class that has one, by its number."""
+        return {str(c): float(a) for c, a in enumerate(self.per_class) if np.isfinite(a)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and None, for JSON."""
@@ -148,7 +154,7 @@ def default_blocks(num_classes: int) -> int:
 
 
 @eager
-class ResqueDist:
+class ResqueDist(Accumulator):
     """RESQUE_dist, streamed: one pass, bounded memory, mergeable.
 
     Every class's sum is kept in blocks that its rows are dealt to in turn, 8 * 2 * C * blocks * D
@@ -198,9 +204,8 @@ class ResqueDist:
     def reset(self) -> None:
         """Back to no data; any width and device may come next."""
         self._sides: dict[str, _SideState] | None = None
-        self._pending: list[tuple[str, int, Tensor, int, int]] = []
+        self._faults = DeferredFaults(_PENDING)
         self._updates = dict.fromkeys(SIDES, 0)
-        self._fault: ValueError | None = None
 
     @property
     def width(self) -> int | None:
@@ -270,10 +275,14 @@ class ResqueDist:
             state.sums.index_add_(0, groups, sums)
         state.seen = seen
         state.nonfinite_rows.add_(bad_rows)
-        self._pending += [(side, self._updates[side], *check) for check in checks]
+        where = f" of update {self._updates[side]} (side={side!r})"
+        for status, count, start in checks:
+            check = functools.partial(
+                self._check, rows=count, width=width, first_row=start, where=where
+            )
+            self._faults.add(status, check)
         self._updates[side] += 1
-        if len(self._pending) >= _PENDING:
-            self._read_pending()
+        self._faults.read_if_many()
 
     def _check(self, words: Tensor, rows: int, width: int, first_row: int, where: str = "") -> None:
         found = Status.read(words, rows, width, first_row)
@@ -281,27 +290,12 @@ class ResqueDist:
         if self.nonfinite == "error":
             found.raise_for_nonfinite("features", where)
 
-    def _read_pending(self) -> None:
-        """Raises for the first wrong batch, again and again until reset(): it is in the sums."""
-        if self._pending and self._fault is None:
-            words = torch.stack([entry[2] for entry in self._pending]).cpu()
-            for (side, update, _, rows, start), word in zip(self._pending, words, strict=True):
-                where = f" of update {update} (side={side!r})"
-                try:
-                    self._check(word, rows, self.width or 0, start, where)
-                except ValueError as error:
-                    self._fault = error
-                    break
-        self._pending = []
-        if self._fault is not None:
-            raise self._fault
-
     def grow(self, num_classes: int) -> None:
         """Makes room for more classes, where their number is not known from the start."""
         more = check_count(num_classes, "num_classes") - self.num_classes
         if more <= 0:
             return
-        self._read_pending()
+        self._faults.read()
         self.num_classes += more
         with torch.inference_mode(False), torch.no_grad():
             for state in (self._sides or {}).values():
@@ -322,16 +316,15 @@ class ResqueDist:
             ValueError: other classes, blocks or width, or, where this one is paired, sides of
                 either that are not.
         """
-        if not isinstance(other, ResqueDist):
-            raise TypeError(f"other: expected a ResqueDist, found {type(other).__name__}")
+        expect_kind(other, self)
         mine = (self.num_classes, self.blocks, self.width or other.width)
         theirs = (other.num_classes, other.blocks, other.width or self.width)
         if mine != theirs:
             raise ValueError(
                 f"other: expected (num_classes, blocks, width) = {mine}, found {theirs}"
             )
-        self._read_pending()
-        other._read_pending()
+        self._faults.read()
+        other._faults.read()
         if other._sides is None:
             return
         if self.paired:  # the rows of a pair have to be in one block
@@ -360,9 +353,68 @@ class ResqueDist:
         mine.seen = mine.seen + theirs.seen.to(device)
         mine.nonfinite_rows += theirs.nonfinite_rows.to(device)
 
+    def fork(self) -> ResqueDist:
+        """One that goes on from here with a new side of its own; the old side's sums are shared,
+        so that neither may add to the old side any more."""
+        self._faults.read()
+        other = copy.copy(self)
+        other._faults = DeferredFaults(_PENDING)
+        other._updates = dict(self._updates)
+        if self._sides is not None:
+            old, new = (self._sides[side] for side in SIDES)
+            other._sides = {"old": copy.copy(old), "new": copy.deepcopy(new)}
+        return other
+
+    @property
+    def complete(self) -> bool:
+        """The new side has rows of every class that the old side has."""
+        if self._sides is None:
+            return False
+        old, new = (self._sides[side].seen > 0 for side in SIDES)
+        return not bool((old & ~new).any())
+
+    def reduce(self, ranks: Ranks) -> None:
+        """Sums the class sums of all ranks, each rank's blocks turned to where they come in line.
+
+        Raises:
+            ValueError: other options or widths on other ranks; the same on all ranks.
+        """
+        self._faults.read()
+        notes = ranks.exchange(
+            {
+                "accumulator": "ResqueDist",
+                "blocks": self.blocks,
+                "paired": self.paired,
+                "width": self.width,
+                "classes": self.num_classes,
+            }
+        )
+        self.grow(max(note.pop("classes") for note in notes))
+        widths = {note.pop("width") for note in notes} - {None}
+        ranks.expect_equal(notes)
+        if len(widths) > 1:
+            raise ValueError(f"accumulators: expected one width on all ranks, found {widths}")
+        if not widths:
+            return
+        empty = (self.num_classes, self.blocks, widths.pop())
+        sides = self._sides
+        if sides is None:  # a rank without data
+            sides = {s: _SideState.empty(*empty, ranks.device) for s in SIDES}
+        reduced = {}
+        for side in SIDES:
+            mine, whole = sides[side], _SideState.empty(*empty, sides[side].sums.device)
+            seen = ranks.all_gather(mine.seen)
+            whole.seen = sum(seen[: ranks.rank], torch.zeros_like(mine.seen))
+            self._merge_side(whole, mine)
+            for tensor in (whole.counts, whole.sums, whole.nonfinite_rows):
+                ranks.add_up(tensor)
+            whole.seen = sum(seen, torch.zeros_like(mine.seen))
+            reduced[side] = whole
+        self._sides = reduced  # all or nothing: an error before leaves the state as it was
+
     def state_dict(self) -> dict[str, Tensor]:
         """The whole state as plain tensors, ready for safetensors; empty sides have width 0."""
-        self._read_pending()
+        self._faults.read()
         sides = self._sides or {
             s: _SideState.empty(self.num_classes, self.blocks, 0, torch.device("cpu"))
             for s in SIDES
@@ -416,17 +468,16 @@ class ResqueDist:
                     for side in SIDES
                 }
 
-    def compute(self) -> ResqueDistResult:
+    def compute(self, *, ignore_unseen: bool = False) -> ResqueDistResult:
         """The index of all data so far; more may follow.
+
+        Args:
+            ignore_unseen: classes that neither side has are left out without being asked for.
 
         Raises:
             ValueError: there is no data, a class has no angle (missing="error"), no class has one,
                 or the sides are not paired as they were said to be.
         """
-        return self._compute(ignore_unseen=False)
-
-    def _compute(self, ignore_unseen: bool) -> ResqueDistResult:
-        """compute(); classes that neither side has may be left out without being asked for."""
         counts, sums = self._blocks()
         rows = {s: counts[s].sum(axis=1) for s in SIDES}
         with np.errstate(over="ignore", invalid="ignore"):  # such a class has no angle, and says so
@@ -472,7 +523,7 @@ class ResqueDist:
 
     def _blocks(self) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.float64]]]:
         """Rows [C, B] and sums [C, B, D] of both sides, on the host."""
-        self._read_pending()
+        self._faults.read()
         if self._sides is None:
             raise ValueError("update: expected at least one batch before compute(), found none")
         shape = (self.num_classes, self.blocks)
@@ -628,7 +679,7 @@ def resque_dist(
             name, _, rest = str(error).partition(":")
             names = {"features": side, "labels": f"{side}_labels"}
             raise ValueError(f"{names.get(name, name)}:{rest}") from None
-    return acc._compute(ignore_unseen=not known)
+    return acc.compute(ignore_unseen=not known)
 
 
 def _count_classes(old: Tensor, new: Tensor) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from resque_ext.data.segments import (
 from resque_ext.indices import _baselines, _chance, _contingency, _kmeans
 from resque_ext.indices._chance import Chance
 from resque_ext.indices._folds import FOLDS, fold_of_rows, fold_sums
+from resque_ext.indices.base import Result
 from resque_ext.ops.eager import eager
 from resque_ext.ops.lloyd_step import raise_for_centers
 from resque_ext.ops.pair_counts import pair_counts
@@ -50,7 +52,7 @@ _LEAST_CHANCE = 0.9  # of permuted labels, where nothing leaks
 
 
 @dataclass(frozen=True)
-class ResqueTaskResult:
+class ResqueTaskResult(Result):
     """RESQUE_task, the clustering behind it, and what is known of its uncertainty.
 
     Attributes:
@@ -103,8 +105,7 @@ class ResqueTaskResult:
     pooling: str | None = None
     labels: str | None = None
 
-    def __float__(self) -> float:
-        return self.value
+    noise_floor = None  # it has none: see `chance`
 
     @functools.cached_property
     def _bootstrap(self) -> _contingency.Bootstrap | None:
@@ -280,6 +281,16 @@ def resque_task(
         nearest_class_mean_error=errors.nearest_class_mean_error,
         linear_probe_error=errors.linear_probe_error,
     )
+
+
+def classifier_errors(
+    features: Any, labels: Any, errors: Sequence[str] = _baselines.ERRORS
+) -> _baselines.Baselines:
+    """The errors of simple classifiers of embeddings, as :func:`resque_task` has them; without a
+    clustering."""
+    with torch.no_grad():
+        data, index, classes = _prepare(features, labels, "pooled", None)
+        return _baselines.baselines(data, index, len(classes), errors)
 
 
 def one_minus_ari(

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from resque_ext.data.checks import DEVICES, check_choice, describe
+from resque_ext.indices.base import Facts
+from resque_ext.indices.registry import check_names, find, make_indices
 from resque_ext.model import normalization
 from resque_ext.model.batch import MASK, MaskOf, rows_of
 from resque_ext.model.hooks import copied, unwrap
@@ -18,14 +20,11 @@ from resque_ext.model.inputs import check_observable
 from resque_ext.model.pooling import Pooling
 from resque_ext.model.reads import Reads
 from resque_ext.scoring import over_ranks
-from resque_ext.scoring.collectors import COLLECTORS, Facts, make_collectors
-from resque_ext.scoring.failures import Failed, Guarded, check_classes
+from resque_ext.scoring.failures import AsItIs, Failed, Guarded, check_classes
 from resque_ext.scoring.forward_pass import Passes
 
 if TYPE_CHECKING:
     from resque_ext.distributed import Ranks
-
-INDICES = tuple(COLLECTORS)
 
 
 class Scores(Mapping[str, Any]):
@@ -173,7 +172,7 @@ def score(
             normalization), or data that an index refuses.
         RankError: of `ranks`, another one failed or was lost.
     """
-    names = _check_names(indices)
+    names = check_names(indices)
     _check_arguments(model, old, new, names, shift)
     reads = Reads(layer, layers, pooling, mask, channels, labels, batch_adapter)
     if isinstance(adapt_normalization, str) and adapt_normalization != "match":
@@ -184,16 +183,16 @@ def score(
     if errors == "keep" and ranks is not None:
         raise ValueError("errors: expected 'raise' with ranks, which go on together, found 'keep'")
     paired = bool(paired) or shift is not None
-    collectors = make_collectors(names, options, paired)
+    made: dict[str, Any] = dict(make_indices(names, options, paired, bool(adapt_normalization)))
     if errors == "keep":
-        collectors = {name: Guarded(collector) for name, collector in collectors.items()}
+        made = {name: Guarded(index) for name, index in made.items()}
     if ranks is not None:
-        over_ranks.check(ranks, collectors, adapt_normalization, paired, reads)
+        over_ranks.check(ranks, made, adapt_normalization, paired, reads)
     inner = unwrap(model)
     check_observable(inner)
     device = _device(inner, device)
     passes = Passes(
-        list(collectors.values()),
+        list(made.values()),
         reads,
         device,
         progress,
@@ -209,43 +208,31 @@ def score(
             f"found {layers!r}"
         )
     if shift is None and labels == "given" and batch_adapter is None and ranks is None:
-        check_classes(list(collectors.values()), inner, old, new)
+        check_classes(list(made.values()), inner, old, new)
     adapted = None
     if adapt_normalization:
         source = old if shift is not None else new
         match = adapt_normalization == "match"
         adapted = _adapted(inner, old, source, passes, shift, match, ranks)
-        plain = [c.unadapted() for c in collectors.values() if hasattr(c, "unadapted")]
+        plain = [AsItIs(index) for index in made.values() if index.reads.as_is]
     if shift is not None:
         _restart(shift)
         passes.shifted(inner, adapted or inner, old, shift)
-    elif passes.reads_vectors:
+    elif passes.reads_pairs:
         passes.paired(inner, adapted or inner, old, new)
     else:
-        if any(c.reads_old for c in collectors.values()):
+        if any("old" in index.reads.sides for index in made.values()):
             passes.side(inner, old, "old")
         passes.side(adapted or inner, new, "new")
     if adapted is not None and plain:
         _restart(shift)
-        also = passes.fork(plain)
+        also = passes.fork(plain)  # type: ignore[arg-type]
         also.side(inner, source, "new", shift)
     if ranks is not None:
-        over_ranks.join(ranks, passes, collectors)
+        over_ranks.join(ranks, passes, made)
     facts = passes.known()
-    results = {name: collector.result(facts) for name, collector in collectors.items()}
+    results = {name: index.compute(facts) for name, index in made.items()}
     return results[names[0]] if len(names) == 1 and not mapping else Scores(results, facts)
-
-
-def _check_names(indices: Any) -> tuple[str, ...]:
-    if not isinstance(indices, Iterable):
-        raise TypeError(f"indices: expected names among {INDICES}, found {indices!r}")
-    names = (indices,) if isinstance(indices, str) else tuple(indices)
-    unknown = [name for name in names if name not in INDICES]
-    if unknown or not names:
-        raise ValueError(f"indices: expected names among {INDICES}, found {unknown or names}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"indices: expected every name once, found {names}")
-    return names
 
 
 def _check_arguments(model: Any, old: Any, new: Any, names: tuple[str, ...], shift: Any) -> None:
@@ -254,7 +241,7 @@ def _check_arguments(model: Any, old: Any, new: Any, names: tuple[str, ...], shi
     if (new is None) == (shift is None):
         found = "both" if shift is not None else "neither"
         raise ValueError(f"new, shift: expected one of the two, found {found}")
-    readers = [name for name in names if COLLECTORS[name].reads_old]
+    readers = [name for name in names if "old" in find(name).reads.sides]
     if old is None and (readers or shift is not None):
         reader = f"{readers[0]!r} reads it" if readers else "shift makes the new side of it"
         raise TypeError(f"old: expected batches, because {reader}, found None")

@@ -17,13 +17,13 @@ from tqdm.auto import tqdm
 from resque_ext.cost_model.conformal import COVERAGE, groups_needed
 from resque_ext.data.checks import describe
 from resque_ext.energy.meter import EnergyMeter
+from resque_ext.indices.registry import check_names
 from resque_ext.retraining import setup
 from resque_ext.retraining.batches import Batches
 from resque_ext.retraining.random_state import Randomness
 from resque_ext.retraining.retrain import make_settings, retrain
 from resque_ext.retraining.run import RetrainingError, _check_optimizer
 from resque_ext.retraining.settings import Settings, function_name
-from resque_ext.scoring.score import _check_names as check_names
 from resque_ext.studies.correlations import Correlations, correlate
 from resque_ext.studies.grid import Case, Levels, make_grid
 from resque_ext.studies.predictors import Predictors, prepared

@@ -90,7 +90,7 @@ def wrong(ranks):
     attempts = {
         "task": lambda r: run(r, olds, news, indices=("resque_dist", "resque_task")),
         "preindex": lambda r: run(r, olds, shift=torch.tanh, indices=("preindex", "arm")),
-        "residual": lambda r: run(r, olds, news, indices=("linear_residual",)),
+        "probe": lambda r: run(r, olds, news, indices=("linear_probe",)),
         "match": lambda r: run(r, olds, news, adapt_normalization="match"),
         "empty": lambda r: run(r, olds, []),
         "empty_adapted": lambda r: run(r, olds, [], adapt_normalization=True),
