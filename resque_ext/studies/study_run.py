@@ -12,11 +12,18 @@ from typing import Any
 
 from resque_ext.data.checks import describe
 from resque_ext.data.files import parse_json, read_bytes
+from resque_ext.indices import registry
 from resque_ext.retraining.record import RecordError, RetrainingCost
 
 FORMAT = "resque_ext.StudyRun/1"
 HEADER_FORMAT = "resque_ext.Study/1"  # of a first line that says which study the runs belong to
 REESTIMATED = "_reestimated"  # ends a predictor's name: taken after re-estimating normalization
+
+
+def lower_is_cheaper(predictor: str) -> bool:
+    """Whether a smaller value of a predictor means a cheaper retraining; True where its index is
+    not installed here."""
+    return registry.lower_is_cheaper(predictor.removesuffix(REESTIMATED))
 
 
 @dataclass(frozen=True)
