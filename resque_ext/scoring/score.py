@@ -103,13 +103,14 @@ def score(
             takes (a mapping as keyword arguments). A mapping that has "labels" is such a pair by
             itself. Indices that read no labels ("arm", "representation_distance") take inputs alone
             and labels of any kind, too. Without `new`, `shift` makes the new side from the old
-            batches, on the device. `old` may be None for "resque_task", which reads the new side
-            alone.
+            batches, on the device. `old` may be None for "resque_task", "linear_probe" and
+            "nearest_class_mean", which read the new side alone.
         indices: names of indices: "resque_dist", "resque_task", "preindex", "arm",
             "linear_residual", "representation_distance" (p, the part of "preindex" that reads no
-            labels). p and "preindex" compare every sample with itself and need `shift` or `paired`.
-            "linear_residual" with `adapt_normalization` takes one pass more over the new
-            side, under the model as it is.
+            labels), "accuracy_drop", "linear_probe" and "nearest_class_mean" (errors of simple
+            classifiers), or one that another package adds. p and "preindex" compare every sample
+            with itself and need `shift` or `paired`. "linear_residual" with `adapt_normalization`
+            takes one pass more over the new side, under the model as it is.
         layer: what the embedding is: a module's output ("NAME"), a part of it ("NAME:KEY",
             "NAME:0"), what it reads ("NAME:input"), or the model's own output ("output",
             "output:KEY"). [N, D], tokens [N, T, D] and maps [N, C, H, W] or [N, H, W, C] are taken.
@@ -138,7 +139,8 @@ def score(
         ranks: the processes that each read a share of both sides, as every one of them calls this:
             :class:`resque_ext.distributed.Ranks`, entered. All get the result of all data, as if
             those of rank 0 had come first, then those of rank 1, and so on. A share may be empty.
-            For "resque_dist" and "arm", whose states can be joined.
+            For indices whose states can be joined: "resque_dist", "arm", "linear_residual" (up to
+            its standard error), "representation_distance" and "accuracy_drop".
         pooling: how the positions of a layer's output become one vector: "mean", "first", "last",
             or a function of x, or of (x, mask), that returns [N, D]. Positions are tokens, of which
             the mask leaves the real ones, or those of a map. "auto": of the default layer what the
