@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 from torch import Tensor
 
+from resque_ext.data.checks import check_choice
+from resque_ext.data.segments import EMBEDDINGS
 from resque_ext.indices._baselines import WIDEST
 from resque_ext.indices._kept_embeddings import KeptEmbeddings
 from resque_ext.indices.base import (
@@ -22,15 +25,20 @@ from resque_ext.indices.resque_task import classifier_errors
 class SimpleClassifier(Index):
     """The error of a classifier, 0 to 1, each row judged by what was made without its fold.
 
+    Args:
+        embedding: "pooled", the mean over positions or tokens, or "flattened".
+
     Subclasses set `field`: that of :class:`resque_ext.indices._baselines.Baselines` which they are.
     """
 
     reads = IndexReads(sides=("new",), embeddings=("new",), labels=True)
-    in_one_place = True
+    in_one_place = is_baseline = True
     field: str
 
-    def __init__(self) -> None:
-        self._kept = KeptEmbeddings(flatten=False)
+    def __init__(self, embedding: str = "pooled") -> None:
+        check_choice(embedding, EMBEDDINGS, "embedding")
+        self.reads = dataclasses.replace(self.reads, flattened=embedding == "flattened")
+        self._kept = KeptEmbeddings(self.reads.flattened)
 
     def update(self, batch: EmbeddingBatch) -> None:
         self._kept.add(batch)

@@ -206,6 +206,7 @@ class Index:
         lower_is_cheaper: whether a smaller value means a cheaper retraining.
         in_one_place: it needs all rows in one process, so ranks cannot share the work.
         has_interval: `interval` gives one, so a screening may stop reading early.
+        is_baseline: a study has it beside all others, to hold them against.
         predictor: its name among the predictors of a study; None: the name of the index.
         predictor_options: options in a study, which keeps the value and its standard error alone.
         paired: the sides are the same samples, row by row. Set before the first update.
@@ -216,6 +217,7 @@ class Index:
     lower_is_cheaper: ClassVar[bool] = True
     in_one_place: ClassVar[bool] = False
     has_interval: ClassVar[bool] = False
+    is_baseline: ClassVar[bool] = False
     predictor: ClassVar[str | None] = None
     predictor_options: ClassVar[Mapping[str, Any]] = {}
     paired = adapted = False

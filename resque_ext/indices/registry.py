@@ -8,9 +8,11 @@ its name.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import pkgutil
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from resque_ext.data.checks import describe
@@ -30,9 +32,17 @@ OWN = {
 }
 
 
-def _added() -> dict[str, importlib.metadata.EntryPoint]:
+EntryPoints = Mapping[str, importlib.metadata.EntryPoint]
+
+
+def _added() -> EntryPoints:
     """The entry points of installed packages, by the name of the index."""
-    found = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda each: each.name)
+    return _scanned(importlib.metadata.entry_points, tuple(sys.path))
+
+
+@functools.lru_cache(maxsize=4)  # a scan takes 10 ms, and every pair of a screening asks
+def _scanned(entry_points: Callable[..., Any], _path: tuple[str, ...]) -> EntryPoints:
+    found = sorted(entry_points(group=GROUP), key=lambda each: each.name)
     return {each.name: each for each in found if each.name not in OWN}
 
 
@@ -70,6 +80,11 @@ def find(name: str) -> type[Index]:
 def of_ranks() -> list[str]:
     """Those of the package whose states can be joined over ranks."""
     return [name for name in OWN if not find(name).in_one_place]
+
+
+def baselines() -> tuple[str, ...]:
+    """Those of the package that a study always has beside the others."""
+    return tuple(name for name in OWN if find(name).is_baseline)
 
 
 def check_names(indices: Any) -> tuple[str, ...]:

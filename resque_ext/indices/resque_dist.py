@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +23,10 @@ from resque_ext.data.checks import (
     describe,
 )
 from resque_ext.indices import _angles
+from resque_ext.indices._class_sums import ClassSums, filled_groups
 from resque_ext.indices._debiased import DebiasedAngle, debiased
-from resque_ext.indices.base import SIDES, Accumulator, DeferredFaults, Result, Side, expect_kind
+from resque_ext.indices._resque_dist_result import ResqueDistResult, warnings_of
+from resque_ext.indices.base import SIDES, Accumulator, DeferredFaults, Side, expect_kind
 from resque_ext.ops._status import Status
 from resque_ext.ops.class_moments import SEGMENT_ROWS, grouped_moments
 from resque_ext.ops.class_order import class_order
@@ -34,118 +35,7 @@ from resque_ext.ops.eager import eager
 if TYPE_CHECKING:
     from resque_ext.distributed import Ranks
 
-SIGNIFICANT = 0.05  # of a sign test's p-value
-CLEAR = 2  # standard errors above the noise floor, which 2 to 6% of samples without a shift are
 _PENDING = 1024  # unread CUDA statuses kept at most; then one wait reads them all
-
-
-@dataclass(frozen=True)
-class ResqueDistResult(Result):
-    """RESQUE_dist and what is known of its uncertainty. Angles are in units of pi, 0 to 1.
-
-    Attributes:
-        value: mean over classes of the angle between the old and the new class sum.
-        per_class: [C] float64 angles, NaN for a class that was left out.
-        std_error: standard error of `value` from the scatter of blocks of samples: within 15% of
-            the true deviation from no shift to a clear one for 8 blocks or more, up to a fifth too
-            large for paired sides and up to a third where a few directions hold most of the
-            variance. None where a class has fewer than three samples on a side, or where paired
-            rows were left out on one side only.
-        noise_floor: what no shift at all would show at these sample sizes; for paired sides, what a
-            random exchange of old and new within pairs would show, 0 where every pair is equal.
-            None where a class has fewer than two samples, or likewise. A value above its floor is
-            no evidence of a shift yet: half of all samples without a shift are.
-        p_value: of paired sides, by a sign test: the share of 200 random exchanges within pairs
-            that show no less than `value`; at most 0.05 is evidence of a shift. Else None.
-        reliable: whether `value` stands clear of what no shift would show; False where that is not
-            known. `warnings` says why not, and what to do.
-        counts: rows of each class behind the sums, by side: [C] int64.
-        missing: classes that were left out because they have no angle.
-        nonfinite_rows: rows left out for NaN or infinite features, by side.
-        layer: what was read, where a model was run: a module's name, or "NAME:input".
-        old_accuracy, new_accuracy: of the model, where one was run and it is a classifier.
-        pooling: how positions of a layer's output became a vector, where a model was run: "vector"
-            (there was nothing to pool), "token" (the one whose scores the model returns), "mean",
-            "masked mean", "first", "last", "flattened", "none" or a function's name.
-        labels: "given" or "predicted" (by the model, on the new side), where a model was run.
-    """
-
-    value: float
-    per_class: NDArray[np.float64]
-    std_error: float | None
-    noise_floor: float | None
-    counts: Mapping[str, NDArray[np.int64]]
-    missing: tuple[int, ...] = ()
-    p_value: float | None = None
-    reliable: bool = True
-    warnings: tuple[str, ...] = ()
-    nonfinite_rows: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(SIDES, 0))
-    layer: str | None = None
-    old_accuracy: float | None = None
-    new_accuracy: float | None = None
-    pooling: str | None = None
-    labels: str | None = None
-
-    @property
-    def class_values(self) -> dict[str, float]:
-        """The angle of every class that has one, by its number."""
-        return {str(c): float(a) for c, a in enumerate(self.per_class) if np.isfinite(a)}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and None, for JSON."""
-        return {
-            "value": self.value,
-            "std_error": self.std_error,
-            "noise_floor": self.noise_floor,
-            "p_value": self.p_value,
-            "reliable": self.reliable,
-            "warnings": list(self.warnings),
-            "per_class": [None if np.isnan(a) else float(a) for a in self.per_class],
-            "counts": {side: self.counts[side].tolist() for side in SIDES},
-            "missing": list(self.missing),
-            "nonfinite_rows": dict(self.nonfinite_rows),
-            "layer": self.layer,
-            "old_accuracy": self.old_accuracy,
-            "new_accuracy": self.new_accuracy,
-            "pooling": self.pooling,
-            "labels": self.labels,
-        }
-
-
-@dataclass
-class _SideState:
-    """One side's sums, class by class and block by block: row c * blocks + b."""
-
-    counts: Tensor  # [C * B] int64
-    sums: Tensor  # [C * B, D] float64
-    seen: Tensor  # [C] int64: rows dealt to blocks so far, those left out included
-    nonfinite_rows: Tensor  # [] int64
-
-    @classmethod
-    def empty(cls, classes: int, blocks: int, width: int, device: torch.device) -> _SideState:
-        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        sums = zeros(classes * blocks, width, dtype=torch.float64)
-        return cls(zeros(classes * blocks), sums, zeros(classes), zeros())
-
-
-def _filled_groups(offsets: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """The groups that have rows, and where each starts, without the empty ones between.
-
-    A batch of few rows touches few of many groups, and only those should cost anything. The size,
-    that of the batch, is known without asking the device; what is left over is empty and points to
-    group 0, to which it adds nothing.
-    """
-    groups = offsets.numel() - 1
-    size = max(min(rows, groups), 1)
-    index = torch.arange(groups, device=offsets.device)
-    if size == groups:
-        return index, offsets
-    there = offsets.diff() > 0
-    slot = torch.where(there, there.cumsum(0) - 1, size + 1)  # the last place is for the empty ones
-    starts = offsets[-1:].repeat(size + 2).scatter_(0, slot, offsets[:-1])[: size + 1]
-    return offsets.new_zeros(size + 2).scatter_(0, slot, index)[:size], starts
 
 
 def default_blocks(num_classes: int) -> int:
@@ -203,7 +93,7 @@ class ResqueDist(Accumulator):
 
     def reset(self) -> None:
         """Back to no data; any width and device may come next."""
-        self._sides: dict[str, _SideState] | None = None
+        self._sides: dict[str, ClassSums] | None = None
         self._faults = DeferredFaults(_PENDING)
         self._updates = dict.fromkeys(SIDES, 0)
 
@@ -238,7 +128,7 @@ class ResqueDist(Accumulator):
         sides = self._sides
         if sides is None:
             sides = {
-                s: _SideState.empty(self.num_classes, self.blocks, width, x.device) for s in SIDES
+                s: ClassSums.empty(self.num_classes, self.blocks, width, x.device) for s in SIDES
             }
         state = sides[side]
         if state.sums.shape[1] != width or state.sums.device != x.device:
@@ -254,7 +144,7 @@ class ResqueDist(Accumulator):
             if x.device.type == "cpu":
                 self._check(status, len(rows), width, start)
             seen = seen + offsets[:: self.blocks].diff()
-            groups, offsets = _filled_groups(offsets, len(rows))
+            groups, offsets = filled_groups(offsets, len(rows))
             counts, sums, _, faults = grouped_moments(
                 rows,
                 order,
@@ -334,14 +224,14 @@ class ResqueDist(Accumulator):
             if self._sides is None:
                 device = other._sides["old"].sums.device
                 self._sides = {
-                    s: _SideState.empty(self.num_classes, self.blocks, other.width or 0, device)
+                    s: ClassSums.empty(self.num_classes, self.blocks, other.width or 0, device)
                     for s in SIDES
                 }
             for side in SIDES:
                 self._merge_side(self._sides[side], other._sides[side])
                 self._updates[side] += other._updates[side]
 
-    def _merge_side(self, mine: _SideState, theirs: _SideState) -> None:
+    def _merge_side(self, mine: ClassSums, theirs: ClassSums) -> None:
         # Block b of the other is this one's block (b + seen) % blocks: dealing goes on in turn.
         device = mine.sums.device
         block = torch.arange(self.blocks, device=device)
@@ -399,10 +289,10 @@ class ResqueDist(Accumulator):
         empty = (self.num_classes, self.blocks, widths.pop())
         sides = self._sides
         if sides is None:  # a rank without data
-            sides = {s: _SideState.empty(*empty, ranks.device) for s in SIDES}
+            sides = {s: ClassSums.empty(*empty, ranks.device) for s in SIDES}
         reduced = {}
         for side in SIDES:
-            mine, whole = sides[side], _SideState.empty(*empty, sides[side].sums.device)
+            mine, whole = sides[side], ClassSums.empty(*empty, sides[side].sums.device)
             seen = ranks.all_gather(mine.seen)
             whole.seen = sum(seen[: ranks.rank], torch.zeros_like(mine.seen))
             self._merge_side(whole, mine)
@@ -416,8 +306,7 @@ class ResqueDist(Accumulator):
         """The whole state as plain tensors, ready for safetensors; empty sides have width 0."""
         self._faults.read()
         sides = self._sides or {
-            s: _SideState.empty(self.num_classes, self.blocks, 0, torch.device("cpu"))
-            for s in SIDES
+            s: ClassSums.empty(self.num_classes, self.blocks, 0, torch.device("cpu")) for s in SIDES
         }
         state = {"blocks": torch.tensor(self.blocks), "num_classes": torch.tensor(self.num_classes)}
         for side in SIDES:
@@ -464,7 +353,7 @@ class ResqueDist(Accumulator):
             fields = ("counts", "sums", "seen", "nonfinite_rows")
             with torch.inference_mode(False), torch.no_grad():
                 self._sides = {
-                    side: _SideState(**{f: state[f"{side}.{f}"].clone() for f in fields})
+                    side: ClassSums(**{f: state[f"{side}.{f}"].clone() for f in fields})
                     for side in SIDES
                 }
 
@@ -507,7 +396,7 @@ class ResqueDist(Accumulator):
             floor = _angles.noise_floor(old, kept["old"], rows["new"][keep])
         elif matched and (found := _angles.exchange(old, new, kept["old"])):
             floor, p_value = found
-        warnings = _warnings(value, error, floor, p_value, matched)
+        warnings = warnings_of(value, error, floor, p_value, matched)
         return ResqueDistResult(
             value=value,
             per_class=per_class,
@@ -594,37 +483,6 @@ def raise_for_missing(
         + (f"; and {more} more classes" if more else "")
         + " (missing='skip' leaves such classes out)"
     )
-
-
-def _warnings(
-    value: float,
-    error: float | None,
-    floor: float | None,
-    p_value: float | None,
-    matched: bool,
-) -> tuple[str, ...]:
-    """Why a value is not to be relied on, and what to do; nothing where it is."""
-    if not matched:
-        return (
-            "std_error, noise_floor: unknown, because rows of pairs were left out on one side "
-            "only; leave out both rows of such pairs",
-        )
-    if error is None or floor is None:
-        return (
-            "std_error: unknown, because a class has fewer than three rows on a side, or blocks "
-            "without an angle; read more rows",
-        )
-    if p_value is not None and value > 0 and p_value > SIGNIFICANT:
-        return (
-            "value: no shift detected, as random exchanges within pairs show as much in "
-            f"{p_value:.0%} of cases; read more rows to detect a small shift",
-        )
-    if p_value is None and value <= floor + CLEAR * error:
-        return (
-            f"value: no shift detected, as it is not {CLEAR} standard errors above the noise "
-            "floor; read more rows to detect a small shift, or see ResqueDist.debiased()",
-        )
-    return ()
 
 
 @eager

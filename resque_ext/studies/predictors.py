@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from resque_ext.indices.registry import find, make_indices
+from resque_ext.indices.registry import baselines, find, make_indices
 from resque_ext.retraining.batches import Batches
 from resque_ext.retraining.random_state import Randomness
 from resque_ext.retraining.settings import Settings, Transform
@@ -19,8 +19,6 @@ from resque_ext.retraining.setup import trainable_copy
 from resque_ext.scoring.failures import Failed
 from resque_ext.scoring.score import score
 from resque_ext.studies.study_run import REESTIMATED
-
-TRIVIAL = ("accuracy_drop", "linear_probe", "nearest_class_mean")  # always read beside the others
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class Predictors:
     ) -> None:
         self.model, self.old, self.new = model, old, new
         self.indices, self.settings, self.randomness = tuple(indices), settings, randomness
-        names = dict.fromkeys((*indices, *TRIVIAL))
+        names = dict.fromkeys((*indices, *baselines()))
         self.kinds = {name: find(name) for name in names}
         self.index_options = dict(options["options"] or {})
         for name, kind in self.kinds.items():

@@ -11,6 +11,7 @@ class AccuracyDrop(Index):
     """Accuracy on the old side minus that on the new one, -1 to 1."""
 
     reads = IndexReads(labels=True, accuracy=True)
+    is_baseline = True
 
     def update(self, batch: Any) -> None:
         """Nothing: it reads no batch."""
