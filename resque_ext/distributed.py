@@ -15,11 +15,10 @@ batch; in `all_reduce`, at once; none waits for what will never come.
 
 from __future__ import annotations
 
-import copy
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar
@@ -30,11 +29,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from resque_ext.data.checks import check_count, describe
-from resque_ext.indices import Arm, RepresentationDistance
-from resque_ext.indices.resque_dist import SIDES, ResqueDist, SideState
+from resque_ext.indices import ACCUMULATORS
+from resque_ext.indices.base import Accumulator, Index
 
 T = TypeVar("T")
-ACCUMULATORS = (ResqueDist, RepresentationDistance, Arm)
 _NOTE = 4096  # bytes of what ranks tell each other before they exchange anything
 _INTERVAL = 1.0  # seconds between two looks at whether all ranks are there
 _READING, _DONE, _FAILED = range(3)
@@ -171,17 +169,19 @@ class Ranks:
 
         As if the data of rank 0 had come first, then that of rank 1, and so on: counts are equal to
         those of one process that reads all, and so are values to rounding. Ranks without data take
-        part. States of RepresentationDistance and Arm are on the CPU after it.
+        part. States of all but ResqueDist are on the CPU after it. The folds of LinearResidual
+        are joined one to one, as its `merge` does.
 
         Args:
-            accumulators: ResqueDist, RepresentationDistance or Arm, the same on all ranks.
+            accumulators: ResqueDist, RepresentationDistance, Arm, LinearResidual or another
+                :class:`resque_ext.indices.base.Accumulator`, the same on all ranks.
 
         Raises:
             RankError: another rank failed or was lost.
             ValueError: the ranks' accumulators do not fit together; the same on all ranks.
         """
         for accumulator in accumulators:
-            if not isinstance(accumulator, ACCUMULATORS):
+            if not isinstance(accumulator, (Accumulator, Index)):
                 raise TypeError(
                     f"accumulators: expected {', '.join(c.__name__ for c in ACCUMULATORS)}, "
                     f"found {describe(accumulator)}"
@@ -190,10 +190,7 @@ class Ranks:
         if self.size == 1:
             return
         for accumulator in accumulators:
-            if isinstance(accumulator, ResqueDist):
-                self._reduce_sums(accumulator)
-            else:
-                self._merge_states(accumulator)
+            accumulator.reduce(self)
 
     def gather(self, value: Any) -> list[Any]:
         """What every rank gives, by rank: of JSON, and of any length."""
@@ -201,7 +198,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         mine = json.dumps(value).encode()
-        sizes = [note["bytes"] for note in self._exchange({"bytes": len(mine)})]
+        sizes = [note["bytes"] for note in self.exchange({"bytes": len(mine)})]
         return [json.loads(data) for data in self._broadcasts(mine, sizes)]
 
     def total(self, values: Tensor) -> Tensor:
@@ -209,7 +206,7 @@ class Ranks:
         self.expect_entered()
         sums = values.detach().cpu().clone()
         if self.size > 1:
-            self._exchange({"total": list(sums.shape)})
+            self.exchange({"total": list(sums.shape)})
             self._together(dist.all_reduce, sums, group=self._group)
         return sums
 
@@ -224,61 +221,40 @@ class Ranks:
                 "ranks: expected to be inside of `with Ranks() as ranks:`, found outside"
             )
 
-    def _reduce_sums(self, acc: ResqueDist) -> None:
-        """all_reduce of the class sums, each rank's blocks turned to where they come in line."""
-        acc._read_pending()
-        notes = self._exchange(
-            {
-                "accumulator": "ResqueDist",
-                "blocks": acc.blocks,
-                "paired": acc.paired,
-                "width": acc.width,
-                "classes": acc.num_classes,
-            }
-        )
-        acc.grow(max(note.pop("classes") for note in notes))
-        widths = {note.pop("width") for note in notes} - {None}
-        self._expect_equal(notes)
-        if len(widths) > 1:
-            raise ValueError(f"accumulators: expected one width on all ranks, found {widths}")
-        if not widths:
-            return
-        empty = (acc.num_classes, acc.blocks, widths.pop())
-        sides = acc._sides
-        if sides is None:  # a rank without data
-            sides = {s: SideState.empty(*empty, self._device()) for s in SIDES}
-        reduced = {}
-        for side in SIDES:
-            mine, whole = sides[side], SideState.empty(*empty, sides[side].sums.device)
-            seen = [torch.empty_like(mine.seen) for _ in range(self.size)]
-            self._together(dist.all_gather, seen, mine.seen, group=self._group_of(mine.seen))
-            whole.seen = sum(seen[: self.rank], torch.zeros_like(mine.seen))
-            acc._merge_side(whole, mine)
-            for tensor in (whole.counts, whole.sums, whole.nonfinite_rows):
-                self._together(dist.all_reduce, tensor, group=self._group_of(tensor))
-            whole.seen = sum(seen, torch.zeros_like(mine.seen))
-            reduced[side] = whole
-        acc._sides = reduced  # all or nothing: an error before leaves the state as it was
-
-    def _device(self) -> torch.device:
-        """Where a rank without data has to have its zeros."""
-        cuda = "nccl" in str(dist.get_backend())
+    @property
+    def device(self) -> torch.device:
+        """Where a rank without data has to have what the others have."""
+        cuda = self.size > 1 and "nccl" in str(dist.get_backend())
         return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
-    def _merge_states(self, acc: Any) -> None:
-        """Of states that are no sums, such as sparse bins: all of them, merged in order of rank."""
-        state = safetensors.torch.save({k: v.cpu() for k, v in acc.state_dict().items()})
-        notes = self._exchange({"accumulator": type(acc).__name__, "bytes": len(state)})
-        sizes = [note.pop("bytes") for note in notes]
-        self._expect_equal(notes)
-        whole = copy.copy(acc)
-        whole.reset()
-        for data in self._broadcasts(state, sizes):
-            part = copy.copy(acc)
-            part.reset()
-            part.load_state_dict(safetensors.torch.load(data))
-            whole.merge(part)
-        acc.__dict__.update(whole.__dict__)
+    def gather_states(
+        self, state: Mapping[str, Tensor], note: Mapping[str, Any]
+    ) -> Iterator[dict[str, Tensor]]:
+        """The state of every rank in the order of the ranks, on the CPU, one at a time.
+
+        Args:
+            note: says what it is a state of, and has to be the same on all ranks.
+        """
+        self.expect_entered()
+        if self.size == 1:
+            yield dict(state)
+            return
+        mine = safetensors.torch.save({k: v.cpu().contiguous() for k, v in state.items()})
+        notes = self.exchange({**note, "bytes": len(mine)})
+        sizes = [each.pop("bytes") for each in notes]
+        self.expect_equal(notes)
+        for data in self._broadcasts(mine, sizes):
+            yield safetensors.torch.load(data)
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """Every rank's tensor, of one shape and kind of device on all."""
+        found = [torch.empty_like(tensor) for _ in range(self.size)]
+        self._together(dist.all_gather, found, tensor, group=self._group_of(tensor))
+        return found
+
+    def add_up(self, tensor: Tensor) -> None:
+        """Makes the tensor, in place, the sum over all ranks."""
+        self._together(dist.all_reduce, tensor, group=self._group_of(tensor))
 
     def _broadcasts(self, mine: bytes, sizes: list[int]) -> Iterator[bytes]:
         """The bytes of every rank, one rank after another, whose numbers all know."""
@@ -289,14 +265,19 @@ class Ranks:
             self._together(dist.broadcast, data, rank, group=self._group)
             yield data.numpy().tobytes()
 
-    def _exchange(self, note: dict[str, Any]) -> list[dict[str, Any]]:
-        """What every rank says, by rank; at the same time the place where all are known to be."""
+    def exchange(self, note: dict[str, Any]) -> list[dict[str, Any]]:
+        """What every rank says, by rank; at the same time the place where all are known to be.
+
+        Args:
+            note: of JSON, 4 KB at most.
+        """
         notes = [torch.empty(_NOTE, dtype=torch.uint8) for _ in range(self.size)]
         self._together(dist.all_gather, notes, _packed(note), group=self._group)
         return [_unpacked(n) for n in notes]
 
     @staticmethod
-    def _expect_equal(notes: list[dict[str, Any]]) -> None:
+    def expect_equal(notes: list[dict[str, Any]]) -> None:
+        """Raises ValueError, the same on all ranks, where one said something else."""
         for rank, note in enumerate(notes):
             if note != notes[0]:
                 raise ValueError(

@@ -25,8 +25,9 @@ from resque_ext.cli.output import (
 # typer evaluates annotations from their text, so what is put together stands here. Names of the
 # package are written out: to import them takes seconds (the tests compare them).
 INDEX_HELP = (
-    "resque_dist, resque_task, preindex, arm, linear_residual, representation_distance; may be "
-    "repeated. Default: resque_dist."
+    "resque_dist, resque_task, preindex, arm, linear_residual, representation_distance, "
+    "accuracy_drop, linear_probe, nearest_class_mean, or one that an installed package adds; may "
+    "be repeated. Default: resque_dist."
 )
 TRANSFORM_HELP = (
     'In turn: resize, center_crop, grayscale, normalize, as NAME={"size": 224}; repeatable.'
@@ -106,6 +107,7 @@ def _score(
     from resque_ext import score
     from resque_ext.data.labelled import open_batches
     from resque_ext.data.transforms import Normalize, make_transform
+    from resque_ext.indices.registry import check_names, find
     from resque_ext.model.load_model import load_model
     from resque_ext.shifts import shifted_before
 
@@ -113,7 +115,8 @@ def _score(
     transforms = [make_transform(text) for text in transform or ()]
     if any(isinstance(t, Normalize) for t in transforms[:-1]):
         raise ValueError("transform: expected normalize as the last one, found it before others")
-    if per_layer and not {"preindex", "representation_distance", "arm"} & set(names):
+    kinds = [find(name) for name in check_names(names)]
+    if per_layer and not any(kind.reads.layers for kind in kinds):
         raise ValueError(
             "per-layer: expected preindex, representation_distance or arm among the indices, "
             f"found {', '.join(names)}"
@@ -125,7 +128,8 @@ def _score(
     shifting = None if shift is None else shifted_before(_shift(shift, seed, severity), transforms)
     loaded = load_model(model, weights)
     olds = open_batches(old, transforms, batch_size) if old is not None else None
-    classes = olds.classes if olds is not None and names != ("resque_task",) else None
+    compares = any("old" in kind.reads.sides for kind in kinds)
+    classes = olds.classes if olds is not None and compares else None
     news = open_batches(new, transforms, batch_size, classes) if new is not None else None
     results = score(
         loaded,
@@ -148,8 +152,7 @@ def _score(
     heads = ("index", "value", "± se", "noise floor", "reliable")
     table = make_table(f"{escape(model)}: old against new", *heads)
     for name, result in results.items():
-        error, floor = (getattr(result, key, None) for key in ("std_error", "noise_floor"))
-        known = (show_angle(x) for x in (result.value, error, floor))
+        known = (show_angle(x) for x in (result.value, result.std_error, result.noise_floor))
         table.add_row(name, *known, "yes" if result.reliable else "no")
     console.print(table)
     for name, result in results.items():
@@ -191,7 +194,7 @@ def _print_facts(console: Any, results: Mapping[str, Any]) -> None:
 
 
 def _print_layers(console: Any, results: Mapping[str, Any]) -> None:
-    tables = {k: r.layer_values for k, r in results.items() if hasattr(r, "layer_values")}
+    tables = {k: r.layer_values for k, r in results.items() if r.layer_values}
     table = make_table("By layer", "layer", *tables)
     for name in next(iter(tables.values())):
         table.add_row(escape(name), *(show_angle(values[name]) for values in tables.values()))

@@ -43,7 +43,7 @@ from resque_ext.data.files import read_bytes
 from resque_ext.retraining.record import MEASURES, RecordError
 from resque_ext.storage.atomic import replaced
 from resque_ext.studies.grid import COVERAGE, ROUNDING
-from resque_ext.studies.study_run import StudyRun
+from resque_ext.studies.study_run import StudyRun, lower_is_cheaper
 
 PREDICTORS = ("resque_dist_reestimated",)
 PREDICTED = (
@@ -76,6 +76,7 @@ class CostModel:
         samples_per_epoch: of the runs; None where they differ.
         device: name of the runs' device; None where they differ.
         unknown: why a measure is not known of the runs, by its name.
+        falling: predictors of which more is cheaper; None asks their indices.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class CostModel:
         samples_per_epoch: int | None = None,
         device: str | None = None,
         unknown: Mapping[str, str] | None = None,
+        falling: Sequence[str] | None = None,
     ) -> None:
         self.predictors = _names("predictors", predictors)
         self.measures = _names("measures", measures, MEASURES)
@@ -102,6 +104,11 @@ class CostModel:
         self.samples_per_epoch = None if samples_per_epoch is None else int(samples_per_epoch)
         self.device = device
         self.unknown = check_unknown(unknown or {}, self.runs, self.measures)
+        if falling is None:
+            falling = [name for name in self.predictors if not lower_is_cheaper(name)]
+        self.falling = _names("falling", falling, dict.fromkeys(self.predictors)) if falling else ()
+        # Curves rise: a predictor of which more is cheaper enters them negative.
+        self.signs = np.array([-1.0 if name in self.falling else 1.0 for name in self.predictors])
         self._curves: dict[str, _Curves] = {}
 
     @classmethod
@@ -125,9 +132,9 @@ class CostModel:
                 one device and number of samples an epoch, where a measure depends on these.
             predictors: one or several names of `StudyRun.predictors`.
             measures: what to predict, keys of `MEASURES`.
-            method: "monotone": isotonic regression of log(1 + cost / scale); of several predictors,
-                of their log-linear combination. "log-linear": a straight line in the predictors.
-                Scale: the median cost.
+            method: "monotone": isotonic regression of log(1 + cost / scale), falling in an index of
+                which more is cheaper; of several predictors, of their log-linear combination.
+                "log-linear": a straight line in the predictors. Scale: the median cost.
             coverage: of the intervals, from 0.5 to below 1.
             penalty: on the squared weights of standardised predictors, a run, in log-linear fits.
             missing: what to do with a run that lacks a predictor: "error" or "skip".
@@ -244,7 +251,7 @@ class CostModel:
                     )
                 outside = True
             point.append(min(max(value, low), high) if extrapolate == "clamp" else value)
-        return np.array(point), outside
+        return np.array(point) * self.signs, outside
 
     def _predict(
         self, measure: str, point: Any, kind: str | None, coverage: float, extrapolated: bool
@@ -300,7 +307,7 @@ class CostModel:
             "device": self.device,
             "unknown": dict(self.unknown),
             "runs": [run.to_dict() for run in self.runs],
-        }
+        } | ({"falling": list(self.falling)} if self.falling else {})
 
     def to_json(self) -> str:
         """One line of strict JSON."""
@@ -356,7 +363,7 @@ class _Curves:
     def __init__(self, model: CostModel, measure: str) -> None:
         runs = [run for run in model.runs if run.costs[measure] is not None]
         self.model = model
-        self.x = np.array([run.predictors for run in runs])
+        self.x = np.array([run.predictors for run in runs]) * model.signs
         self.y = np.array([run.costs[measure] for run in runs], dtype=float)
         self.censored = np.array([run.censored for run in runs])
         self.kinds = np.unique([run.kind for run in runs], return_inverse=True)[1]

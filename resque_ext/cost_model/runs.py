@@ -245,7 +245,7 @@ def parse(text: str) -> dict[str, Any]:
     found = values.get("format") if isinstance(values, dict) else type(values).__name__
     if found != FORMAT:
         raise RecordError(f"model: expected format {FORMAT!r}, found {found!r}")
-    wrong = set(values) ^ {"format", *KEYS}
+    wrong = (set(values) - {"falling"}) ^ {"format", *KEYS}
     if wrong:
         raise RecordError(f"model: expected the keys {list(KEYS)}, differs in {sorted(wrong)}")
-    return {name: values[name] for name in KEYS}
+    return {name: values[name] for name in (*KEYS, "falling") if name in values}

@@ -106,21 +106,17 @@ def linear_error(model: nn.Module, new: Part, layer: str | None, settings: Setti
     """Of a linear probe on the new side, each fifth of it judged by the other four."""
     try:
         with settings.precision():
-            task = score(
+            probe = score(
                 model,
                 None,
                 new,
-                ("resque_task",),
+                "linear_probe",
                 layer=layer,
                 device=settings.device,
                 progress=False,
-                options={"resque_task": {"max_iter": 1}},  # its clusters are not wanted
             )
     except (ValueError, TypeError, KeyError, RuntimeError) as error:
         # An embedding that cannot be read is no fault of the retraining: it does without.
         lines = str(error.args[0] if error.args else error).splitlines()
         return Linear(None, (f"no linear probe: {lines[0] if lines else type(error).__name__}",))
-    if task.linear_probe_error is None:
-        return Linear(None, ("no linear probe: too few samples, or an embedding too wide",))
-    notes = (text for text in task.warnings if text.startswith("linear_probe_error"))
-    return Linear(task.linear_probe_error, tuple(notes))
+    return Linear(probe.value, probe.warnings)

@@ -1,4 +1,7 @@
-"""The indices: streaming, mergeable accumulators over ops; they know nothing of models."""
+"""The indices: streaming, mergeable accumulators over ops, and what each reads of a model.
+
+`base` has the contract, `adapters` one class an index, `registry` all of them by name.
+"""
 
 from resque_ext.indices._contingency import adjusted_rand_index
 from resque_ext.indices.arm import Arm, ArmResult, arm
@@ -15,6 +18,9 @@ from resque_ext.indices.representation_distance import (
 )
 from resque_ext.indices.resque_dist import ResqueDist, ResqueDistResult, resque_dist
 from resque_ext.indices.resque_task import ResqueTaskResult, resque_task
+
+# Which of them stream; each is the whole of a part of the data, and the parts merge.
+ACCUMULATORS = (ResqueDist, RepresentationDistance, Arm, LinearResidual)
 
 __all__ = [
     "Arm",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from resque_ext.indices.base import Result
 from resque_ext.ops.wasserstein import Distance
 
 
@@ -47,7 +48,7 @@ class LayerDistance(Distance):
 
 
 @dataclass(frozen=True)
-class ArmResult:
+class ArmResult(Result):
     """ARM and what is known of its uncertainty, in the unit of the activations (or of `old_std`).
 
     Attributes:
@@ -82,9 +83,6 @@ class ArmResult:
     old_accuracy: float | None = None
     new_accuracy: float | None = None
     pooling: str | None = None
-
-    def __float__(self) -> float:
-        return self.value
 
     @property
     def layer_values(self) -> dict[str, float]:

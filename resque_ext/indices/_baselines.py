@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from resque_ext.ops.lloyd_step import lloyd_step_status as lloyd_step
 WIDEST = 4096  # a probe's products of features with features are 134 MB a fold there
 ROWS_A_COLUMN = 2  # with fewer, a readout may explain less than half of what it could
 _CHUNK = 2**22  # elements widened to float64 at a time
+ERRORS = ("nearest_class_mean_error", "linear_probe_error")
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,10 @@ class Baselines:
     warnings: tuple[str, ...] = ()
 
 
-def baselines(data: Embeddings, index: Tensor, classes: int) -> Baselines:
-    """Both errors by five folds: two passes over the data, three with the linear probe.
+def baselines(
+    data: Embeddings, index: Tensor, classes: int, errors: Sequence[str] = ERRORS
+) -> Baselines:
+    """Errors by five folds: two passes over the data, three with the linear probe.
 
     The rows of each class are dealt to the folds in turn, so folds and errors do not depend on any
     chance. A row whose class has no other rows than those of its own fold cannot be right.
@@ -49,6 +52,7 @@ def baselines(data: Embeddings, index: Tensor, classes: int) -> Baselines:
         data: the embeddings [N, D].
         index: [N] the class of every row, 0..classes-1.
         classes: C.
+        errors: which of the two; the other is None.
 
     Raises:
         ValueError: features that are not finite.
@@ -60,18 +64,22 @@ def baselines(data: Embeddings, index: Tensor, classes: int) -> Baselines:
     held_in = sums.sum(1, keepdim=True) - sums  # [C, FOLDS, D] of the other folds
     rows = counts.sum(1, keepdim=True) - counts  # [C, FOLDS]
     mean = sums.sum((0, 1)) / data.rows
-    probes = data.width <= WIDEST
+    nearest, probes = "nearest_class_mean_error" in errors, "linear_probe_error" in errors
+    probes &= data.width <= WIDEST
+    if not (nearest or probes):
+        return Baselines()
     wrong = torch.zeros((), dtype=torch.int64, device=data.device)
     products = held_in.new_zeros(FOLDS if probes else 0, data.width, data.width)
     present = [(rows[:, f] > 0).nonzero()[:, 0] for f in range(FOLDS)]
     for f, x, y in _by_fold(data, index, fold):
-        means = held_in[present[f], f] / rows[present[f], f, None]
-        nearest = lloyd_step(x, means, update=False)[0]
-        wrong += (present[f][nearest] != y).sum()
+        if nearest:
+            means = held_in[present[f], f] / rows[present[f], f, None]
+            chosen = lloyd_step(x, means, update=False)[0]
+            wrong += (present[f][chosen] != y).sum()
         if probes:
             centred = x.double() - mean
             products[f] += centred.T @ centred
-    nearest_error = int(wrong) / data.rows
+    nearest_error = int(wrong) / data.rows if nearest else None
     if not probes:
         return Baselines(nearest_error)
     fits = _probes(sums - counts[:, :, None] * mean, counts, products)

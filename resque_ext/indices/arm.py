@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from resque_ext.indices._arm_state import (
     reads_at_once,
 )
 from resque_ext.indices._state import tensors_of
-from resque_ext.indices.resque_dist import SIDES, Side
+from resque_ext.indices.base import SIDES, Accumulator, DeferredFaults, Side, expect_kind
 from resque_ext.model.pooling import Features, check_mask, matches
 from resque_ext.ops.eager import eager
 from resque_ext.ops.value_histogram import Values, check_finite
@@ -42,7 +43,7 @@ class _Layer(NamedTuple):
 
 
 @eager
-class Arm:
+class Arm(Accumulator):
     """ARM, streamed: one pass, bounded memory, mergeable without any rounding.
 
     A layer's distance is the Wasserstein distance W1 between the distributions of its old and of
@@ -117,8 +118,7 @@ class Arm:
     def reset(self) -> None:
         """Back to no data; any layers and device may come next."""
         self._states: dict[str, dict[str, State]] = {side: {} for side in SIDES}
-        self._pending: list[tuple[str, list[tuple[Values, Tensor]], str, str]] = []
-        self._fault: ValueError | None = None
+        self._faults = DeferredFaults(_PENDING)
 
     @property
     def nbytes(self) -> int:
@@ -151,7 +151,7 @@ class Arm:
         for layer in set(layers):
             for states in self._states.values():
                 states.pop(layer, None)
-            self._pending = [entry for entry in self._pending if entry[0] != layer]
+            self._faults.discard(layer)
 
     def _add(
         self,
@@ -186,9 +186,10 @@ class Arm:
             update = "" if in_halves else f" of update {state.updates} (side={side!r})"
             found = [(part.values.without_data(), state.commit(part)) for part in parts]
             if not reads_at_once(state.device) and self.nonfinite == "error":
-                self._pending.append((layer, found, where, update))
-        if len(self._pending) >= _PENDING:
-            self._read_pending()
+                for values, status in found:
+                    check = functools.partial(_check, values, where, update)
+                    self._faults.add(status, check, layer)
+        self._faults.read_if_many()
 
     def _state(self, layer: str, x: Tensor, side: Side, where: str) -> State:
         """The layer's state on this side, a new one at first; checks that `x` goes with it."""
@@ -238,22 +239,6 @@ class Arm:
                 f"would take {needed} bytes"
             )
 
-    def _read_pending(self) -> None:
-        """Raises for the first wrong batch, again and again until reset(): it is in the counts."""
-        if self._pending and self._fault is None:
-            # One wait for all statuses of a device.
-            statuses = [status for _, found, *_ in self._pending for _, status in found]
-            words = iter(_to_cpu(statuses))
-            for _, found, name, where in self._pending:
-                try:
-                    check_finite([(values, next(words)) for values, _ in found], name, where)
-                except ValueError as error:
-                    self._fault = error
-                    break
-        self._pending = []
-        if self._fault is not None:
-            raise self._fault
-
     def merge(self, other: Arm) -> None:
         """Adds what `other` has seen: any split of the data gives exactly the same distances.
 
@@ -263,13 +248,12 @@ class Arm:
             TypeError: not an Arm.
             ValueError: other options, or widths or dtypes of a layer, or too many bytes.
         """
-        if not isinstance(other, Arm):
-            raise TypeError(f"other: expected an Arm, found {type(other).__name__}")
+        expect_kind(other, self)
         mine, theirs = ((a.per, a.pool, a.exact) for a in (self, other))
         if mine != theirs:
             raise ValueError(f"other: expected (per, pool, exact) = {mine}, found {theirs}")
-        self._read_pending()
-        other._read_pending()
+        self._faults.read()
+        other._faults.read()
         merged: dict[str, dict[str, State]] = {side: dict(self._states[side]) for side in SIDES}
         with torch.inference_mode(False), torch.no_grad():
             for side in SIDES:
@@ -294,7 +278,7 @@ class Arm:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole state as plain tensors, ready for safetensors."""
-        self._read_pending()
+        self._faults.read()
         state = {"config": torch.tensor(self._config())}
         with torch.inference_mode(False), torch.no_grad():
             for side in SIDES:
@@ -360,7 +344,7 @@ class Arm:
             ValueError: there is no data, a layer is on one side alone or has no values there, or
                 its old values do not vary (scale="old-std").
         """
-        self._read_pending()
+        self._faults.read()
         old, new = (self._states[side] for side in SIDES)
         if not old and not new:
             raise ValueError("update: expected at least one batch before compute(), found none")
@@ -404,13 +388,8 @@ class Arm:
         )
 
 
-def _to_cpu(words: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors of one shape, read by one wait a device."""
-    read: dict[int, Tensor] = {}
-    for device in {w.device for w in words}:
-        there = [i for i, w in enumerate(words) if w.device == device]
-        read |= zip(there, torch.stack([words[i] for i in there]).cpu(), strict=True)
-    return [read[i] for i in range(len(words))]
+def _check(values: Values, name: str, where: str, status: Tensor) -> None:
+    check_finite([(values, status)], name, where)
 
 
 def _checked(activations: Any, name: str) -> dict[str, Tensor]:

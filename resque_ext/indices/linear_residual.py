@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,7 +24,8 @@ from resque_ext.indices._baselines import few_rows
 from resque_ext.indices._folds import FOLDS
 from resque_ext.indices._readout import ReadoutSums
 from resque_ext.indices._state import tensors_of
-from resque_ext.indices.resque_dist import SIDES, ResqueDist, ResqueDistResult, _count_classes
+from resque_ext.indices.base import SIDES, Accumulator, Result
+from resque_ext.indices.resque_dist import ResqueDist, ResqueDistResult, _count_classes
 from resque_ext.ops.eager import eager
 
 DISTANCE_WEIGHT = 0.25  # of RESQUE_dist beside the unexplained share
@@ -32,7 +34,7 @@ _DISTANCE, _READOUT = "distance.", "readout."  # before the names of a state's t
 
 
 @dataclass(frozen=True)
-class LinearResidualResult:
+class LinearResidualResult(Result):
     """The index and its two parts.
 
     Attributes:
@@ -71,8 +73,7 @@ class LinearResidualResult:
     pooling: str | None = None
     labels: str | None = None
 
-    def __float__(self) -> float:
-        return self.value
+    noise_floor = None  # it has none
 
     @property
     def counts(self) -> Mapping[str, NDArray[np.int64]]:
@@ -99,7 +100,7 @@ class LinearResidualResult:
 
 
 @eager
-class LinearResidual:
+class LinearResidual(Accumulator):
     """linear_residual, streamed: one pass, bounded memory, mergeable.
 
         linear_residual = U + RESQUE_dist / 4
@@ -122,7 +123,7 @@ class LinearResidual:
         num_classes: C, at least 1 (and two of them with rows on the new side).
         adapted: U is of a third side "adapted": the new side's embeddings after the model's
             normalization was adapted to it. Without it, U is of the new side.
-        paired, missing: see :class:`ResqueDist`; missing="skip" is about the distance.
+        paired, missing, blocks: see :class:`ResqueDist`; they are about the distance.
 
     On CUDA update() of the side that is read out waits for the device.
 
@@ -136,9 +137,10 @@ class LinearResidual:
         adapted: bool = False,
         paired: bool = False,
         missing: str = "error",
+        blocks: int | None = None,
     ) -> None:
         self.adapted = bool(adapted)
-        self.distance = ResqueDist(num_classes, paired=paired, missing=missing)
+        self.distance = ResqueDist(num_classes, paired=paired, missing=missing, blocks=blocks)
         self._sums: ReadoutSums | None = None
 
     def __repr__(self) -> str:
@@ -237,6 +239,18 @@ class LinearResidual:
             turn = torch.arange(self.num_classes, device=mine.seen.device)
             mine.seen = mine.seen + theirs.seen.to(mine.seen.device) - turn
 
+    def empty(self) -> LinearResidual:
+        """Another one of the same options, without data."""
+        other = copy.copy(self)
+        other.distance, other._sums = self.distance.empty(), None
+        return other
+
+    def fork(self) -> LinearResidual:
+        """One that goes on from here with a new side of its own; see :meth:`ResqueDist.fork`."""
+        other = copy.copy(self)
+        other.distance, other._sums = self.distance.fork(), copy.deepcopy(self._sums)
+        return other
+
     def _config(self) -> list[int]:
         return [self.num_classes, int(self.adapted)]
 
@@ -305,21 +319,20 @@ class LinearResidual:
             raise ValueError(str(error).replace("state['", f"state['{_DISTANCE}", 1)) from None
         return distance
 
-    def compute(self) -> LinearResidualResult:
+    def compute(self, *, ignore_unseen: bool = False) -> LinearResidualResult:
         """The index of all data so far; more may follow.
+
+        Args:
+            ignore_unseen: as in :meth:`ResqueDist.compute`.
 
         Raises:
             ValueError: a side has no data, fewer than two classes have rows on the new side, or
                 RESQUE_dist has no value.
         """
-        return self._compute(ignore_unseen=False)
-
-    def _compute(self, ignore_unseen: bool) -> LinearResidualResult:
-        """compute(); classes that neither side has may be left out without being asked for."""
         if self._sums is None:
             side = "adapted" if self.adapted else "new"
             raise ValueError(f"update: expected rows of the {side} side before compute(), found 0")
-        distance = self.distance._compute(ignore_unseen)
+        distance = self.distance.compute(ignore_unseen=ignore_unseen)
         left = self._sums.unexplained()
         error = distance.std_error
         if error is not None:
@@ -394,4 +407,4 @@ def linear_residual(
             label = "old_labels" if side == "old" else "new_labels"
             names = {"features": side, "labels": label}
             raise ValueError(f"{names.get(name, name)}:{rest}") from None
-    return acc._compute(ignore_unseen=not known)
+    return acc.compute(ignore_unseen=not known)

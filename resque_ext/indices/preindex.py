@@ -13,6 +13,7 @@ from torch import Tensor
 
 from resque_ext.data.checks import check_choice, check_count
 from resque_ext.indices import chance_level
+from resque_ext.indices.base import Result
 from resque_ext.indices.chance_level import Chance
 from resque_ext.indices.representation_distance import (
     RepresentationDistanceResult,
@@ -34,7 +35,7 @@ RANGES = ("own", "shared")
 
 
 @dataclass(frozen=True)
-class PreIndexResult:
+class PreIndexResult(Result):
     """PreIndex and the parts that it is made of, in every published combination.
 
     Attributes:
@@ -78,8 +79,7 @@ class PreIndexResult:
     pooling: str | None = None
     labels: str | None = None
 
-    def __float__(self) -> float:
-        return self.value
+    noise_floor = None  # it has none
 
     @property
     def p(self) -> Mapping[int, Mapping[str, float]]:
@@ -177,7 +177,7 @@ class PreIndexOptions:
 
 
 @dataclass(frozen=True)
-class PairDistanceResult:
+class PairDistanceResult(Result):
     """p of a model and two sides of pairs: the part of PreIndex that reads no labels.
 
     Attributes:
@@ -213,8 +213,16 @@ class PairDistanceResult:
         value, error = table.p[bins][name], table.std_error[bins][name]
         return cls(value, distances, name, bins, options.ranges, error)
 
-    def __float__(self) -> float:
-        return self.value
+    noise_floor = None  # it has none
+
+    @property
+    def reliable(self) -> bool:
+        """Whether there are samples enough for a standard error; `warnings` says so."""
+        return self.distances.reliable
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self.distances.warnings
 
     @property
     def layer_values(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from resque_ext.data.checks import check_choice, check_count, check_features, describe
 from resque_ext.indices._state import tensors_of
+from resque_ext.indices.base import Accumulator, DeferredFaults, expect_kind
 from resque_ext.model.pooling import check_mask, matches
 from resque_ext.ops.eager import eager
 from resque_ext.ops.row_distances import (
@@ -111,7 +113,7 @@ class _LayerState:
 
 
 @eager
-class RepresentationDistance:
+class RepresentationDistance(Accumulator):
     """The representation distance p, streamed: one pass, bounded memory, mergeable.
 
     Row i of a layer's old activations and row i of its new ones are the same sample before and
@@ -164,8 +166,7 @@ class RepresentationDistance:
     def reset(self) -> None:
         """Back to no data; any layers and device may come next."""
         self._layers: dict[str, _LayerState] = {}
-        self._pending: list[tuple[str, Tensor, int, tuple[int, int]]] = []
-        self._fault: ValueError | None = None
+        self._faults = DeferredFaults(_PENDING)
 
     def update(
         self, layers: Mapping[str, tuple[Any, Any]], mask: Any = None, new_mask: Any = None
@@ -213,17 +214,19 @@ class RepresentationDistance:
                     old, new, masks, self.bins, **options
                 )
             if not skip:
-                unread.append((layer, status, len(old), (row_width(old), row_width(new))))
+                widths = row_width(old), row_width(new)
+                check = functools.partial(_check, layer, len(old), widths)
+                unread.append((status, check))
             staged[layer] = self._added(state, each, edges)
-        if unread and unread[0][1].device.type == "cpu":
-            for entry in unread:
-                _check(*entry)
+        if unread and unread[0][0].device.type == "cpu":
+            for status, check in unread:
+                check(status)
             unread = []
         # All is known to be right (or, on CUDA, will be read before any result is given).
         self._layers |= staged
-        self._pending += unread
-        if len(self._pending) >= _PENDING:
-            self._read_pending()
+        for status, check in unread:
+            self._faults.add(status, check)
+        self._faults.read_if_many()
 
     def _empty(self, device: torch.device) -> _LayerState:
         shape = (self.blocks, len(self.bins), self._columns)
@@ -256,22 +259,6 @@ class RepresentationDistance:
             state.float64_edges + edges,
         )
 
-    def _read_pending(self) -> None:
-        """Raises for the first wrong batch, again and again until reset(): it is in the sums."""
-        if self._pending and self._fault is None:
-            devices = {entry[1].device for entry in self._pending}
-            for device in devices:
-                entries = [entry for entry in self._pending if entry[1].device == device]
-                words = torch.stack([entry[1] for entry in entries]).cpu()
-                for (layer, _, rows, widths), status in zip(entries, words, strict=True):
-                    try:
-                        _check(layer, status, rows, widths)
-                    except ValueError as error:
-                        self._fault = self._fault or error
-        self._pending = []
-        if self._fault is not None:
-            raise self._fault
-
     def merge(self, other: RepresentationDistance) -> None:
         """Adds what `other` has seen; it stays as it is and may live on another device.
 
@@ -282,15 +269,12 @@ class RepresentationDistance:
             TypeError: not a RepresentationDistance.
             ValueError: other bins, blocks or ranges.
         """
-        if not isinstance(other, RepresentationDistance):
-            raise TypeError(
-                f"other: expected a RepresentationDistance, found {type(other).__name__}"
-            )
+        expect_kind(other, self)
         mine, theirs = ((a.bins, a.shared, a.blocks) for a in (self, other))
         if mine != theirs:
             raise ValueError(f"other: expected (bins, shared, blocks) = {mine}, found {theirs}")
-        self._read_pending()
-        other._read_pending()
+        self._faults.read()
+        other._faults.read()
         with torch.inference_mode(False), torch.no_grad():
             for layer, more in other._layers.items():
                 state = self._layers.get(layer) or self._empty(more.sums.device)
@@ -307,7 +291,7 @@ class RepresentationDistance:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The whole state as plain tensors, ready for safetensors."""
-        self._read_pending()
+        self._faults.read()
         state = {"config": torch.tensor(self._config())}
         for layer, kept in self._layers.items():
             state |= {f"{f}.{layer}": getattr(kept, f).clone() for f in _LayerState.FIELDS}
@@ -367,7 +351,7 @@ class RepresentationDistance:
             ValueError: there is no data, or a layer has no pair that counts.
             KeyError: no such layer.
         """
-        self._read_pending()
+        self._faults.read()
         names = list(self._layers) if layers is None else list(layers)
         unknown = [name for name in names if name not in self._layers]
         if unknown:
@@ -449,7 +433,7 @@ def _jackknife(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[
     return np.sqrt((blocks - 1) / blocks * spread)
 
 
-def _check(layer: str, status: Tensor, rows: int, widths: tuple[int, int]) -> None:
+def _check(layer: str, rows: int, widths: tuple[int, int], status: Tensor) -> None:
     for words, width, side in zip(status, widths, ("old", "new"), strict=True):
         Status.read(words, rows, width).raise_for_nonfinite(f"layers[{layer!r}] ({side})")
 

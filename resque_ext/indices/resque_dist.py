@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,124 +23,19 @@ from resque_ext.data.checks import (
     describe,
 )
 from resque_ext.indices import _angles
+from resque_ext.indices._class_sums import ClassSums, filled_groups
 from resque_ext.indices._debiased import DebiasedAngle, debiased
+from resque_ext.indices._resque_dist_result import ResqueDistResult, warnings_of
+from resque_ext.indices.base import SIDES, Accumulator, DeferredFaults, Side, expect_kind
 from resque_ext.ops.class_moments import SEGMENT_ROWS, grouped_moments
 from resque_ext.ops.class_order import class_order
 from resque_ext.ops.eager import eager
 from resque_ext.ops.status import Status
 
-Side = Literal["old", "new"]
-SIDES: tuple[Side, Side] = ("old", "new")
-SIGNIFICANT = 0.05  # of a sign test's p-value
-CLEAR = 2  # standard errors above the noise floor, which 2 to 6% of samples without a shift are
+if TYPE_CHECKING:
+    from resque_ext.distributed import Ranks
+
 _PENDING = 1024  # unread CUDA statuses kept at most; then one wait reads them all
-
-
-@dataclass(frozen=True)
-class ResqueDistResult:
-    """RESQUE_dist and what is known of its uncertainty. Angles are in units of pi, 0 to 1.
-
-    Attributes:
-        value: mean over classes of the angle between the old and the new class sum.
-        per_class: [C] float64 angles, NaN for a class that was left out.
-        std_error: standard error of `value` from the scatter of blocks of samples: within 15% of
-            the true deviation from no shift to a clear one for 8 blocks or more, up to a fifth too
-            large for paired sides and up to a third where a few directions hold most of the
-            variance. None where a class has fewer than three samples on a side, or where paired
-            rows were left out on one side only.
-        noise_floor: what no shift at all would show at these sample sizes; for paired sides, what a
-            random exchange of old and new within pairs would show, 0 where every pair is equal.
-            None where a class has fewer than two samples, or likewise. A value above its floor is
-            no evidence of a shift yet: half of all samples without a shift are.
-        p_value: of paired sides, by a sign test: the share of 200 random exchanges within pairs
-            that show no less than `value`; at most 0.05 is evidence of a shift. Else None.
-        reliable: whether `value` stands clear of what no shift would show; False where that is not
-            known. `warnings` says why not, and what to do.
-        counts: rows of each class behind the sums, by side: [C] int64.
-        missing: classes that were left out because they have no angle.
-        nonfinite_rows: rows left out for NaN or infinite features, by side.
-        layer: what was read, where a model was run: a module's name, or "NAME:input".
-        old_accuracy, new_accuracy: of the model, where one was run and it is a classifier.
-        pooling: how positions of a layer's output became a vector, where a model was run: "vector"
-            (there was nothing to pool), "token" (the one whose scores the model returns), "mean",
-            "masked mean", "first", "last", "flattened", "none" or a function's name.
-        labels: "given" or "predicted" (by the model, on the new side), where a model was run.
-    """
-
-    value: float
-    per_class: NDArray[np.float64]
-    std_error: float | None
-    noise_floor: float | None
-    counts: Mapping[str, NDArray[np.int64]]
-    missing: tuple[int, ...] = ()
-    p_value: float | None = None
-    reliable: bool = True
-    warnings: tuple[str, ...] = ()
-    nonfinite_rows: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(SIDES, 0))
-    layer: str | None = None
-    old_accuracy: float | None = None
-    new_accuracy: float | None = None
-    pooling: str | None = None
-    labels: str | None = None
-
-    def __float__(self) -> float:
-        return self.value
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and None, for JSON."""
-        return {
-            "value": self.value,
-            "std_error": self.std_error,
-            "noise_floor": self.noise_floor,
-            "p_value": self.p_value,
-            "reliable": self.reliable,
-            "warnings": list(self.warnings),
-            "per_class": [None if np.isnan(a) else float(a) for a in self.per_class],
-            "counts": {side: self.counts[side].tolist() for side in SIDES},
-            "missing": list(self.missing),
-            "nonfinite_rows": dict(self.nonfinite_rows),
-            "layer": self.layer,
-            "old_accuracy": self.old_accuracy,
-            "new_accuracy": self.new_accuracy,
-            "pooling": self.pooling,
-            "labels": self.labels,
-        }
-
-
-@dataclass
-class SideState:
-    """One side's sums, class by class and block by block: row c * blocks + b."""
-
-    counts: Tensor  # [C * B] int64
-    sums: Tensor  # [C * B, D] float64
-    seen: Tensor  # [C] int64: rows dealt to blocks so far, those left out included
-    nonfinite_rows: Tensor  # [] int64
-
-    @classmethod
-    def empty(cls, classes: int, blocks: int, width: int, device: torch.device) -> SideState:
-        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        sums = zeros(classes * blocks, width, dtype=torch.float64)
-        return cls(zeros(classes * blocks), sums, zeros(classes), zeros())
-
-
-def _filled_groups(offsets: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """The groups that have rows, and where each starts, without the empty ones between.
-
-    A batch of few rows touches few of many groups, and only those should cost anything. The size,
-    that of the batch, is known without asking the device; what is left over is empty and points to
-    group 0, to which it adds nothing.
-    """
-    groups = offsets.numel() - 1
-    size = max(min(rows, groups), 1)
-    index = torch.arange(groups, device=offsets.device)
-    if size == groups:
-        return index, offsets
-    there = offsets.diff() > 0
-    slot = torch.where(there, there.cumsum(0) - 1, size + 1)  # the last place is for the empty ones
-    starts = offsets[-1:].repeat(size + 2).scatter_(0, slot, offsets[:-1])[: size + 1]
-    return offsets.new_zeros(size + 2).scatter_(0, slot, index)[:size], starts
 
 
 def default_blocks(num_classes: int) -> int:
@@ -148,7 +44,7 @@ def default_blocks(num_classes: int) -> int:
 
 
 @eager
-class ResqueDist:
+class ResqueDist(Accumulator):
     """RESQUE_dist, streamed: one pass, bounded memory, mergeable.
 
     Every class's sum is kept in blocks that its rows are dealt to in turn, 8 * 2 * C * blocks * D
@@ -197,10 +93,10 @@ class ResqueDist:
 
     def reset(self) -> None:
         """Back to no data; any width and device may come next."""
-        self._sides: dict[str, SideState] | None = None
         self._pending: list[tuple[str, int, Tensor, int, int]] = []
+        self._sides: dict[str, ClassSums] | None = None
+        self._faults = DeferredFaults(_PENDING)
         self._updates = dict.fromkeys(SIDES, 0)
-        self._fault: ValueError | None = None
 
     @property
     def width(self) -> int | None:
@@ -233,7 +129,7 @@ class ResqueDist:
         sides = self._sides
         if sides is None:
             sides = {
-                s: SideState.empty(self.num_classes, self.blocks, width, x.device) for s in SIDES
+                s: ClassSums.empty(self.num_classes, self.blocks, width, x.device) for s in SIDES
             }
         state = sides[side]
         if state.sums.shape[1] != width or state.sums.device != x.device:
@@ -249,7 +145,7 @@ class ResqueDist:
             if x.device.type == "cpu":
                 self._check(status, len(rows), width, start)
             seen = seen + offsets[:: self.blocks].diff()
-            groups, offsets = _filled_groups(offsets, len(rows))
+            groups, offsets = filled_groups(offsets, len(rows))
             counts, sums, _, faults = grouped_moments(
                 rows,
                 order,
@@ -270,10 +166,14 @@ class ResqueDist:
             state.sums.index_add_(0, groups, sums)
         state.seen = seen
         state.nonfinite_rows.add_(bad_rows)
-        self._pending += [(side, self._updates[side], *check) for check in checks]
+        where = f" of update {self._updates[side]} (side={side!r})"
+        for status, count, start in checks:
+            check = functools.partial(
+                self._check, rows=count, width=width, first_row=start, where=where
+            )
+            self._faults.add(status, check)
         self._updates[side] += 1
-        if len(self._pending) >= _PENDING:
-            self._read_pending()
+        self._faults.read_if_many()
 
     def _check(self, words: Tensor, rows: int, width: int, first_row: int, where: str = "") -> None:
         found = Status.read(words, rows, width, first_row)
@@ -281,27 +181,12 @@ class ResqueDist:
         if self.nonfinite == "error":
             found.raise_for_nonfinite("features", where)
 
-    def _read_pending(self) -> None:
-        """Raises for the first wrong batch, again and again until reset(): it is in the sums."""
-        if self._pending and self._fault is None:
-            words = torch.stack([entry[2] for entry in self._pending]).cpu()
-            for (side, update, _, rows, start), word in zip(self._pending, words, strict=True):
-                where = f" of update {update} (side={side!r})"
-                try:
-                    self._check(word, rows, self.width or 0, start, where)
-                except ValueError as error:
-                    self._fault = error
-                    break
-        self._pending = []
-        if self._fault is not None:
-            raise self._fault
-
     def grow(self, num_classes: int) -> None:
         """Makes room for more classes, where their number is not known from the start."""
         more = check_count(num_classes, "num_classes") - self.num_classes
         if more <= 0:
             return
-        self._read_pending()
+        self._faults.read()
         self.num_classes += more
         with torch.inference_mode(False), torch.no_grad():
             for state in (self._sides or {}).values():
@@ -322,16 +207,15 @@ class ResqueDist:
             ValueError: other classes, blocks or width, or, where this one is paired, sides of
                 either that are not.
         """
-        if not isinstance(other, ResqueDist):
-            raise TypeError(f"other: expected a ResqueDist, found {type(other).__name__}")
+        expect_kind(other, self)
         mine = (self.num_classes, self.blocks, self.width or other.width)
         theirs = (other.num_classes, other.blocks, other.width or self.width)
         if mine != theirs:
             raise ValueError(
                 f"other: expected (num_classes, blocks, width) = {mine}, found {theirs}"
             )
-        self._read_pending()
-        other._read_pending()
+        self._faults.read()
+        other._faults.read()
         if other._sides is None:
             return
         if self.paired:  # the rows of a pair have to be in one block
@@ -341,14 +225,14 @@ class ResqueDist:
             if self._sides is None:
                 device = other._sides["old"].sums.device
                 self._sides = {
-                    s: SideState.empty(self.num_classes, self.blocks, other.width or 0, device)
+                    s: ClassSums.empty(self.num_classes, self.blocks, other.width or 0, device)
                     for s in SIDES
                 }
             for side in SIDES:
                 self._merge_side(self._sides[side], other._sides[side])
                 self._updates[side] += other._updates[side]
 
-    def _merge_side(self, mine: SideState, theirs: SideState) -> None:
+    def _merge_side(self, mine: ClassSums, theirs: ClassSums) -> None:
         # Block b of the other is this one's block (b + seen) % blocks: dealing goes on in turn.
         device = mine.sums.device
         block = torch.arange(self.blocks, device=device)
@@ -360,11 +244,70 @@ class ResqueDist:
         mine.seen = mine.seen + theirs.seen.to(device)
         mine.nonfinite_rows += theirs.nonfinite_rows.to(device)
 
+    def fork(self) -> ResqueDist:
+        """One that goes on from here with a new side of its own; the old side's sums are shared,
+        so that neither may add to the old side any more."""
+        self._faults.read()
+        other = copy.copy(self)
+        other._faults = DeferredFaults(_PENDING)
+        other._updates = dict(self._updates)
+        if self._sides is not None:
+            old, new = (self._sides[side] for side in SIDES)
+            other._sides = {"old": copy.copy(old), "new": copy.deepcopy(new)}
+        return other
+
+    @property
+    def complete(self) -> bool:
+        """The new side has rows of every class that the old side has."""
+        if self._sides is None:
+            return False
+        old, new = (self._sides[side].seen > 0 for side in SIDES)
+        return not bool((old & ~new).any())
+
+    def reduce(self, ranks: Ranks) -> None:
+        """Sums the class sums of all ranks, each rank's blocks turned to where they come in line.
+
+        Raises:
+            ValueError: other options or widths on other ranks; the same on all ranks.
+        """
+        self._faults.read()
+        notes = ranks.exchange(
+            {
+                "accumulator": "ResqueDist",
+                "blocks": self.blocks,
+                "paired": self.paired,
+                "width": self.width,
+                "classes": self.num_classes,
+            }
+        )
+        self.grow(max(note.pop("classes") for note in notes))
+        widths = {note.pop("width") for note in notes} - {None}
+        ranks.expect_equal(notes)
+        if len(widths) > 1:
+            raise ValueError(f"accumulators: expected one width on all ranks, found {widths}")
+        if not widths:
+            return
+        empty = (self.num_classes, self.blocks, widths.pop())
+        sides = self._sides
+        if sides is None:  # a rank without data
+            sides = {s: ClassSums.empty(*empty, ranks.device) for s in SIDES}
+        reduced = {}
+        for side in SIDES:
+            mine, whole = sides[side], ClassSums.empty(*empty, sides[side].sums.device)
+            seen = ranks.all_gather(mine.seen)
+            whole.seen = sum(seen[: ranks.rank], torch.zeros_like(mine.seen))
+            self._merge_side(whole, mine)
+            for tensor in (whole.counts, whole.sums, whole.nonfinite_rows):
+                ranks.add_up(tensor)
+            whole.seen = sum(seen, torch.zeros_like(mine.seen))
+            reduced[side] = whole
+        self._sides = reduced  # all or nothing: an error before leaves the state as it was
+
     def state_dict(self) -> dict[str, Tensor]:
         """The whole state as plain tensors, ready for safetensors; empty sides have width 0."""
-        self._read_pending()
+        self._faults.read()
         sides = self._sides or {
-            s: SideState.empty(self.num_classes, self.blocks, 0, torch.device("cpu")) for s in SIDES
+            s: ClassSums.empty(self.num_classes, self.blocks, 0, torch.device("cpu")) for s in SIDES
         }
         state = {"blocks": torch.tensor(self.blocks), "num_classes": torch.tensor(self.num_classes)}
         for side in SIDES:
@@ -411,21 +354,20 @@ class ResqueDist:
             fields = ("counts", "sums", "seen", "nonfinite_rows")
             with torch.inference_mode(False), torch.no_grad():
                 self._sides = {
-                    side: SideState(**{f: state[f"{side}.{f}"].clone() for f in fields})
+                    side: ClassSums(**{f: state[f"{side}.{f}"].clone() for f in fields})
                     for side in SIDES
                 }
 
-    def compute(self) -> ResqueDistResult:
+    def compute(self, *, ignore_unseen: bool = False) -> ResqueDistResult:
         """The index of all data so far; more may follow.
+
+        Args:
+            ignore_unseen: classes that neither side has are left out without being asked for.
 
         Raises:
             ValueError: there is no data, a class has no angle (missing="error"), no class has one,
                 or the sides are not paired as they were said to be.
         """
-        return self._compute(ignore_unseen=False)
-
-    def _compute(self, ignore_unseen: bool) -> ResqueDistResult:
-        """compute(); classes that neither side has may be left out without being asked for."""
         counts, sums = self._blocks()
         rows = {s: counts[s].sum(axis=1) for s in SIDES}
         with np.errstate(over="ignore", invalid="ignore"):  # such a class has no angle, and says so
@@ -455,7 +397,7 @@ class ResqueDist:
             floor = _angles.noise_floor(old, kept["old"], rows["new"][keep])
         elif matched and (found := _angles.exchange(old, new, kept["old"])):
             floor, p_value = found
-        warnings = _warnings(value, error, floor, p_value, matched)
+        warnings = warnings_of(value, error, floor, p_value, matched)
         return ResqueDistResult(
             value=value,
             per_class=per_class,
@@ -471,7 +413,7 @@ class ResqueDist:
 
     def _blocks(self) -> tuple[dict[str, NDArray[np.int64]], dict[str, NDArray[np.float64]]]:
         """Rows [C, B] and sums [C, B, D] of both sides, on the host."""
-        self._read_pending()
+        self._faults.read()
         if self._sides is None:
             raise ValueError("update: expected at least one batch before compute(), found none")
         shape = (self.num_classes, self.blocks)
@@ -544,37 +486,6 @@ def raise_for_missing(
     )
 
 
-def _warnings(
-    value: float,
-    error: float | None,
-    floor: float | None,
-    p_value: float | None,
-    matched: bool,
-) -> tuple[str, ...]:
-    """Why a value is not to be relied on, and what to do; nothing where it is."""
-    if not matched:
-        return (
-            "std_error, noise_floor: unknown, because rows of pairs were left out on one side "
-            "only; leave out both rows of such pairs",
-        )
-    if error is None or floor is None:
-        return (
-            "std_error: unknown, because a class has fewer than three rows on a side, or blocks "
-            "without an angle; read more rows",
-        )
-    if p_value is not None and value > 0 and p_value > SIGNIFICANT:
-        return (
-            "value: no shift detected, as random exchanges within pairs show as much in "
-            f"{p_value:.0%} of cases; read more rows to detect a small shift",
-        )
-    if p_value is None and value <= floor + CLEAR * error:
-        return (
-            f"value: no shift detected, as it is not {CLEAR} standard errors above the noise "
-            "floor; read more rows to detect a small shift, or see ResqueDist.debiased()",
-        )
-    return ()
-
-
 @eager
 def resque_dist(
     old: Any,
@@ -627,7 +538,7 @@ def resque_dist(
             name, _, rest = str(error).partition(":")
             names = {"features": side, "labels": f"{side}_labels"}
             raise ValueError(f"{names.get(name, name)}:{rest}") from None
-    return acc._compute(ignore_unseen=not known)
+    return acc.compute(ignore_unseen=not known)
 
 
 def _count_classes(old: Tensor, new: Tensor) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, TensorDataset
 
 from resque_ext.data.checks import check_labels
-from resque_ext.indices.resque_dist import SIDES
+from resque_ext.indices.base import SIDES, EmbeddingBatch, Index, IndexReads
 
 _MOST_CLASSES = 1_000_000
 
@@ -37,50 +37,68 @@ class Failed:
 
 
 class Guarded:
-    """A collector that takes nothing more once it has failed, and then says so in its result."""
+    """An index that takes nothing more once it has failed, and then says so in its result."""
 
-    def __init__(self, collector: Any, owner: Guarded | None = None) -> None:
-        self._collector, self._owner = collector, owner or self
+    def __init__(self, index: Index) -> None:
+        self._index = index
         self.error: Exception | None = None
 
+    @property
+    def reads(self) -> IndexReads:
+        """Nothing once it has failed; but the sides are run as they were going to be."""
+        reads = self._index.reads
+        return reads if self.error is None else IndexReads(sides=reads.sides)
+
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._collector, name)
-        if name in ("embeddings", "vectors", "pooled", "raw") and self._owner.error is not None:
-            return type(found)()  # reads nothing more
-        if name == "unadapted":
-            return lambda: Guarded(found(), self)
+        found = getattr(self._index, name)
         return self._guarded(found) if callable(found) else found
 
     def _guarded(self, method: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            if self._owner.error is None:
+            if self.error is None:
                 try:
                     return method(*args, **kwargs)
                 except Exception as error:
-                    self._owner.error = error
-            return Failed(self._owner.error)
+                    self.error = error
+            return Failed(self.error)
 
         return call
 
 
-def check_classes(collectors: Sequence[Any], model: nn.Module, old: Any, new: Any) -> None:
-    """Lets collectors refuse classes that one side lacks, where labels are at hand before a pass.
+class AsItIs:
+    """An index in the pass over the new side under the model as it is, beside the adapted one."""
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+
+    @property
+    def reads(self) -> IndexReads:
+        reads = self._index.reads
+        sides: tuple[Any, ...] = ("new",)
+        embeddings = tuple(side for side in reads.embeddings if side in sides)
+        return replace(reads, sides=sides, embeddings=embeddings, layers=None)
+
+    def update(self, batch: EmbeddingBatch) -> None:
+        self._index.update(replace(batch, as_is=True))
+
+
+def check_classes(indices: Sequence[Any], model: nn.Module, old: Any, new: Any) -> None:
+    """Lets indices refuse classes that one side lacks, where labels are at hand before a pass.
 
     They are in lists of batches and in loaders of a whole TensorDataset. Elsewhere nothing is known
     until the new side has been read. Labels beyond the model's classes are left to its first pass,
     which says more.
     """
-    checks = [c.check_classes for c in collectors if hasattr(c, "check_classes")]
     labels = {side: _labels_at_hand(data) for side, data in zip(SIDES, (old, new), strict=True)}
-    if not checks or any(found is None for found in labels.values()):
+    if any(found is None for found in labels.values()):
         return
     classes = 1 + max(int(y.max()) for y in labels.values())
     linear = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
     if linear and classes > linear[-1] > 1:
         return
     rows = {side: torch.bincount(y, minlength=classes).numpy() for side, y in labels.items()}
-    for check in checks:
-        check(rows)
+    for index in indices:
+        index.check_classes(rows)
 
 
 def _labels_at_hand(data: Any) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Forward passes over two sides of data, and what is read on the way, handed to collectors.
+"""Forward passes over two sides of data, and what is read on the way, handed to the indices.
 
 One pass a side, or both sides batch by batch where rows are paired. Nothing here knows what an
 index does with what it gets.
@@ -10,14 +10,22 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from resque_ext.data.checks import check_features, check_labels, describe
-from resque_ext.indices.resque_dist import SIDES, Side
+from resque_ext.indices.base import (
+    SIDES,
+    EmbeddingBatch,
+    Facts,
+    Index,
+    LayerBatch,
+    PairBatch,
+    Side,
+)
 from resque_ext.model.batch import class_labels, labelled, rows_of, unpack
 from resque_ext.model.embedding import EmbeddingReader
 from resque_ext.model.head import Head, HeadFinder
@@ -34,7 +42,6 @@ from resque_ext.model.layout import Layouts
 from resque_ext.model.outputs import at_path
 from resque_ext.model.pooling import Features, Pooling
 from resque_ext.model.reads import Reads
-from resque_ext.scoring.collectors import Facts
 
 Batch = tuple[Any, Any]
 Vectors = dict[str, Tensor]
@@ -43,36 +50,11 @@ PARTS = ("embedding", "layers")  # whose positions are pooled
 PREDICTED = "labels='predicted' takes the model's own on the new side; "
 
 
-class Collector(Protocol):
-    """What an index takes from the passes; it says so by the flags, for what is not asked for is
-    not made.
-
-    Attributes:
-        embeddings: the sides whose embedding it takes, with labels.
-        flattened: of the embedding it takes every position, not a vector.
-        vectors: it takes every layer's vector of both sides of a pair.
-        pooled: it takes every layer's pooled output of either side.
-        raw: it takes every layer's output of either side as it is, inside the forward pass.
-    """
-
-    embeddings: Sequence[Side]
-    flattened: bool
-    vectors: bool
-    pooled: bool
-    raw: bool
-
-    def add_embedding(self, x: Tensor, labels: Tensor, side: Side, outputs: int | None) -> None: ...
-    def add_vectors(self, old: Vectors, new: Vectors, masks: Masks) -> None: ...
-    def add_pooled(self, layers: Vectors, side: Side) -> None: ...
-    def add_raw(self, layer: str, features: Features, side: Side) -> None: ...
-    def discard(self, layers: set[str]) -> None: ...
-
-
 class Passes:
     """The passes over both sides.
 
     Args:
-        collectors: what takes part.
+        indices: what takes part; each is given what it `reads`.
         reads: how batches and layers are read.
         device: where inputs go.
         progress: show a bar on stderr.
@@ -88,14 +70,14 @@ class Passes:
 
     def __init__(
         self,
-        collectors: Sequence[Any],
+        indices: Sequence[Index],
         reads: Reads,
         device: torch.device,
         progress: bool,
         classifier: bool = True,
         watch: Callable[[Iterator[Any]], Iterator[Any]] | None = None,
     ) -> None:
-        self.collectors, self.reads = collectors, reads
+        self.indices, self.reads = indices, reads
         self.device, self.progress = device, progress
         self.classifier = classifier or reads.labels == "predicted"
         self.watch = watch
@@ -118,19 +100,19 @@ class Passes:
     @property
     def labels(self) -> str | None:
         """Where the labels are from, None where none are read."""
-        return self.reads.labels if any(c.embeddings for c in self.collectors) else None
+        return self.reads.labels if any(i.reads.labels for i in self.indices) else None
 
     @property
     def reads_layers(self) -> bool:
-        return any(c.vectors or c.pooled or c.raw for c in self.collectors)
+        return any(i.reads.layers for i in self.indices)
 
     @property
-    def reads_vectors(self) -> bool:
-        return any(c.vectors for c in self.collectors)
+    def reads_pairs(self) -> bool:
+        return any(i.reads.layers == "paired" for i in self.indices)
 
     @property
     def reads_pooled(self) -> bool:
-        return any(c.pooled for c in self.collectors)
+        return any(i.reads.layers == "pooled" for i in self.indices)
 
     def accuracy(self, side: Side) -> float | None:
         """The share of the side's labels that the model gave, None where it is no classifier."""
@@ -138,10 +120,10 @@ class Passes:
             return None
         return float(self._correct[side]) / self._judged[side]
 
-    def fork(self, collectors: Sequence[Any]) -> Passes:
-        """Passes that go on from here with other collectors; what they see stays with them."""
+    def fork(self, indices: Sequence[Index]) -> Passes:
+        """Passes that go on from here with other indices; what they see stays with them."""
         other = copy.copy(self)
-        other.collectors = collectors
+        other.indices = indices
         other.skipped, other._correct = dict(self.skipped), dict(self._correct)
         other._rows, other._judged = dict(self._rows), dict(self._judged)
         other.pooling = dict(self.pooling)
@@ -222,7 +204,7 @@ class Passes:
 
     def _needs_labels(self, side: Side) -> bool:
         predicts = self.reads.labels == "predicted"
-        return not predicts and any(side in c.embeddings for c in self.collectors)
+        return not predicts and any(i.reads.labels and side in i.reads.sides for i in self.indices)
 
     def side(
         self,
@@ -248,13 +230,19 @@ class Passes:
             self.add_embedding(Features(x), "mean", labels, side)
             self._rows[side] += len(x)
 
-    def add_embedding(self, x: Features, pooling: Pooling, labels: Tensor, side: Side) -> None:
-        """One batch's, to all collectors that take it."""
+    def add_embedding(
+        self, x: Features, pooling: Pooling, labels: Tensor | None, side: Side
+    ) -> None:
+        """One batch's, to all indices that read it."""
         mean = pooling in ("auto", "mean")
-        for collector in self.collectors:
-            if side in collector.embeddings:
-                taken = x.whole() if collector.flattened and mean else x.for_sums(pooling)
-                collector.add_embedding(taken, labels, side, self.outputs)
+        made: dict[bool, EmbeddingBatch] = {}
+        for index in self.indices:
+            if side in index.reads.embeddings:
+                whole = index.reads.flattened and mean
+                if whole not in made:
+                    taken = x.whole() if whole else x.for_sums(pooling)
+                    made[whole] = EmbeddingBatch(taken, labels, side, self.outputs)
+                index.update(made[whole])
 
     def shifted(
         self, old_model: nn.Module, new_model: nn.Module, data: Any, shift: Callable[[Any], Any]
@@ -297,7 +285,7 @@ class Passes:
         new_model: nn.Module,
         pairs: Iterable[tuple[Batch, Callable[[], Batch]]],
     ) -> None:
-        versions = self.reads_vectors
+        versions = self.reads_pairs
         with ExitStack() as stack:
             for model in {old_model: None, new_model: None}:
                 stack.enter_context(evaluating(model, versions))
@@ -316,7 +304,7 @@ class Passes:
     def _add_vectors(
         self, old: tuple[Vectors, Tensor | None], new: tuple[Vectors, Tensor | None]
     ) -> None:
-        if not self.reads_vectors:
+        if not self.reads_pairs:
             return
         (before, *masks), (after, mask) = old, new
         if before.keys() != after.keys():
@@ -325,18 +313,19 @@ class Passes:
                 f"layers: expected every layer to run as often on both sides, found {name!r} on "
                 f"the {'old' if name in before else 'new'} side alone"
             )
-        for collector in self.collectors:
-            if collector.vectors:
-                collector.add_vectors(before, after, (*masks, mask))
+        batch = PairBatch(before, after, (*masks, mask))
+        for index in self.indices:
+            if index.reads.layers == "paired":
+                index.update(batch)
 
     def keep(self, reader: LayersReader) -> set[str]:
         """The layers that count; known once the head and its classes are."""
         if self.kept is None and self.head is not None:
             heads = {name for name in (self.head.name, *self.head.also) if name is not None}
             self.kept = reader.drop(heads, self.outputs)
-            for collector in self.collectors:
-                if collector.raw:  # what the first pass has given it already
-                    collector.discard(set(reader.names) - self.kept)
+            for index in self.indices:
+                if index.reads.layers == "raw":  # what the first pass has given it already
+                    index.discard(set(reader.names) - self.kept)
         return set(reader.names) if self.kept is None else self.kept
 
     def scores(self, output: Any) -> Tensor | None:
@@ -399,7 +388,7 @@ class _Reader:
         self.passes, self.model, reads = passes, model, passes.reads
         layouts = Layouts(model, reads.channels)
         self.embedding: EmbeddingReader | None = None
-        if any(c.embeddings for c in passes.collectors):
+        if any(i.reads.embeddings for i in passes.indices):
             layer = passes.layer_name or reads.layer
             self.embedding = EmbeddingReader(model, layer, reads.pooling, layouts, passes.token)
         wanted = passes.reads_layers
@@ -424,12 +413,11 @@ class _Reader:
                 f"{describe(inputs)}"
             )
         embedding = self.embedding if side in self._embedding_sides else None
-        layers = _LayerBatch(self, side, mask)
+        layers = _LayersOfBatch(self, side, mask)
         predicts = passes.reads.labels == "predicted" and (side == "new" or labels is None)
 
         def take(x: Features, pooling: Pooling) -> None:
             given = passes.predicted(scores, side) if predicts else labels
-            assert given is not None  # they are asked for
             passes.add_embedding(x, pooling, given, side)
 
         scores: Tensor | None = None
@@ -465,11 +453,11 @@ class _Reader:
 
     @property
     def _embedding_sides(self) -> set[Side]:
-        return {side for c in self.passes.collectors for side in c.embeddings}
+        return {side for i in self.passes.indices for side in i.reads.embeddings}
 
 
-class _LayerBatch:
-    """The layers of one batch, on their way to the collectors.
+class _LayersOfBatch:
+    """The layers of one batch, on their way to the indices.
 
     Attributes:
         vectors: every layer's, where somebody takes them: [N, D], or tokens [N, T, D] of which a
@@ -486,21 +474,21 @@ class _LayerBatch:
         passes = self._reader.passes
         if passes.kept is not None and name not in passes.kept:
             return
-        for collector in passes.collectors:
-            if collector.raw:
-                collector.add_raw(name, x, self._side)
+        for index in passes.indices:
+            if index.reads.layers == "raw":
+                index.update(LayerBatch({name: x.x}, self._side, x.mask))
         done, pooling = passes.pooling, passes.reads.pooling
         if x.x.dim() > 2 and (not done["layers"] or x.mask is not None):
             done["layers"] = x.described(pooling)
         # All tokens side by side, as published, where nothing else is asked for.
         tokens = x.is_tokens and pooling == "auto"
         pooled = None
-        if passes.reads_pooled or (passes.reads_vectors and not tokens):
+        if passes.reads_pooled or (passes.reads_pairs and not tokens):
             # A copy where there is nothing to average: what comes after may change it in place.
             pooled = x.x.clone() if x.x.dim() == 2 else x.pooled(pooling)
             if passes.reads_pooled:
                 self._pooled[name] = pooled
-        if not passes.reads_vectors:
+        if not passes.reads_pairs:
             return
         if not tokens:
             assert pooled is not None
@@ -517,10 +505,10 @@ class _LayerBatch:
         if reader.layers is None:
             return
         kept = passes.keep(reader.layers)
-        for collector in passes.collectors:
-            if collector.pooled:
-                pooled = {k: v for k, v in self._pooled.items() if k in kept}
-                collector.add_pooled(pooled, self._side)
+        pooled = {k: v for k, v in self._pooled.items() if k in kept}
+        for index in passes.indices:
+            if index.reads.layers == "pooled":
+                index.update(LayerBatch(pooled, self._side))
         self.vectors = {k: v for k, v in self.vectors.items() if k in kept}
 
     def check_versions(self) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from resque_ext.data.checks import describe
-from resque_ext.indices.resque_dist import SIDES, default_blocks
+from resque_ext.indices import registry
+from resque_ext.indices.base import SIDES, Index
 from resque_ext.model.reads import Reads
 from resque_ext.scoring.forward_pass import PARTS, Passes, is_masked
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def check(
     ranks: Any,
-    collectors: Mapping[str, Any],
+    indices: Mapping[str, Index],
     adapt_normalization: bool | str,
     paired: bool,
     reads: Reads,
@@ -34,9 +35,9 @@ def check(
     if not isinstance(ranks, Ranks):
         raise TypeError(f"ranks: expected resque_ext.distributed.Ranks, found {describe(ranks)}")
     ranks.expect_entered()
-    kept = [name for name, collector in collectors.items() if not hasattr(collector, "reduce")]
+    kept = [name for name, index in indices.items() if index.in_one_place]
     if kept:
-        known = [name for name in collectors if name not in kept] or ["resque_dist", "arm"]
+        known = [name for name in indices if name not in kept] or registry.of_ranks()
         raise ValueError(
             f"indices: expected those whose states can be joined over ranks ({', '.join(known)}), "
             f"found {kept[0]!r}, which needs all rows in one place"
@@ -46,16 +47,14 @@ def check(
             "adapt_normalization: expected True or False with ranks, found 'match', which goes by "
             "the batches before"
         )
-    asked = {"indices": list(collectors), "paired": paired, "adapts": bool(adapt_normalization)}
+    asked = {"indices": list(indices), "paired": paired, "adapts": bool(adapt_normalization)}
     asked |= {"labels": reads.labels} | reads.plain()
     _expect_equal(ranks.gather(asked), "ranks: expected the same arguments on all")
-    for collector in collectors.values():
-        if hasattr(collector, "blocks"):
-            # Of unknown classes every rank's first batch may show others, but all need as many.
-            collector.blocks = default_blocks(1)
+    for index in indices.values():
+        index.expect_ranks()
 
 
-def join(ranks: Ranks, passes: Passes, collectors: Mapping[str, Any]) -> None:
+def join(ranks: Ranks, passes: Passes, indices: Mapping[str, Index]) -> None:
     """Makes all that was found on this rank's share that of all data.
 
     Raises:
@@ -78,8 +77,8 @@ def join(ranks: Ranks, passes: Passes, collectors: Mapping[str, Any]) -> None:
     }
     pooling = {key: max((e["pooling"][key] for e in ran), key=is_masked) for key in PARTS}
     passes.restore(ran[0] | counts | {"pooling": pooling})
-    for collector in collectors.values():
-        collector.reduce(ranks)
+    for index in indices.values():
+        index.reduce(ranks)
 
 
 def join_statistics(ranks: Ranks, layers: Mapping[str, nn.Module]) -> None:

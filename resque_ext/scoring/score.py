@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from resque_ext.data.checks import DEVICES, check_choice, describe
+from resque_ext.indices.base import Facts
+from resque_ext.indices.registry import check_names, find, make_indices
 from resque_ext.model import normalization
 from resque_ext.model.batch import MASK, MaskOf, rows_of
 from resque_ext.model.hooks import copied, unwrap
@@ -18,14 +20,11 @@ from resque_ext.model.inputs import check_observable
 from resque_ext.model.pooling import Pooling
 from resque_ext.model.reads import Reads
 from resque_ext.scoring import over_ranks
-from resque_ext.scoring.collectors import COLLECTORS, Facts, make_collectors
-from resque_ext.scoring.failures import Failed, Guarded, check_classes
+from resque_ext.scoring.failures import AsItIs, Failed, Guarded, check_classes
 from resque_ext.scoring.forward_pass import Passes
 
 if TYPE_CHECKING:
     from resque_ext.distributed import Ranks
-
-INDICES = tuple(COLLECTORS)
 
 
 class Scores(Mapping[str, Any]):
@@ -104,13 +103,14 @@ def score(
             takes (a mapping as keyword arguments). A mapping that has "labels" is such a pair by
             itself. Indices that read no labels ("arm", "representation_distance") take inputs alone
             and labels of any kind, too. Without `new`, `shift` makes the new side from the old
-            batches, on the device. `old` may be None for "resque_task", which reads the new side
-            alone.
+            batches, on the device. `old` may be None for "resque_task", "linear_probe" and
+            "nearest_class_mean", which read the new side alone.
         indices: names of indices: "resque_dist", "resque_task", "preindex", "arm",
             "linear_residual", "representation_distance" (p, the part of "preindex" that reads no
-            labels). p and "preindex" compare every sample with itself and need `shift` or `paired`.
-            "linear_residual" with `adapt_normalization` takes one pass more over the new
-            side, under the model as it is.
+            labels), "accuracy_drop", "linear_probe" and "nearest_class_mean" (errors of simple
+            classifiers), or one that another package adds. p and "preindex" compare every sample
+            with itself and need `shift` or `paired`. "linear_residual" with `adapt_normalization`
+            takes one pass more over the new side, under the model as it is.
         layer: what the embedding is: a module's output ("NAME"), a part of it ("NAME:KEY",
             "NAME:0"), what it reads ("NAME:input"), or the model's own output ("output",
             "output:KEY"). [N, D], tokens [N, T, D] and maps [N, C, H, W] or [N, H, W, C] are taken.
@@ -139,7 +139,8 @@ def score(
         ranks: the processes that each read a share of both sides, as every one of them calls this:
             :class:`resque_ext.distributed.Ranks`, entered. All get the result of all data, as if
             those of rank 0 had come first, then those of rank 1, and so on. A share may be empty.
-            For "resque_dist" and "arm", whose states can be joined.
+            For indices whose states can be joined: "resque_dist", "arm", "linear_residual" (up to
+            its standard error), "representation_distance" and "accuracy_drop".
         pooling: how the positions of a layer's output become one vector: "mean", "first", "last",
             or a function of x, or of (x, mask), that returns [N, D]. Positions are tokens, of which
             the mask leaves the real ones, or those of a map. "auto": of the default layer what the
@@ -184,16 +185,16 @@ def score(
     if errors == "keep" and ranks is not None:
         raise ValueError("errors: expected 'raise' with ranks, which go on together, found 'keep'")
     paired = bool(paired) or shift is not None
-    collectors = make_collectors(names, options, paired)
+    made: dict[str, Any] = dict(make_indices(names, options, paired, bool(adapt_normalization)))
     if errors == "keep":
-        collectors = {name: Guarded(collector) for name, collector in collectors.items()}
+        made = {name: Guarded(index) for name, index in made.items()}
     if ranks is not None:
-        over_ranks.check(ranks, collectors, adapt_normalization, paired, reads)
+        over_ranks.check(ranks, made, adapt_normalization, paired, reads)
     inner = unwrap(model)
     check_observable(inner)
     device = _device(inner, device)
     passes = Passes(
-        list(collectors.values()),
+        list(made.values()),
         reads,
         device,
         progress,
@@ -209,43 +210,31 @@ def score(
             f"found {layers!r}"
         )
     if shift is None and labels == "given" and batch_adapter is None and ranks is None:
-        check_classes(list(collectors.values()), inner, old, new)
+        check_classes(list(made.values()), inner, old, new)
     adapted = None
     if adapt_normalization:
         source = old if shift is not None else new
         match = adapt_normalization == "match"
         adapted = _adapted(inner, old, source, passes, shift, match, ranks)
-        plain = [c.unadapted() for c in collectors.values() if hasattr(c, "unadapted")]
+        plain = [AsItIs(index) for index in made.values() if index.reads.as_is]
     if shift is not None:
         _restart(shift)
         passes.shifted(inner, adapted or inner, old, shift)
-    elif passes.reads_vectors:
+    elif passes.reads_pairs:
         passes.paired(inner, adapted or inner, old, new)
     else:
-        if any(c.reads_old for c in collectors.values()):
+        if any("old" in index.reads.sides for index in made.values()):
             passes.side(inner, old, "old")
         passes.side(adapted or inner, new, "new")
     if adapted is not None and plain:
         _restart(shift)
-        also = passes.fork(plain)
+        also = passes.fork(plain)  # type: ignore[arg-type]
         also.side(inner, source, "new", shift)
     if ranks is not None:
-        over_ranks.join(ranks, passes, collectors)
+        over_ranks.join(ranks, passes, made)
     facts = passes.known()
-    results = {name: collector.result(facts) for name, collector in collectors.items()}
+    results = {name: index.compute(facts) for name, index in made.items()}
     return results[names[0]] if len(names) == 1 and not mapping else Scores(results, facts)
-
-
-def check_names(indices: Any) -> tuple[str, ...]:
-    if not isinstance(indices, Iterable):
-        raise TypeError(f"indices: expected names among {INDICES}, found {indices!r}")
-    names = (indices,) if isinstance(indices, str) else tuple(indices)
-    unknown = [name for name in names if name not in INDICES]
-    if unknown or not names:
-        raise ValueError(f"indices: expected names among {INDICES}, found {unknown or names}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"indices: expected every name once, found {names}")
-    return names
 
 
 def _check_arguments(model: Any, old: Any, new: Any, names: tuple[str, ...], shift: Any) -> None:
@@ -254,7 +243,7 @@ def _check_arguments(model: Any, old: Any, new: Any, names: tuple[str, ...], shi
     if (new is None) == (shift is None):
         found = "both" if shift is not None else "neither"
         raise ValueError(f"new, shift: expected one of the two, found {found}")
-    readers = [name for name in names if COLLECTORS[name].reads_old]
+    readers = [name for name in names if "old" in find(name).reads.sides]
     if old is None and (readers or shift is not None):
         reader = f"{readers[0]!r} reads it" if readers else "shift makes the new side of it"
         raise TypeError(f"old: expected batches, because {reader}, found None")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from resque_ext.data.checks import describe
 from resque_ext.data.sources.base import Fault
-from resque_ext.indices.resque_dist import Side
+from resque_ext.indices.base import EmbeddingBatch, IndexReads, Side
 from resque_ext.scoring.forward_pass import Passes
 from resque_ext.screening.candidates import INPUTS, Feed, Reading
 from resque_ext.screening.embedding_cache import (
@@ -74,7 +74,10 @@ class Keeper:
         if cache is None or feed.kind != INPUTS or passes.reads_layers or not has_identity(feed):
             return None
         reads = passes.reads
-        if any(c.flattened for c in passes.collectors) or reads.labels != "given":
+        asked = [index.reads for index in passes.indices]
+        if any(each.flattened for each in asked) or reads.labels != "given":
+            return None
+        if not any(each.labels for each in asked):  # which are kept beside the embeddings
             return None
         if callable(reads.pooling) or callable(reads.mask):  # which nothing tells from others
             return None
@@ -107,13 +110,13 @@ class Keeper:
 
     def record(self, passes: Passes, side: Side, reading: Reading, run: Callable[[], None]) -> None:
         """Calls `run`, which takes the stretch through the model, and keeps what that gives."""
-        faults, before, collectors = len(reading.faults), passes.facts(), passes.collectors
+        faults, before, indices = len(reading.faults), passes.facts(), passes.indices
         with _Recorder(self._cache, self.key, self._name, side) as recorder:
-            passes.collectors = [*collectors, recorder]
+            passes.indices = [*indices, recorder]
             try:
                 run()
             finally:
-                passes.collectors = collectors
+                passes.indices = indices
             after = passes.facts()
             recorder.commit(
                 reading.faults[faults:],
@@ -162,13 +165,11 @@ def _batches(entry: CachedEmbeddings) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 class _Recorder:
-    """A collector that writes down what the others get."""
-
-    flattened = vectors = pooled = raw = False
+    """Reads the embedding beside the indices, and writes it down."""
 
     def __init__(self, cache: EmbeddingCache, key: CacheKey, name: str, side: Side) -> None:
         self._cache, self._key, self._name = cache, key, name
-        self.embeddings = (side,)
+        self.reads = IndexReads(sides=(side,), embeddings=(side,), labels=True)
         self._stack = contextlib.ExitStack()
         self._entry: EntryWriter | None = None
         self._sizes: list[int] = []
@@ -181,7 +182,9 @@ class _Recorder:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def add_embedding(self, x: Tensor, labels: Tensor, side: Side, outputs: int | None) -> None:
+    def update(self, batch: EmbeddingBatch) -> None:
+        x, labels = batch.x, batch.labels
+        assert labels is not None  # as `reads` says
         if self._over or not len(labels):
             return
         channels_last = x.dim() == 4 and not x.is_contiguous()

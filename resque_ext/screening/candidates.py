@@ -182,7 +182,7 @@ class Reading:
         try:
             yield
         except ValueError as error:
-            if not hasattr(error, "row"):  # see ops/_status.py, row_error
+            if not hasattr(error, "row"):  # see ops/status.py, row_error
                 raise
             row = self._row(self._first + error.row)
             raise ValueError(error.template.replace("{row}", row)) from error

@@ -15,12 +15,11 @@ from typing import Any
 from resque_ext import shifts
 from resque_ext.data.sources import Source, open_source
 from resque_ext.data.transforms import Normalize, make_transform
+from resque_ext.indices import registry
 from resque_ext.model.load_model import load_model
-from resque_ext.scoring.collectors import make_collectors, option_names
 from resque_ext.screening.budget import Budget
 from resque_ext.screening.candidates import INPUTS, Candidate
 from resque_ext.screening.old_side import ShelfModel
-from resque_ext.screening.pair_reading import SCREENED
 from resque_ext.screening.toml_lines import ConfigError, Document, KeyPath
 from resque_ext.shifts import shifted_before
 
@@ -92,8 +91,9 @@ def _one_of(*choices: str) -> Check:
 
 
 def _index_names(value: Any) -> str | None:
-    right = _texts(value) is None and set(value) <= set(SCREENED) and len(set(value)) == len(value)
-    return None if right else f"a list of some of {', '.join(SCREENED)}"
+    known = registry.names()
+    right = _texts(value) is None and set(value) <= set(known) and len(set(value)) == len(value)
+    return None if right else f"a list of some of {', '.join(known)}"
 
 
 def _table(value: Any) -> str | None:
@@ -282,13 +282,13 @@ class _Reader:
             if name not in names:
                 self.wrong(at, f"expected one of the indices {', '.join(names)}", name)
                 continue
-            known = option_names(name)
+            known = registry.find(name).options()
             for key, value in table.items():
                 if key not in known:
                     self.wrong((*at, key), f"expected one of {', '.join(known) or 'no keys'}", key)
                     continue
                 try:
-                    make_collectors([name], {name: {key: value}}, paired=True)
+                    registry.make_indices([name], {name: {key: value}}, paired=True)
                 except (TypeError, ValueError) as error:
                     self.wrong((*at, key), str(error).removeprefix(f"{key}: "))
 
@@ -406,7 +406,8 @@ class _Reader:
                 found[name] = self._source(("models", name, "old"), model["old"])
             else:
                 found[name] = shared
-                if old is None and set(chosen.get("indices", ("resque_dist",))) != {"resque_task"}:
+                indices = chosen.get("indices", ("resque_dist",))
+                if old is None and any("old" in registry.find(i).reads.sides for i in indices):
                     self.wrong(("models", name), "expected old data, here or in [old], found none")
         return found
 

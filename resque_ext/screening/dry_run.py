@@ -6,17 +6,16 @@ now; that reading may stop early is not counted on.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from resque_ext.indices.resque_dist import default_blocks
+from resque_ext.indices.base import Index
 from resque_ext.screening.candidates import EMBEDDINGS, Feed
 from resque_ext.screening.old_side import OldSide, run
-from resque_ext.screening.pair_reading import READ_ONCE
+from resque_ext.screening.pair_reading import reads_pairs
 from resque_ext.screening.screener import Plan
 
 SAMPLE = 256  # rows of each source that are read to see how fast that goes
@@ -69,27 +68,29 @@ def dry_run(plan: Plan) -> DryRun:
     readings: list[Reading] = []
     memory = 0
     for name, entry in plan.models.items():
-        indices = [index for index in plan.indices if index in READ_ONCE]
+        indices = [index for index in plan.indices if not reads_pairs(index)]
         options = {k: v for k, v in (plan.options or {}).items() if k in indices}
         old = OldSide(entry, name, indices, options, plan.device, plan.batch_size)
         try:
             sides = {"old": plan.old[name]} | {c: plan.feeds[name, c] for c in plan.candidates}
+            sampled: list[Index] = []
             for data, feed in sides.items():
                 if feed is not None:
-                    readings.append(_try(old, data, feed))
-            memory = max(memory, _memory(plan, old, readings))
+                    readings.append(_try(old, data, feed, sampled))
+            memory = max(memory, _memory(plan, old, readings, sampled))
         finally:
             old.release()
     known = [r.seconds for r in readings if r.seconds is not None]
     return DryRun(tuple(readings), sum(known), memory, len(readings) - len(known))
 
 
-def _try(old: OldSide, data: str, feed: Feed) -> Reading:
-    """A few rows, once to warm up where there is a model, once timed."""
+def _try(old: OldSide, data: str, feed: Feed, sampled: list[Index]) -> Reading:
+    """A few rows, once to warm up where there is a model, once timed; `sampled` becomes the indices
+    after a pair's rows."""
     try:
         if old.model is not None and feed.kind != EMBEDDINGS and not old.passes.layer_name:
-            _sample(old, data, feed)
-        rows, size, seconds = _sample(old, data, feed)
+            _sample(old, data, feed, sampled)
+        rows, size, seconds = _sample(old, data, feed, sampled)
     # Whatever is wrong with a source or model is what a dry run is asked for.
     except Exception as error:
         line = " ".join(str(error).split()) or type(error).__name__
@@ -99,7 +100,7 @@ def _try(old: OldSide, data: str, feed: Feed) -> Reading:
     return Reading(old.name, data, feed.rows, size // max(rows, 1), rate, total)
 
 
-def _sample(old: OldSide, data: str, feed: Feed) -> tuple[int, int, float]:
+def _sample(old: OldSide, data: str, feed: Feed, sampled: list[Index]) -> tuple[int, int, float]:
     """Rows, their bytes, and the seconds that they took."""
     began = time.perf_counter()
     reading = feed.reading(min(old.batch_size, SAMPLE))
@@ -107,7 +108,8 @@ def _sample(old: OldSide, data: str, feed: Feed) -> tuple[int, int, float]:
         batches = list(reading.until(SAMPLE, old.batch_size))
         if data == "old":
             old.passes = old._fresh()
-        passes = old.passes if data == "old" else old.fork(list(old.collectors))[1]
+        passes = old.passes if data == "old" else old.fork(list(old.indices))[1]
+        sampled[:] = passes.indices
         run(passes, old.model, batches, feed.kind, "old" if data == "old" else "new")
     finally:
         reading.close()
@@ -122,19 +124,13 @@ def _bytes(value: Any) -> int:
     return sum(map(_bytes, value)) if hasattr(value, "__iter__") else 0
 
 
-def _memory(plan: Plan, old: OldSide, readings: list[Reading]) -> int:
+def _memory(plan: Plan, old: OldSide, readings: list[Reading], sampled: list[Index]) -> int:
     row = max((r.row_bytes or 0 for r in readings if r.model == old.name), default=0)
     weights = 0
     model = old.built
     if model is not None:
         weights = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
-    sums = 0
-    collector = old.collectors.get("resque_dist")
-    if collector is not None and collector.acc is not None and collector.acc.width:
-        acc = collector.acc
-        one = 8 * acc.num_classes * default_blocks(acc.num_classes) * (acc.width + 1)
-        sums = one * (1 + (len(plan.candidates) if plan.rounds else 1))
-    if "resque_task" in plan.indices:  # which keeps a candidate's embeddings
-        rows = max((r.rows or 0 for r in readings), default=0)
-        sums += rows * math.ceil(4 * (collector.acc.width if collector and collector.acc else 0))
+    pairs = len(plan.candidates) if plan.rounds else 1
+    rows = max((r.rows or 0 for r in readings if r.model == old.name), default=0)
+    sums = sum(index.memory(pairs, rows) for index in sampled)
     return weights + sums + 2 * row * plan.batch_size

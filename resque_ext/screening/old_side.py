@@ -14,13 +14,13 @@ from torch import nn
 
 from resque_ext.data.checks import describe
 from resque_ext.data.sources.base import Fault
+from resque_ext.indices.registry import make_indices
 from resque_ext.model.batch import MASK, MaskOf
 from resque_ext.model.digest import NoDigestError, model_digest
 from resque_ext.model.hooks import unwrap
 from resque_ext.model.inputs import check_observable
 from resque_ext.model.pooling import Pooling
 from resque_ext.model.reads import Reads
-from resque_ext.scoring.collectors import make_collectors
 from resque_ext.scoring.forward_pass import Passes
 from resque_ext.screening.cached_pass import Keeper, replay
 from resque_ext.screening.candidates import ALL, EMBEDDINGS, Feed
@@ -93,7 +93,7 @@ class OldSide:
 
     Attributes:
         model: None where nothing is run.
-        passes: after the old side, with a collector for each index.
+        passes: after the old side, with its `indices`.
         samples: rows of the old data.
         faults: what of them could not be read.
         batch_size: smaller than asked once memory was short.
@@ -113,16 +113,15 @@ class OldSide:
         self.entry, self.name, self.device, self.batch_size = entry, name, device, batch_size
         self.cache = cache
         self._digest: str | None = ""
-        self._collectors = make_collectors(indices, options, paired=False)
+        self._empty = make_indices(indices, options, paired=False)
         self.samples = 0
         self.faults: tuple[Fault, ...] = ()
         self._model: nn.Module | None = None
         self.passes = self._fresh()
 
     def _fresh(self) -> Passes:
-        collectors = {name: c.fork() for name, c in self._collectors.items()}
-        self.collectors = collectors
-        return Passes(list(collectors.values()), self.entry.reads, self.device, progress=False)
+        self.indices = {name: index.fork() for name, index in self._empty.items()}
+        return Passes(list(self.indices.values()), self.entry.reads, self.device, progress=False)
 
     @property
     def model(self) -> nn.Module | None:
@@ -179,23 +178,23 @@ class OldSide:
 
     @property
     def reads_old(self) -> bool:
-        return any(collector.reads_old for collector in self.collectors.values())
+        return any("old" in index.reads.sides for index in self.indices.values())
 
     def release(self) -> None:
         """Lets the model go, at once: it may be large, and the next one is about to be built."""
         self._model = None
 
     def fork(self, names: Sequence[str]) -> tuple[dict[str, Any], Passes]:
-        """Collectors of these indices and passes for one pair."""
-        collectors = {name: self.collectors[name].fork() for name in names}
-        return collectors, self.passes.fork(list(collectors.values()))
+        """These indices and passes for one pair."""
+        indices = {name: self.indices[name].fork() for name in names}
+        return indices, self.passes.fork(list(indices.values()))
 
     def to_bytes(self) -> bytes:
         """The state in the safetensors format."""
         tensors = {
             f"{name}/{key}": tensor.cpu().contiguous()
-            for name, collector in self.collectors.items()
-            for key, tensor in collector.state().items()
+            for name, index in self.indices.items()
+            for key, tensor in index.state_dict().items()
         }
         facts = {"format": STATE, "samples": self.samples, "facts": self.passes.facts()}
         facts["faults"] = [asdict(fault) for fault in self.faults]
@@ -212,10 +211,10 @@ class OldSide:
             tensors = safetensors.torch.load(data)
             facts = parse_json(bytes(tensors.pop("facts").tolist()))
             self.passes = self._fresh()
-            for name, collector in self.collectors.items():
+            for name, index in self.indices.items():
                 own = f"{name}/"
                 mine = {k.removeprefix(own): t for k, t in tensors.items() if k.startswith(own)}
-                collector.load({key: tensor.to(self.device) for key, tensor in mine.items()})
+                index.load_state_dict({key: tensor.to(self.device) for key, tensor in mine.items()})
             self.passes.restore(facts["facts"])
             self.samples = facts["samples"]
             self.faults = tuple(Fault(**fault) for fault in facts["faults"])

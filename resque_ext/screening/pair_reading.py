@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-import numpy as np
-
 from resque_ext.data.sources.base import Fault
-from resque_ext.indices.resque_dist import ResqueDistResult
+from resque_ext.indices.base import IndexReads
+from resque_ext.indices.registry import find
 from resque_ext.scoring.score import score
 from resque_ext.screening.cached_pass import Keeper, replay
 from resque_ext.screening.candidates import ALL, EMBEDDINGS, Feed, Reading
@@ -20,11 +19,6 @@ from resque_ext.screening.memory import retry_with_half
 from resque_ext.screening.old_side import OldSide, run
 from resque_ext.screening.results import IndexValue, PairResult, PredictedCost
 from resque_ext.screening.stopping import Estimate, look_confidence
-
-READ_ONCE = ("resque_dist", "resque_task", "arm")
-PAIRED = ("preindex", "representation_distance")  # which read both sides for every pair
-SCREENED = (*READ_ONCE, *PAIRED)
-OF_LAYERS = ("arm", *PAIRED)
 
 
 class PairReading:
@@ -62,7 +56,7 @@ class PairReading:
         self._keeps = old.cache is not None
 
     def _restart(self) -> None:
-        self.collectors, self.passes = self.old.fork(self._indices)
+        self.indices, self.passes = self.old.fork(self._indices)
         self.reading: Reading = self.feed.reading(
             self._nominal if self.feed.shift is not None else self.old.batch_size,
             self._seed,
@@ -139,14 +133,9 @@ class PairReading:
         """The index without the bias of few samples, with an interval that holds at every look."""
         assert self._confidence is not None
         confidence = look_confidence(len(self.looks) + 1, self._confidence)
-        collector = self.collectors["resque_dist"]
-        # Before every class was seen, the mean over classes is another one.
-        whole = collector.complete or (self.ended and collector.missing == "skip")
-        found = collector.acc.debiased(confidence) if whole else None
-        estimate = None
-        if found is not None:
-            low, high = min(found.low, found.value), max(found.high, found.value)
-            estimate = Estimate(float(found.value), float(low), float(high), self.samples)
+        (index,) = self.indices.values()  # only one alone is read in looks
+        found = index.interval(confidence, self.ended)
+        estimate = None if found is None else Estimate(*found, samples=self.samples)
         self.looks.append(estimate)
         return estimate
 
@@ -157,13 +146,13 @@ class PairReading:
             return unread(self.old, self.name, self.feed, stopped)
         began = time.perf_counter()
         facts = self.passes.known()
-        found = {name: c.result(facts) for name, c in self.collectors.items()}
+        found = {name: index.compute(facts) for name, index in self.indices.items()}
         values = index_values(found)
         last = self.looks[-1] if self.looks else None
         if last is not None:
-            plain = values["resque_dist"]
-            values["resque_dist"] = dataclasses.replace(
-                plain, value=last.value, low=last.low, high=last.high
+            (name,) = values
+            values[name] = dataclasses.replace(
+                values[name], value=last.value, low=last.low, high=last.high
             )
         self.seconds += time.perf_counter() - began
         return PairResult(
@@ -260,10 +249,18 @@ class _Sized:
 
 def possible(indices: Sequence[str], feed: Feed, paired: bool) -> list[str]:
     """Those indices that this candidate lets be computed."""
-    found = [name for name in indices if name not in PAIRED or paired]
-    if feed.kind == EMBEDDINGS:  # which have no layers
-        found = [name for name in found if name not in OF_LAYERS]
-    return found
+
+    def is_possible(reads: IndexReads) -> bool:
+        if feed.kind == EMBEDDINGS and (reads.layers or reads.accuracy):  # no model is run
+            return False
+        return paired or reads.layers != "paired"
+
+    return [name for name in indices if is_possible(find(name).reads)]
+
+
+def reads_pairs(index: str) -> bool:
+    """Whether an index reads both sides together, so that the old one is run for every pair."""
+    return find(index).reads.layers == "paired"
 
 
 def unread(old: OldSide, name: str, feed: Feed | None, stopped: str) -> PairResult:
@@ -291,8 +288,8 @@ def index_values(found: Mapping[str, Any]) -> dict[str, IndexValue]:
     return {
         name: IndexValue(
             float(result.value),
-            _finite(getattr(result, "std_error", None)),
-            _finite(getattr(result, "noise_floor", None)),
+            _finite(result.std_error),
+            _finite(result.noise_floor),
             reliable=result.reliable,
             warnings=result.warnings,
         )
@@ -301,19 +298,15 @@ def index_values(found: Mapping[str, Any]) -> dict[str, IndexValue]:
 
 
 def class_values(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """RESQUE_dist's angle of every class that has one, by its number."""
-    return {
-        name: {str(c): float(a) for c, a in enumerate(result.per_class) if np.isfinite(a)}
-        for name, result in found.items()
-        if isinstance(result, ResqueDistResult)
-    }
+    """Values of the classes, by index and number of the class, where an index has such."""
+    return {name: result.class_values for name, result in found.items() if result.class_values}
 
 
 def layer_values(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return {
         name: {layer: float(v) for layer, v in result.layer_values.items() if v is not None}
         for name, result in found.items()
-        if hasattr(result, "layer_values")
+        if result.layer_values
     }
 
 

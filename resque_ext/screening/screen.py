@@ -17,9 +17,9 @@ import torch
 
 from resque_ext.data.checks import check_choice, check_count, describe
 from resque_ext.environment import environment
+from resque_ext.indices.registry import check_names, find, lower_is_cheaper, make_indices
 from resque_ext.model.reads import Reads
-from resque_ext.scoring.collectors import COLLECTORS, make_collectors
-from resque_ext.scoring.score import check_names, checked_device
+from resque_ext.scoring.score import checked_device
 from resque_ext.screening.budget import Budget, as_budget
 from resque_ext.screening.cached_pass import has_identity
 from resque_ext.screening.candidates import (
@@ -32,7 +32,7 @@ from resque_ext.screening.candidates import (
 )
 from resque_ext.screening.embedding_cache import EmbeddingCache
 from resque_ext.screening.old_side import ShelfModel, as_shelf_model
-from resque_ext.screening.pair_reading import OF_LAYERS, PAIRED, SCREENED, possible
+from resque_ext.screening.pair_reading import possible, reads_pairs
 from resque_ext.screening.progress import make_progress
 from resque_ext.screening.screener import Plan, Screener
 from resque_ext.screening.stopping import StoppingRule
@@ -203,7 +203,7 @@ def _say_what_is_not_kept(plan: Plan) -> None:
             "run on them each time",
             stacklevel=3,
         )
-    layers = [name for name in plan.indices if name in OF_LAYERS]
+    layers = [name for name in plan.indices if find(name).reads.layers]
     if layers:
         warnings.warn(
             f"cache: expected indices of the embedding alone, found {', '.join(layers)}, which "
@@ -244,8 +244,6 @@ def make_plan(
 ) -> tuple[Plan, str]:
     """What `screen` is about to do, with all sources open, and what it ranks by; see there."""
     names = check_names(indices)
-    for name in names:
-        check_choice(name, SCREENED, "indices")
     shelf = {n: as_shelf_model(m, n) for n, m in _named(models, "models").items()}
     given = {n: as_candidate(c) for n, c in _named(candidates, "candidates").items()}
     check_choice(on_fault, ("raise", "skip"), "on_fault")
@@ -254,7 +252,7 @@ def make_plan(
     check_count(batch_size, "batch_size")
     if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
         raise ValueError(f"confidence: expected a number between 0 and 1, found {confidence!r}")
-    make_collectors(names, options, paired=True)  # what is wrong with the options shows now
+    make_indices(names, options, paired=True)  # what is wrong with the options shows now
     StoppingRule(width, top)  # likewise
     looks = _checked_looks(looks)
     _check_cost_model(cost_model, cost_options)
@@ -264,7 +262,7 @@ def make_plan(
     feeds = _feeds(shelf, olds, given, on_fault)
     _check_classes(olds, feeds)
     _check_indices(names, shelf, given, feeds)
-    streams = names == ("resque_dist",) and rank_by == "resque_dist"
+    streams = names == (rank_by,) and find(rank_by).has_interval and lower_is_cheaper(rank_by)
     streams = streams and not any(c.paired for c in given.values())
     limited = budget.samples is not None or budget.seconds is not None
     anytime = bool(anytime) and streams
@@ -373,7 +371,7 @@ def _olds(
     for name, entry in shelf.items():
         data = old[name] if each else old
         if data is None:
-            if any(COLLECTORS[index].reads_old for index in names):
+            if any("old" in find(index).reads.sides for index in names):
                 raise TypeError(f"old: expected data of {name!r}, found None")
             found[name] = None
             continue
@@ -450,7 +448,7 @@ def _check_indices(
     """Raises for an index that no pair at all lets be computed."""
     for name in names:
         if not any(possible([name], f, candidates[key[1]].paired) for key, f in feeds.items()):
-            needs = "paired candidates" if name in PAIRED else "inputs of a model"
+            needs = "paired candidates" if reads_pairs(name) else "inputs of a model"
             raise ValueError(f"indices: expected {needs} for {name!r}, found none")
 
 

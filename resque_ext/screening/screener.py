@@ -21,13 +21,12 @@ from resque_ext.screening.embedding_cache import EmbeddingCache
 from resque_ext.screening.old_side import OldSide, ShelfModel
 from resque_ext.screening.pair_reading import (
     ALL,
-    PAIRED,
-    READ_ONCE,
     PairReading,
     error_line,
     failed,
     possible,
     read_paired,
+    reads_pairs,
     unread,
 )
 from resque_ext.screening.progress import Progress
@@ -36,7 +35,7 @@ from resque_ext.screening.stopping import Estimate, StoppingRule, look_sizes
 from resque_ext.screening.store import Finished, Look, PairKey, Store, StoreError
 
 log = logging.getLogger(__name__)
-STATES_BYTES = 2**31  # of all open pairs' class sums; beyond, pairs are read one by one
+STATES_BYTES = 2**31  # of all open pairs' states; beyond, pairs are read one by one
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ class Screener:
     def fresh_side(self, name: str) -> OldSide:
         """A model before its old data."""
         plan = self.plan
-        indices = [index for index in plan.indices if index in READ_ONCE]
+        indices = [index for index in plan.indices if not reads_pairs(index)]
         options = {k: v for k, v in (plan.options or {}).items() if k in indices}
         sizes = plan.device, plan.batch_size
         return OldSide(plan.models[name], name, indices, options, *sizes, plan.cache)
@@ -167,11 +166,11 @@ class Screener:
         return "" if old.entry.make is None else weights_digest(old.model)  # type: ignore[arg-type]
 
     def _states_fit(self, old: OldSide, pairs: int) -> bool:
-        state = old.collectors["resque_dist"].state()
-        needed = pairs * sum(t.nbytes for key, t in state.items() if key.startswith("new."))
+        (index,) = old.indices.values()
+        needed = index.memory(pairs) - index.memory(0)
         if needed > STATES_BYTES:
             log.warning(
-                "%s: the class sums of %d pairs take %d bytes, more than %d: they are read one by "
+                "%s: the states of %d pairs take %d bytes, more than %d: they are read one by "
                 "one, each to its end",
                 *(old.name, pairs, needed, STATES_BYTES),
             )
@@ -196,7 +195,7 @@ class Screener:
                         f"found {feed.kind} that are {'' if paired else 'not '}paired"
                     )
                 costs = (plan.cost_model, plan.cost_options)
-                if any(index in PAIRED for index in indices):
+                if any(map(reads_pairs, indices)):
                     old_feed = plan.old[key[0]]
                     assert old_feed is not None
                     return read_paired(old, old_feed, key[1], feed, indices, plan.options, *costs)

@@ -6,11 +6,12 @@ import csv
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from resque_ext.indices.registry import lower_is_cheaper
 from resque_ext.screening.results import PairResult, PredictedCost
 from resque_ext.screening.stopping import Estimate, ranks
 from resque_ext.screening.store import PairKey
@@ -153,13 +154,27 @@ def places(results: Iterable[PairResult], rank_by: str) -> dict[PairKey, tuple[i
     What the table and the report say; see :func:`resque_ext.screening.stopping.ranks`.
     """
     found = {(r.model, r.candidate): interval(r, rank_by) for r in results}
-    return ranks({key: Estimate(*i, samples=0) for key, i in found.items() if i is not None})
+    turned = _cheapest_low(rank_by)
+    return ranks({k: Estimate(*turned(*i), samples=0) for k, i in found.items() if i is not None})
+
+
+def _cheapest_low(rank_by: str) -> Callable[..., tuple[float, float, float]]:
+    """Turns an interval (value, low, high) so that lower is cheaper, whatever is ranked by."""
+    if lower_is_cheaper(rank_by):
+        return lambda value, low, high: (value, low, high)
+    return lambda value, low, high: (-value, -high, -low)
 
 
 def _ranked(results: list[PairResult], rank_by: str) -> Iterator[Ranked]:
     found = {(r.model, r.candidate): r for r in results}
-    placed = places(results, rank_by)
-    for key in sorted(placed, key=lambda key: (interval(found[key], rank_by), key)):
+    placed, turned = places(results, rank_by), _cheapest_low(rank_by)
+
+    def order(key: PairKey) -> Any:
+        known = interval(found[key], rank_by)
+        assert known is not None  # it has a place
+        return turned(*known), key
+
+    for key in sorted(placed, key=order):
         yield Ranked(*placed[key], found[key])
     for key in sorted(found.keys() - placed.keys()):
         yield Ranked(None, None, found[key])

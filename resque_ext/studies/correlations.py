@@ -13,7 +13,7 @@ import numpy as np
 from resque_ext.data.checks import check_choice, check_count, describe
 from resque_ext.retraining.record import MEASURES
 from resque_ext.studies import bootstrap
-from resque_ext.studies.study_run import StudyRun, checked_runs
+from resque_ext.studies.study_run import StudyRun, checked_runs, lower_is_cheaper
 
 METHODS = ("spearman", "pearson")
 CENSORED = ("limit", "drop")
@@ -142,6 +142,9 @@ def correlate(
 ) -> Correlations:
     """Spearman's and Pearson's correlation of every predictor with every measure.
 
+    A predictor of an index of which more is cheaper enters negative, so that 1 is the perfect order
+    of costs for every predictor.
+
     A run that did not reach the target has no known cost: its figures say only that the cost is
     larger. By default ("limit") all such runs enter the rank correlation tied, above every run that
     reached the target; they never enter Pearson's, which would need the value. `gradient_norm_mean`
@@ -206,6 +209,8 @@ class _Table:
 
     def row(self, predictor: str, measure: str, method: str) -> CorrelationRow:
         x = _array(run.predictors.get(predictor) for run in self.runs)
+        if not lower_is_cheaper(predictor):
+            x = -x
         y = self.measures[measure]
         # Tied above all others, whatever it had come to when the run was given up.
         y = np.where(self.censored, math.inf, y)

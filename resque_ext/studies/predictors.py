@@ -11,17 +11,16 @@ from typing import Any
 
 from torch import nn
 
+from resque_ext.indices.registry import baselines, find, make_indices
 from resque_ext.retraining.batches import Batches
 from resque_ext.retraining.random_state import Randomness
 from resque_ext.retraining.settings import Settings, Transform
 from resque_ext.retraining.setup import trainable_copy
-from resque_ext.scoring.collectors import make_collectors
-from resque_ext.scoring.score import Scores, score
+from resque_ext.scoring.failures import Failed
+from resque_ext.scoring.score import score
 from resque_ext.studies.study_run import REESTIMATED
 
-ERRORS = ("linear_probe_error", "nearest_class_mean_error")  # that RESQUE_task's result brings
 READS = ("pooling", "mask", "channels", "labels")  # how batches are read, as in `score`
-TRIVIAL = ("accuracy_drop", *ERRORS)
 
 
 @dataclass(frozen=True)
@@ -87,29 +86,33 @@ class Predictors:
     ) -> None:
         self.model, self.old, self.new = model, old, new
         self.indices, self.settings, self.randomness = tuple(indices), settings, randomness
-        # These two always: the accuracies and the simple classifiers come with them.
-        names = dict.fromkeys(("resque_dist", "resque_task", *indices))
+        names = dict.fromkeys((*indices, *baselines()))
+        self.kinds = {name: find(name) for name in names}
         self.index_options = dict(options["options"] or {})
-        # Chance levels are not kept, and take most of the index's time.
-        for name in {"resque_task", "preindex"}.intersection(names):
-            self.index_options[name] = {"chance": 0} | self.index_options.get(name, {})
-        collectors = make_collectors(tuple(names), options["options"], paired=True)
-        self.paired = [name for name in names if collectors[name].vectors]
+        for name, kind in self.kinds.items():
+            if kind.predictor_options:
+                self.index_options[name] = {
+                    **kind.predictor_options,
+                    **self.index_options.get(name, {}),
+                }
+        made = make_indices(tuple(names), options["options"], paired=True)
+        self.paired = [name for name, index in made.items() if index.reads.layers == "paired"]
         self.unpaired = [name for name in names if name not in self.paired]
         self.layer, self.layers = options["layer"], options["layers"]
         self.reads = {name: options[name] for name in READS}
         self.way = options["adapt_normalization"]
-        self.of_layers = {n for n, c in collectors.items() if c.vectors or c.pooled or c.raw}
-        self.old_accuracy: float | None = None
+        self.of_layers = {name for name, index in made.items() if index.reads.layers}
 
     def check(self, seed: int) -> None:
         """Takes all indices without a shift, so that what is wrong with the model or the data shows
         as the error that it is, before anything is trained."""
         with self.settings.environment():
-            scores = self._score(self.unpaired, None, False, seed)
-            self.old_accuracy = scores.old_accuracy
+            found = dict(self._score(self.unpaired, None, False, seed))
             if self.paired:
-                self._score(self.paired, None, False, seed)
+                found |= self._score(self.paired, None, False, seed)
+        for name in self.indices:
+            if isinstance(found[name], Failed):
+                raise found[name].error
 
     def of(self, shift: Callable[[Any], Any], seed: int) -> Predicted:
         """Every predictor of one shift; one that fails is None with the reason."""
@@ -122,47 +125,38 @@ class Predictors:
 
     def _read(self, found: Predicted, shift: Callable[[Any], Any], suffix: str, seed: int) -> None:
         adapt = suffix == REESTIMATED
-        results, reasons, accuracy = self._try(self.unpaired, shift, adapt, seed)
+        results, reasons = self._try(self.unpaired, shift, adapt, seed)
         if self.paired:
-            more, why, _ = self._try(self.paired, shift, adapt, seed)
+            more, why = self._try(self.paired, shift, adapt, seed)
             results, reasons = results | more, reasons | why
-        for name in self.indices:
+        for name, kind in self.kinds.items():
             result = results.get(name)
             value = None if result is None else result.value
-            error = getattr(result, "std_error", None)
-            found.put(name + suffix, value, error, reasons.get(name))
-        drop = None
-        if accuracy is not None and self.old_accuracy is not None:
-            drop = self.old_accuracy - accuracy
-        why_not = reasons.get("resque_dist", "the model is no classifier")
-        found.put("accuracy_drop" + suffix, drop, None, why_not)
-        task = results.get("resque_task")
-        why_not = reasons.get("resque_task", "too few samples, or an embedding too wide")
-        for name in ERRORS:
-            found.put(name + suffix, getattr(task, name, None), None, why_not)
+            error = None if result is None else result.std_error
+            found.put((kind.predictor or name) + suffix, value, error, reasons.get(name))
 
     def _try(
         self, names: Sequence[str], shift: Callable[[Any], Any], adapt: bool, seed: int
-    ) -> tuple[dict[str, Any], dict[str, str], float | None]:
-        """Results by name, reasons of those that failed, and the accuracy on the new side.
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Results by name, and reasons of those that failed.
 
-        All in one pass; where that fails, each alone, so that one does not take the others along.
+        All in one pass; where the pass itself fails, each alone, so that one does not take the
+        others along.
         """
         try:
             result = self._score(names, shift, adapt, seed)
         except Exception as error:  # whatever an index makes of such data is its answer
             if len(names) == 1:
-                return {}, {names[0]: _reason(error)}, None
+                return {}, {names[0]: _reason(error)}
         else:
-            results = dict(result) if isinstance(result, Scores) else {names[0]: result}
-            return results, {}, getattr(result, "new_accuracy", None)
-        results, reasons, accuracy = {}, {}, None
-        # ARM fails at next to nothing, so that at least the accuracy is known.
-        for name in dict.fromkeys([*names, "arm"]) if names is self.unpaired else names:
-            more, why, found = self._try([name], shift, adapt, seed)
+            failed = {k: r for k, r in result.items() if isinstance(r, Failed)}
+            known = {k: r for k, r in result.items() if k not in failed}
+            return known, {k: _reason(each.error) for k, each in failed.items()}
+        results, reasons = {}, {}
+        for name in names:
+            more, why = self._try([name], shift, adapt, seed)
             results, reasons = results | more, reasons | why
-            accuracy = found if accuracy is None else accuracy
-        return results, reasons, accuracy
+        return results, reasons
 
     def _score(
         self, names: Sequence[str], shift: Callable[[Any], Any] | None, adapt: bool, seed: int
@@ -183,6 +177,8 @@ class Predictors:
                 progress=False,
                 **self.reads,
                 options={n: self.index_options[n] for n in names if n in self.index_options},
+                mapping=True,
+                errors="keep",
                 **sides,
             )
 

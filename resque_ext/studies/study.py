@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from resque_ext.data.checks import describe
 from resque_ext.energy.meter import EnergyMeter
+from resque_ext.indices.registry import check_names
 from resque_ext.model.batch import MASK, MaskOf
 from resque_ext.model.pooling import Pooling
 from resque_ext.model.reads import Reads
@@ -25,7 +26,6 @@ from resque_ext.retraining.random_state import Randomness
 from resque_ext.retraining.retrain import make_settings, retrain
 from resque_ext.retraining.run import RetrainingError, check_optimizer
 from resque_ext.retraining.settings import Settings, function_name
-from resque_ext.scoring.score import check_names
 from resque_ext.studies.correlations import Correlations, correlate
 from resque_ext.studies.grid import COVERAGE, Case, Levels, groups_needed, make_grid
 from resque_ext.studies.predictors import Predictors, prepared

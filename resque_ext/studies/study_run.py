@@ -10,11 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from resque_ext.data.checks import describe
+from resque_ext.indices import registry
 from resque_ext.retraining.record import RecordError, RetrainingCost
 from resque_ext.storage.json_text import parse_json
 
 FORMAT = "resque_ext.StudyRun/1"
 REESTIMATED = "_reestimated"  # ends a predictor's name: taken after re-estimating normalization
+
+
+def lower_is_cheaper(predictor: str) -> bool:
+    """Whether a smaller value of a predictor means a cheaper retraining; True where its index is
+    not installed here."""
+    return registry.lower_is_cheaper(predictor.removesuffix(REESTIMATED))
 
 
 @dataclass(frozen=True)

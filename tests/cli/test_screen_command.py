@@ -7,7 +7,7 @@ import pytest
 from helpers import screening_made as made
 
 from resque_ext import cli
-from resque_ext.screening import config as config_module
+from resque_ext.indices import registry
 from resque_ext.screening import read_store
 from resque_ext.screening import screen as screen_module
 
@@ -113,7 +113,7 @@ WRONG = [
     ("device = 'gpu'", "screen.device: expected a cpu or cuda device, found 'gpu'"),
     ("device = 'cuda:99'", "screen.device: expected one of this machine's "),
     ("device = 1", "screen.device: expected a text, found 1"),
-    ("indices = ['linear_residual']", "screen.indices: expected a list of some of resque_dist, "),
+    ("indices = ['linear']", "screen.indices: expected a list of some of resque_dist, "),
     ("indices = ['preindex']", "screen.indices: expected paired candidates for 'preindex', found "),
     ("[budget]\nsamples = -5", "budget.samples: expected an integer of at least 1, found -5"),
     ("[budget]\nseconds = 'x'", "budget.seconds: expected a number above 0, found 'x'"),
@@ -285,5 +285,7 @@ def test_the_command_line_refuses_what_cannot_be_done_so(run):
 
 
 def test_every_index_has_the_options_that_are_checked():
-    for index in config_module.SCREENED:
-        assert config_module.option_names(index)
+    for index in ("resque_dist", "resque_task", "arm", "preindex", "representation_distance"):
+        assert registry.find(index).options()
+    for index in registry.OWN:
+        assert registry.make_indices([index], {index: registry.find(index).options()}, True)

@@ -5,6 +5,7 @@ from torch import nn
 
 from helpers import distributed_worker as worker
 from resque_ext import distributed, score
+from resque_ext.indices import registry
 from resque_ext.model import normalization
 
 
@@ -90,7 +91,7 @@ def wrong(ranks):
     attempts = {
         "task": lambda r: run(r, olds, news, indices=("resque_dist", "resque_task")),
         "preindex": lambda r: run(r, olds, shift=torch.tanh, indices=("preindex", "arm")),
-        "residual": lambda r: run(r, olds, news, indices=("linear_residual",)),
+        "probe": lambda r: run(r, olds, news, indices=("linear_probe",)),
         "match": lambda r: run(r, olds, news, adapt_normalization="match"),
         "empty": lambda r: run(r, olds, []),
         "empty_adapted": lambda r: run(r, olds, [], adapt_normalization=True),
@@ -139,6 +140,23 @@ def statistics(ranks):
 
 def gathered(ranks):
     return ranks.gather({"long": "é" * (5000 * ranks.rank), "rank": ranks.rank})
+
+
+def indices(ranks):
+    """Every index by itself, or why ranks cannot have it."""
+    found = {}
+    for name in registry.names():
+        reads = registry.find(name).reads
+        olds, news = both(ranks)
+        data = (olds,) if reads.layers == "paired" else (olds, news)
+        shift = torch.tanh if reads.layers == "paired" else None
+        try:
+            found[name] = run(ranks, *data, shift=shift, indices=name).to_dict()
+        except ValueError as error:
+            if ranks.size == 1 and not registry.find(name).in_one_place:
+                raise
+            found[name] = str(error)
+    return found
 
 
 def everything(ranks):

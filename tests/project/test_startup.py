@@ -10,9 +10,9 @@ import resque_ext
 from resque_ext.cli import app
 from resque_ext.cost_model import model, regression
 from resque_ext.data.transforms import TRANSFORMS
+from resque_ext.indices import registry
 from resque_ext.indices.resque_task import INITS
 from resque_ext.retraining import record
-from resque_ext.scoring.score import INDICES
 
 HEAVY = "print(sorted({name.partition('.')[0] for name in sys.modules} & {'torch', 'numpy'}))"
 
@@ -42,7 +42,7 @@ def test_a_name_loads_what_it_needs_and_a_first_score_no_compiler():
 import sys, resque_ext
 {HEAVY}
 from resque_ext import score, shifts, ResqueDist
-from resque_ext.scoring.score import INDICES
+from resque_ext.indices.registry import OWN
 print(score.__name__, shifts.__name__, ResqueDist.__name__, resque_ext.arm.__name__)
 import torch
 model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten(),
@@ -50,7 +50,7 @@ model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), t
 old = [(torch.rand(30, 1, 4, 4), torch.arange(30) % 3)]
 shift = shifts.make("gaussian", 0.2)
 resque_ext.score(model, old, shift=shift, adapt_normalization=True, progress=False,
-                 indices=INDICES)
+                 indices=OWN)
 print(sorted(n for n in ("torch._dynamo", "torch._inductor", "sympy") if n in sys.modules))
 print(resque_ext.retraining.__name__, resque_ext.screening.__name__)
 """
@@ -63,7 +63,7 @@ print(resque_ext.retraining.__name__, resque_ext.screening.__name__)
 
 
 HELPS = {
-    "score": (*INDICES, *TRANSFORMS),
+    "score": (*registry.OWN, *TRANSFORMS),
     "fit": (*regression.METHODS, *model.PREDICTORS, *record.MEASURES),
     "predict": model.EXTRAPOLATE,
     "task": INITS,

@@ -70,8 +70,9 @@ SAME = {
     "(resque_dist), found 'resque_task', which needs all rows in one place",
     "preindex": "ValueError: indices: expected those whose states can be joined over ranks "
     "(arm), found 'preindex', which needs all rows in one place",
-    "residual": "ValueError: indices: expected those whose states can be joined over ranks "
-    "(resque_dist, arm), found 'linear_residual', which needs all rows in one place",
+    "probe": "ValueError: indices: expected those whose states can be joined over ranks "
+    "(resque_dist, arm, linear_residual, representation_distance, accuracy_drop), found "
+    "'linear_probe', which needs all rows in one place",
     "match": "ValueError: adapt_normalization: expected True or False with ranks, found 'match', "
     "which goes by the batches before",
     "empty": "ValueError: new: expected rows on one rank at least, found none on any",

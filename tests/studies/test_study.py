@@ -26,8 +26,9 @@ from helpers.training_oracle import batches, fast, loader, network
 from torch import nn
 
 from resque_ext import score, shifts
+from resque_ext.indices import ArmResult
+from resque_ext.indices.adapters.arm import ArmIndex
 from resque_ext.retraining import StudyError, StudyRun, retrain, study
-from resque_ext.scoring import collectors
 from resque_ext.studies.grid import make_grid
 
 TRIVIAL = ("accuracy_drop", "nearest_class_mean_error", "linear_probe_error")
@@ -242,15 +243,15 @@ def test_an_index_that_fails_for_one_shift():
 
 def test_an_index_that_is_not_finite(model, monkeypatch):
     """None and the reason, for JSON has no NaN."""
-    monkeypatch.setattr(collectors.ArmResult, "value", float("nan"), raising=False)
-    compute = collectors.ArmCollector.result
+    monkeypatch.setattr(ArmResult, "value", float("nan"), raising=False)
+    compute = ArmIndex.compute
 
     def result(self, facts):
         found = compute(self, facts)
         object.__setattr__(found, "value", float("nan"))
         return found
 
-    monkeypatch.setattr(collectors.ArmCollector, "result", result)
+    monkeypatch.setattr(ArmIndex, "compute", result)
     (only,) = run(model, shifts=grid({"add": (0.5,)}))
     assert only.predictors["arm"] is None
     assert only.reasons["arm"] == "not finite: nan"

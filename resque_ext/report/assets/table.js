@@ -31,7 +31,7 @@ function makeColumns(data, by) {
     {
       id: "value",
       label: labelOf(data, by) || "Value",
-      hint: "What the pairs are ranked by; smaller is cheaper",
+      hint: "What the pairs are ranked by; rank 1 is the cheapest",
       key: (p) => partOf(p, by, "value"),
       fill: (cell, p) => fillValue(cell, p, by),
     },

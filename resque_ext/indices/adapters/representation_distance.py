@@ -1,0 +1,61 @@
+"""The representation distance p in `score`: every layer's vectors in pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from resque_ext.indices._hints import BY_HAND, without_hint
+from resque_ext.indices.base import Facts, Index, IndexReads, PairBatch, expect_kind
+from resque_ext.indices.preindex import PairDistanceResult, PreIndexOptions
+from resque_ext.indices.representation_distance import RepresentationDistance, paired_layers
+
+
+class RepresentationDistanceIndex(Index):
+    """p, the part of PreIndex that reads no labels; for the options see
+    :class:`resque_ext.indices.preindex.PreIndexOptions`."""
+
+    reads = IndexReads(layers="paired")
+
+    def __init__(
+        self,
+        distance: str = "jensen_shannon",
+        bins: int = 32,
+        ranges: str = "own",
+        all_bins: Sequence[int] = (16, 32, 64),
+    ) -> None:
+        self._chosen = PreIndexOptions(distance, bins, ranges=ranges, all_bins=tuple(all_bins))
+        self.acc = RepresentationDistance(self._chosen.all_bins, shared=self._chosen.shared)
+
+    def update(self, batch: PairBatch) -> None:
+        add_pairs(self.acc, batch)
+
+    def merge(self, other: Index) -> None:
+        expect_kind(other, self)
+        self.acc.merge(other.acc)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.acc.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.acc.load_state_dict(state)
+
+    def compute(self, facts: Facts) -> PairDistanceResult:
+        found = PairDistanceResult.of(self.acc.compute(), self._chosen)
+        return dataclasses.replace(
+            found,
+            pooling=facts.layer_pooling,
+            skipped=dict(facts.skipped),
+            **facts.of_accuracy(),
+        )
+
+
+def add_pairs(acc: RepresentationDistance, batch: PairBatch) -> None:
+    """A batch of pairs of every layer's vectors."""
+    try:
+        acc.update(paired_layers(batch.old, batch.new), *batch.masks)
+    except (ValueError, TypeError) as error:
+        hint = BY_HAND.format("RepresentationDistance")
+        raise type(error)(without_hint(str(error), nonfinite=hint)) from error
