@@ -220,6 +220,14 @@ def test_forks_share_the_old_side_alone(name):
         assert value(each) == pytest.approx(value(whole), rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("name", [n for n in ALONE if READS[n].sides == SIDES])
+def test_forks_of_a_new_side_that_has_begun_go_on_apart(name):
+    begun = feed(make(name, paired=False), slice(0, 30))
+    before = snapshot(begun)
+    feed(begun.fork(), slice(30, ROWS), only=("new",))
+    unchanged(begun, before)
+
+
 @pytest.mark.parametrize("name", BATCHES)
 def test_bad_values_are_an_error_of_their_side(name):
     x, labels = sides()

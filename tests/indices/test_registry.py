@@ -163,6 +163,7 @@ def test_screen_ranks_it_the_right_way_round(added, tmp_path):
         screen(screening_made.models(1), old, given, SCREENED, **options) for _ in range(2)
     )
     assert cached.to_dict(times=False) == first.to_dict(times=False)
+    assert len(list((tmp_path / "cache").rglob("*.*"))) >= 4  # of the old side and three new ones
     assert [row.result.candidate for row in first] == ["near", "between", "far"]
     assert [row.rank for row in first] == [1, 2, 3]
     for row in first:
