@@ -40,6 +40,9 @@ MOST_CALLS = 50
 MOST_SECONDS = 15.0  # of one op at one size, but no fewer repeats than
 LEAST_REPEATS = 100
 ROUNDS = 20  # of new inputs: where memory lies can make a quarter of a difference by itself
+# glibc keeps freed memory: whether a process gives it back after each call, and then faults it in
+# again, hangs on its heap's last pages, and makes a factor of up to three.
+HEAP = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 Row = dict[str, Any]
 
 
@@ -118,11 +121,11 @@ class Worker:
     """A process that has imported a checkout."""
 
     def __init__(self, checkout: Path, threads: int) -> None:
-        env = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": str(threads)}
+        own = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": str(threads)}
         self._process = subprocess.Popen(
             [sys.executable, __file__, "--worker", str(threads)],
             cwd=checkout,
-            env=env,
+            env={**os.environ, **HEAP, **own},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
