@@ -49,7 +49,7 @@ def as_tensor(x: Any, name: str) -> Tensor:
     if x.layout != torch.strided or x.is_quantized or x.is_complex():
         kind = "quantized" if x.is_quantized else "complex" if x.is_complex() else str(x.layout)
         raise TypeError(f"{name}: expected a dense real tensor, found {kind} ({describe(x)})")
-    if x.device.type not in DEVICES:
+    if not (x.is_cpu or x.is_cuda):
         raise TypeError(f"{name}: expected a tensor on cpu or cuda, found {describe(x)}")
     return x.detach().resolve_neg()
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resque_ext.indices._folds import FOLDS, fold_of_rows, fold_sums
+from resque_ext.indices._folds import FOLDS, fold_of_rows, fold_sums, positions_of
 from resque_ext.indices._ridge import chosen_penalties, fold_paths
 from resque_ext.indices.segments import Embeddings
 from resque_ext.ops.lloyd_step import lloyd_step_status as lloyd_step
@@ -38,10 +38,11 @@ class Baselines:
 def baselines(
     data: Embeddings, index: Tensor, classes: int, errors: Sequence[str] = ERRORS
 ) -> Baselines:
-    """Errors by five folds: two passes over the data, three with the linear probe.
+    """Errors by five folds: three passes over the data, four with the linear probe.
 
-    The rows of each class are dealt to the folds in turn, so folds and errors do not depend on any
-    chance. A row whose class has no other rows than those of its own fold cannot be right.
+    Folds are those of :func:`resque_ext.indices._folds.fold_of_rows`: they and the errors depend
+    neither on the order of rows nor on any chance. A row whose class has no other rows than those
+    of its own fold cannot be right.
 
     The linear probe is ridge regression to one-hot targets with an intercept, solved from sums of
     products in float64. The penalty of each fold is the one of 1e-3 to 1e3 times the mean
@@ -59,7 +60,7 @@ def baselines(
     """
     if data.rows < 2:
         return Baselines()
-    fold = fold_of_rows(index)
+    fold = fold_of_rows(positions_of(data), index)
     sums, counts = fold_sums(data, index, fold, classes)
     held_in = sums.sum(1, keepdim=True) - sums  # [C, FOLDS, D] of the other folds
     rows = counts.sum(1, keepdim=True) - counts  # [C, FOLDS]

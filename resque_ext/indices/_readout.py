@@ -16,8 +16,8 @@ from torch import Tensor
 
 from resque_ext.data.checks import describe
 from resque_ext.indices._baselines import WIDEST
-from resque_ext.indices._folds import FOLDS
-from resque_ext.indices._ridge import chosen_penalties, fold_paths
+from resque_ext.indices._folds import FOLDS, fold_at, row_positions
+from resque_ext.indices._ridge import Array, chosen_penalties, fold_paths
 from resque_ext.ops import spatial_mean
 from resque_ext.ops.class_moments import grouped_moments
 from resque_ext.ops.class_order import class_order
@@ -26,28 +26,37 @@ from resque_ext.ops.status import Status
 _ROWS = 2048  # rows widened to float64 at a time
 # Solving by other numbers of threads changes the last digits, which a share of 1 can do without.
 _DECIMALS = 10
+_ROUNDING = 1e-9  # of squares: what rounding leaves where rows are equal
+
+# Rows of which by chance never so large a share are in one fold.
+_MANY_ROWS, _CROWDED = 50, 0.5
 
 
 class Unexplained(NamedTuple):
-    """The share of the classes that a readout leaves unexplained, and its standard error."""
+    """The share of the classes that a readout leaves unexplained, and its standard error.
+
+    `crowded`: so many rows are in one fold, without being equal, that neither says much.
+    """
 
     value: float
     std_error: float
+    crowded: bool
 
 
 @dataclass
 class ReadoutSums:
     """Sums of features about an origin, and of their products, by fold.
 
-    The rows of each class are dealt to the folds in turn, class c from fold c on, so folds do not
-    depend on batches or on any chance.
+    A row's fold is a function of the row, so folds depend neither on batches and their order nor on
+    any chance. In states of earlier versions the rows of each class were dealt to the folds in
+    turn; they may be added to.
     """
 
     origin: Tensor  # [D] float64, near the mean: products about it keep their digits
     counts: Tensor  # [C, FOLDS] int64
     sums: Tensor  # [C, FOLDS, D] float64
     products: Tensor  # [FOLDS, D, D] float64
-    seen: Tensor  # [C] int64
+    seen: Tensor  # [C] int64: c + rows of class c, what earlier versions dealt from
 
     @classmethod
     def empty(cls, classes: int, width: int, device: torch.device) -> ReadoutSums:
@@ -105,16 +114,17 @@ class ReadoutSums:
                 f"{describe(x)}"
             )
         start = torch.arange(classes, device=x.device) if before is None else before.seen
-        order, offsets, status = class_order(y, classes, FOLDS, start)
+        _, _, status = class_order(y, classes)
         Status.read(status, len(x), width).raise_for_labels("labels", classes)
+        fold = fold_at(row_positions(x))
+        order, offsets, _ = class_order(y.long() * FOLDS + fold, classes * FOLDS)
         counts, sums, _, status = grouped_moments(x, order, offsets, squares=False)
         Status.read(status, len(x), width).raise_for_nonfinite("features", hint="")
         rows = counts.sum()
         origin = sums.sum(0) / rows.clamp(min=1) if before is None else before.origin
-        group = torch.repeat_interleave(torch.arange(len(counts), device=x.device), counts)
         products = sums.new_zeros(FOLDS, width, width)
         for f in range(FOLDS):
-            own = order[group % FOLDS == f].long().sort().values
+            own = (fold == f).nonzero()[:, 0]
             for part in own.split(_ROWS):
                 near = x[part].double() - origin
                 products[f] += near.T @ near
@@ -154,6 +164,9 @@ class ReadoutSums:
             ValueError: fewer than two classes have rows, or fewer than two folds.
         """
         n = self.counts.cpu().numpy().astype(np.float64)  # [C, FOLDS]
+        s, products = self.sums.cpu().numpy(), self.products.cpu().numpy()
+        crowded = _crowded(n, s, products)
+        n, s, products = _dealt(n, s, products)
         there = n.sum(1) > 0
         folds = int((n.sum(0) > 0).sum())
         if there.sum() < 2 or folds < 2:
@@ -161,12 +174,40 @@ class ReadoutSums:
                 "labels: expected rows of at least two classes on the new side, in at least two of "
                 f"{FOLDS} folds, found {int(n.sum())} rows of {int(there.sum())} classes in {folds}"
             )
-        n, s = n[there], self.sums.cpu().numpy()[there]
-        products = self.products.cpu().numpy()
-        errors = np.stack([path.errors for path in fold_paths(n, s, products)])
+        errors = np.stack([path.errors for path in fold_paths(n[there], s[there], products)])
         left = errors[np.arange(folds), chosen_penalties(errors)]
         total = errors[:, -1]
         value = left.sum() / total.sum()
         spread = np.square(left - value * total).sum() * folds / (folds - 1)
         error = np.sqrt(spread) / total.sum()
-        return Unexplained(round(float(value), _DECIMALS), round(float(error), _DECIMALS))
+        return Unexplained(round(float(value), _DECIMALS), round(float(error), _DECIMALS), crowded)
+
+
+def _dealt(n: Array, s: Array, products: Array) -> tuple[Array, Array, Array]:
+    """Counts, sums and products after classes that are in one fold alone went to all folds.
+
+    No other fold says anything of such a class. So its rows go to the folds in turn, class c from
+    fold c % FOLDS on, each as the mean of them all, which it is where they are equal.
+    """
+    alone = np.flatnonzero((n > 0).sum(1) == 1)
+    if not len(alone):
+        return n, s, products
+    rows = n[alone].sum(1, keepdims=True)
+    means = s[alone].sum(1) / rows
+    after = np.ceil((rows - (np.arange(FOLDS) - alone[:, None]) % FOLDS) / FOLDS).clip(min=0)
+    moved = after - n[alone]
+    n, s, products = n.copy(), s.copy(), products.copy()
+    n[alone], s[alone] = after, after[:, :, None] * means[:, None]
+    for f in range(FOLDS):
+        products[f] += (means * moved[:, f, None]).T @ means
+    return n, s, products
+
+
+def _crowded(n: Array, s: Array, products: Array) -> bool:
+    """Whether most of many rows are in one fold, and not because they are equal."""
+    rows, f = n.sum(0), int(n.sum(0).argmax())
+    if rows.sum() < _MANY_ROWS or rows[f] <= _CROWDED * rows.sum():
+        return False
+    whole = np.trace(products[f])
+    within = whole - (np.square(s[:, f]).sum(1) / n[:, f].clip(min=1)).sum()
+    return bool(within > _ROUNDING * whole)

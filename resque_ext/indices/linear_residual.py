@@ -108,11 +108,13 @@ class LinearResidual(Accumulator):
 
     over the new side's embeddings x with their one-hot classes t, in five folds: r is ridge
     regression of the classes on the embeddings of the other four folds, with an intercept, q the
-    shares of the classes there. Rows of a class go to the folds in turn. The penalty of each fold
-    is the one that leaves the least squared error on the other folds, of 1e-3 to 1e3 times the
-    features' mean variance, in steps of half a decade, and infinity, which leaves q: so few rows
-    make U larger, up to 1, and not more than that. What a linear layer can undo so counts a little,
-    by RESQUE_dist; what it cannot counts in full.
+    shares of the classes there. The fold of a row is a function of the row, whatever the order of
+    rows and batches; rows that are equal share one. A class whose rows would all share one goes to
+    the folds in turn, each row as the mean of them all. The penalty of each fold is the one that
+    leaves the least squared error on the other folds, of 1e-3 to 1e3 times the features' mean
+    variance, in steps of half a decade, and infinity, which leaves q: so few rows make U larger, up
+    to 1, and not more than that. What a linear layer can undo so counts a little, by RESQUE_dist;
+    what it cannot counts in full.
 
     Kept are sums of products, 8 * 5 * D^2 bytes: 10 MB for D = 512; D is at most 4,096. compute()
     decomposes five D x D matrices: about 0.4 s for D = 512 on one core, 4 s for 1,280, two minutes
@@ -213,8 +215,9 @@ class LinearResidual(Accumulator):
     def merge(self, other: LinearResidual) -> None:
         """Adds what `other` has seen; it stays as it is and may live on another device.
 
-        The folds of both are joined one to one. Which rows are in which fold so depends on the
-        split, and `unexplained` with it by less than its standard error.
+        The folds of both are joined one to one, so the value is that of all rows in one stream,
+        however they were split. Only states of earlier versions have their rows in other folds,
+        which changes `unexplained` by less than its standard error.
 
         Raises:
             TypeError: not a LinearResidual.
@@ -339,6 +342,11 @@ class LinearResidual(Accumulator):
             error = float(np.hypot(left.std_error, DISTANCE_WEIGHT * error))
         rows = self._sums.counts.sum(1)
         warnings = few_rows("unexplained", int(rows.sum()), len(self._sums.origin))
+        if left.crowded:
+            warnings += (
+                "unexplained: most rows are in one fold, as they differ by less than 2% of their "
+                "size; take a constant off the features",
+            )
         fewest = int(rows[rows > 0].min())
         if fewest < FOLDS:
             warnings += (

@@ -27,7 +27,7 @@ from resque_ext.data.checks import (
 )
 from resque_ext.data.files import load_arrays
 from resque_ext.indices import _baselines, _contingency, _kmeans, chance_level
-from resque_ext.indices._folds import FOLDS, fold_of_rows, fold_sums
+from resque_ext.indices._folds import FOLDS, fold_of_rows, fold_sums, positions_of
 from resque_ext.indices._resque_task_result import ResqueTaskResult
 from resque_ext.indices.chance_level import Chance
 from resque_ext.indices.segments import (
@@ -105,7 +105,7 @@ def resque_task(
             takes 4.3 times as long as 0), but next to none where the start needs no labels. The
             same seed gives the same permutations.
         baselines: also the errors of a nearest-class-mean classifier and of a linear probe by five
-            folds, in three passes more: see :func:`resque_ext.indices._baselines.baselines`.
+            folds, in four passes more: see :func:`resque_ext.indices._baselines.baselines`.
 
     Raises:
         TypeError: a dtype, layout or device that is not taken; a one-shot iterator.
@@ -128,10 +128,11 @@ def resque_task(
         held_out = start == "held-out"
         fixed = _start(data, index, classes, num_classes, init, seed, held_out)
         means = _kmeans.class_means(data, index, len(classes)) if fixed is None else fixed
+        fold_of = functools.partial(fold_of_rows, positions_of(data)) if held_out else None
 
         def clustering(index: Tensor, centers: Tensor | None = None) -> _kmeans.Clustering:
-            if held_out:
-                return _held_out(data, index, len(classes), max_iter, tol)
+            if fold_of is not None:
+                return _held_out(data, index, fold_of(index), len(classes), max_iter, tol)
             if centers is None:
                 centers = _kmeans.class_means(data, index, len(classes))
             return _kmeans.kmeans(data, centers, max_iter, tol)
@@ -380,14 +381,13 @@ def _start(
 
 
 def _held_out(
-    data: Embeddings, index: Tensor, classes: int, max_iter: int, tol: float
+    data: Embeddings, index: Tensor, fold: Tensor, classes: int, max_iter: int, tol: float
 ) -> _kmeans.Clustering:
     """Every row's cluster from the class means of folds that it is not in.
 
     All rows are clustered each time, from the class means of the other folds, and those of the fold
     keep the labels. Cluster k begins at class k in every fold, so that the folds' labels agree.
     """
-    fold = fold_of_rows(index)
     sums, counts = fold_sums(data, index, fold, classes)
     labels = torch.empty_like(index)
     found = []

@@ -56,10 +56,12 @@ def expect_memory(x: Tensor, name: str) -> None:
         size = storage.nbytes()
     except RuntimeError:  # of tensors that only stand for others
         there, size = False, 0
-    if x.numel() == 0:
+    count = x.numel()
+    if count == 0:
         return
-    last = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
-    if not there or (x.storage_offset() + last + 1) * x.element_size() > size:
+    if not x.is_contiguous():  # a sum in Python takes as long as all else here
+        count = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+    if not there or (x.storage_offset() + count) * x.element_size() > size:
         raise TypeError(
             f"{name}: expected a tensor with its values in memory, found a {type(x).__name__} "
             f"without ({describe(x)}): a meta, fake or freed one, or one of a torch.func transform"

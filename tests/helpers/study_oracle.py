@@ -14,6 +14,7 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import nn
 
+from helpers.oracles_folds import FOLDS, folds_of
 from helpers.training_oracle import batches, fast, network
 from resque_ext.retraining import RetrainingError, retrain, study
 
@@ -26,7 +27,6 @@ OPTIONS = {
     "meter": None,
     "progress": False,
 }
-FOLDS = 5
 
 
 class Add:
@@ -106,15 +106,12 @@ PENALTIES = [*(10.0 ** np.arange(-3, 3.25, 0.5)), np.inf]
 
 
 def simple_errors(model, inputs, labels):
-    """(nearest class mean, linear probe): five folds, the rows of class c in turn to c, c + 1..."""
+    """(nearest class mean, linear probe): in five folds."""
     body = nn.Sequential(*list(copy.deepcopy(model).eval())[:-1])
     with torch.no_grad():
         x = body(inputs).double().numpy()
-    y, fold = labels.numpy(), np.empty(len(labels), int)
+    y, fold = labels.numpy(), folds_of(x, labels.numpy())
     classes = np.unique(y)
-    for c, label in enumerate(classes):
-        rows = np.flatnonzero(y == label)
-        fold[rows] = (c + np.arange(len(rows))) % FOLDS
     one_hot = (y[:, None] == classes).astype(float)
     wrong = np.zeros(2)
     scores, errors = [], np.zeros((FOLDS, len(PENALTIES)))  # of every fold by every penalty

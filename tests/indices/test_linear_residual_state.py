@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from helpers.oracles_folds import folds_by_row, unexplained
 from helpers.state_made import snapshot, unchanged
 
 from resque_ext import LinearResidual, linear_residual
@@ -35,7 +36,7 @@ def test_round_trip_through_safetensors(adapted, empty):
     loaded.update(*sample(9, 7, 2), "old")  # replaced, its width too
     loaded.load_state_dict(state)
     unchanged(loaded, snapshot(acc))
-    for each in (acc, loaded):  # both go on: folds and blocks are dealt on in turn
+    for each in (acc, loaded):  # both go on: blocks are dealt on in turn
         for seed, side in enumerate(SIDES[: 2 + adapted], start=5):
             each.update(*sample(23, seed), side)
     assert loaded.compute().to_dict() == acc.compute().to_dict()
@@ -103,6 +104,42 @@ def test_a_state_loaded_in_inference_mode_goes_on_outside():
         acc.load_state_dict(state)
     acc.update(*sample(), "new")
     assert int(acc.state_dict()["readout.counts"].sum()) == 80
+
+
+def of_an_earlier_version(x, y, x2, y2):
+    """A state whose rows went to the folds in turn, class c from fold c on."""
+    acc = LinearResidual(CLASSES)
+    acc.update(x, y, "old")
+    acc.update(x2, y2, "new")
+    state = acc.state_dict()
+    fold = torch.empty_like(y2)
+    for c in range(CLASSES):
+        rows = (y2 == c).nonzero()[:, 0]
+        fold[rows] = (c + torch.arange(len(rows))) % 5
+    near = x2 - state["readout.origin"]
+    for f in range(5):
+        own = fold == f
+        state["readout.products"][f] = near[own].T @ near[own]
+        for c in range(CLASSES):
+            state["readout.sums"][c, f] = near[own & (y2 == c)].sum(0)
+            state["readout.counts"][c, f] = (own & (y2 == c)).sum()
+    return state, fold.numpy()
+
+
+def test_a_state_of_an_earlier_version_loads_and_merges():
+    (x, y), (x2, y2) = sample(50), sample(60, 1)
+    state, fold = of_an_earlier_version(x, y, x2, y2)
+    acc = LinearResidual(CLASSES)
+    acc.load_state_dict(state)
+    share, _ = unexplained(x2, y2, fold)
+    assert acc.compute().unexplained == pytest.approx(share, rel=1e-6)
+    more = LinearResidual(CLASSES)
+    x3, y3 = sample(70, 2)
+    more.update(x3, y3, "new")
+    acc.merge(more)
+    folds = np.concatenate([fold, folds_by_row(x3.numpy())])
+    share, _ = unexplained(torch.cat([x2, x3]), torch.cat([y2, y3]), folds)
+    assert acc.compute().unexplained == pytest.approx(share, rel=1e-6)
 
 
 def without(key):

@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers.oracles_folds import FOLDS, folds_of
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
@@ -17,7 +18,6 @@ from resque_ext.indices.chance_level import effective_dimension, permuted
 from resque_ext.indices.resque_task import class_means
 from resque_ext.indices.segments import Embeddings, open_source
 
-FOLDS = 5
 STARTS = ("same-rows", "held-out")
 
 
@@ -46,17 +46,9 @@ def plain(x, y):
     return 1 - adjusted_rand_score(y, clusters(x, y, means(x, y)))
 
 
-def fold_of(y):
-    fold = np.empty(len(y), np.int64)
-    for i, c in enumerate(np.unique(y)):
-        rows = np.flatnonzero(y == c)
-        fold[rows] = (i + np.arange(len(rows))) % FOLDS
-    return fold
-
-
 def held_out(x, y):
     """(value, labels): all rows clustered a fold, the fold's own labels kept."""
-    fold, labels = fold_of(y), np.full(len(y), -1)
+    fold, labels = folds_of(x, y), np.full(len(y), -1)
     for f in range(FOLDS):
         own = fold == f
         if own.any():
@@ -147,11 +139,22 @@ def test_held_out_is_five_folds_in_one_table(n, d, k, apart):
     found = resque_task(x, y * 3 - 5, start="held-out", chance=1)
     assert found.value == pytest.approx(value, abs=1e-12)
     np.testing.assert_array_equal(found.cluster_labels, labels)
-    assert found.centers.shape == (5, k, d)
+    assert found.centers.shape == (len(set(folds_of(x, y))), k, d)
     order = np.random.default_rng(0).permutation(n)
     assert found.chance.mean == pytest.approx(held_out(x, y[order])[0], abs=1e-12)
     parts = [x[:5], x[5:]]
     assert resque_task(parts, y * 3 - 5, start="held-out", chance=1).to_dict() == found.to_dict()
+
+
+def test_held_out_and_baselines_are_the_same_in_any_order():
+    x, y = clear(300, 6, 4, apart=2)
+    order = np.random.default_rng(1).permutation(300)
+    options = {"start": "held-out", "chance": 0, "baselines": True}
+    found, other = resque_task(x, y, **options), resque_task(x[order], y[order], **options)
+    assert 0.2 < found.value == pytest.approx(other.value, abs=1e-12)
+    np.testing.assert_array_equal(found.cluster_labels[order], other.cluster_labels)
+    assert found.linear_probe_error == other.linear_probe_error > 0
+    assert found.nearest_class_mean_error == other.nearest_class_mean_error > 0
 
 
 def within_dimension(x, y):

@@ -259,31 +259,40 @@ INDICES = (
 )
 
 
+def clusters_by_text(kept, order):
+    """The cluster of every text; cluster k begins at the mean of class k, so numbers are kept."""
+    found = np.empty(len(order), int)
+    found[list(order)] = kept["resque_task"].cluster_labels
+    return found
+
+
 @pytest.mark.parametrize("kind", ["encoder", "decoder", "embedder"])
-@pytest.mark.parametrize("layer", [None, "blocks.0"])
-def test_every_index_is_the_same_at_any_padding_and_in_any_order(kind, layer):
+@pytest.mark.parametrize(("layer", "start"), [(None, "same-rows"), ("blocks.0", "held-out")])
+def test_every_index_is_the_same_at_any_padding_and_in_any_order(kind, layer, start):
     model = make(kind)
     moved = [((words + 7) % 39 + 1, y) for words, y in NEW]
     found = []
-    for extra, left, size, order in (
-        (0, False, 8, None),
-        (4, True, 5, None),
-        (4, False, 5, range(23, -1, -1)),
-        (1, True, 24, torch.randperm(24).tolist()),
-    ):
+    orders = [range(24), range(24), range(23, -1, -1), torch.randperm(24).tolist()]
+    ways = [(0, False, 8), (4, True, 5), (4, False, 5), (1, True, 24)]
+    options = {"resque_task": {"start": start, "baselines": True}}
+    for (extra, left, size), order in zip(ways, orders, strict=True):
         sides = [batched(s, size, extra, left, order) for s in (NEW, moved)]
-        kept = score(model, *sides, indices=INDICES, paired=True, layer=layer)
+        kept = score(model, *sides, indices=INDICES, paired=True, layer=layer, options=options)
         found.append(kept)
-    residual = [kept["linear_residual"].value for kept in found]
-    assert residual[1] == pytest.approx(residual[0], abs=1e-9)  # its folds go by the rows' order
     for other in found[1:]:
-        for index in set(INDICES) - {"linear_residual"}:
+        for index in INDICES:
             assert other[index].value == pytest.approx(found[0][index].value, abs=1e-9), index
         assert other["arm"].layer_values == pytest.approx(found[0]["arm"].layer_values)
         assert other["preindex"].inv_ari == pytest.approx(found[0]["preindex"].inv_ari)
         np.testing.assert_array_equal(
             np.sort(other["resque_task"].table, 1), np.sort(found[0]["resque_task"].table, 1)
         )
+        task = other["resque_task"]
+        assert task.linear_probe_error == found[0]["resque_task"].linear_probe_error
+        assert task.nearest_class_mean_error == found[0]["resque_task"].nearest_class_mean_error
+    clusters = [clusters_by_text(kept, order) for kept, order in zip(found, orders, strict=True)]
+    for other in clusters[1:]:
+        np.testing.assert_array_equal(other, clusters[0])
 
 
 def test_a_flattened_embedding_is_the_real_tokens_side_by_side():
