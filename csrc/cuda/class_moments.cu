@@ -1,4 +1,4 @@
-// class_moments on CUDA.
+// class_moments on CUDA: the class sums behind RESQUE_dist.
 //
 // The rows, grouped by class_order, are cut into windows of equally many. A thread walks one window
 // for its own few columns, eight rows in flight, and adds in float64 registers: no atomics, no shared

@@ -1,4 +1,4 @@
-// value_histogram on CUDA.
+// value_histogram on CUDA: the counts behind ARM.
 //
 // One histogram: every block counts into a table in shared memory, 32 bits a counter, with atomics that
 // want no answer: the hardware merges the lanes of a warp that add 1 to the same place, so that half
