@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from resque_ext.cost_model.conformal import (
+from resque_ext.cost_model.intervals import (
     Curve,
     Interval,
     LeftOut,

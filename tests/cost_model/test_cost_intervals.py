@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from resque_ext.cost_model.conformal import (
+from resque_ext.cost_model.intervals import (
     Curve,
     LeftOut,
     groups_needed,
