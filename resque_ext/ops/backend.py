@@ -64,7 +64,7 @@ def _load() -> tuple[ModuleType | None, str]:
 
 def _find() -> tuple[ModuleType | None, str]:
     """The extension, or None and why it is not there."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     try:
         # Not "from resque_ext import _C": that turns a missing module into another ImportError.
         return importlib.import_module("resque_ext._C"), ""

@@ -58,7 +58,7 @@ def examine() -> dict[str, Any]:
     if build["missing"]:
         what, _, how = build["missing"].rpartition("; ")
         problems.append({"what": what, "how": how})
-    sources = checkout_digest(Path(__file__).resolve().parent)
+    sources = checkout_digest(Path(__file__).resolve().parents[1])
     if not build["missing"] and sources not in (None, build["source_digest"]):
         what = "the extension was built of other C++ sources than those in this checkout"
         problems.append({"what": what, "how": "build it again: pip install -e ."})

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import added_index, added_package, cli_made, screening_made, study_oracle
+from helpers import added_index, added_package, cli_made, places, screening_made, study_oracle
 from helpers.rank_processes import run as run_ranks
 from helpers.study_runs import study_run
 
@@ -119,7 +119,7 @@ def test_it_is_an_index_by_declaration_alone():
 
 
 def test_the_documentation_has_this_index():
-    page = (cli_made.ROOT / "docs" / "adding_an_index.md").read_text(encoding="utf-8")
+    page = (places.ROOT / "docs" / "adding_an_index.md").read_text(encoding="utf-8")
     code = Path(added_index.__file__).read_text(encoding="utf-8")
     assert f"```python\n{code}```\n" in page
     line = f'{NAME} = "{added_index.MeanCosine.__module__}:MeanCosine"'

@@ -4,34 +4,35 @@ import pytest
 import torch
 from torch import nn
 
+from resque_ext.indices.base import SIDES, Index, IndexReads
 from resque_ext.model.layout import Layouts
 from resque_ext.model.reads import Reads
 from resque_ext.ops import spatial_mean
 from resque_ext.scoring.forward_pass import Passes
 
-SIDES = ("old", "new")
 
-
-class Recorder:
-    """A collector that keeps copies of all it is given."""
-
-    embeddings: tuple = ()
-    flattened = False
+class Recorder(Index):
+    """An index that keeps copies of all it is given."""
 
     def __init__(self, vectors=False, pooled=False, raw=False):
-        self.vectors, self.pooled, self.raw = vectors, pooled, raw
+        kinds = {"paired": vectors, "pooled": pooled, "raw": raw}
+        (layers,) = (name for name, asked in kinds.items() if asked)
+        self.reads = IndexReads(layers=layers)
         self.pairs, self.means, self.outputs = [], {s: [] for s in SIDES}, {s: [] for s in SIDES}
+
+    def update(self, batch):
+        if self.reads.layers == "paired":
+            self.add_vectors(batch.old, batch.new, batch.masks)
+        elif self.reads.layers == "pooled":
+            self.means[batch.side].append({k: v.clone() for k, v in batch.layers.items()})
+        else:
+            assert batch.mask is None
+            ((layer, x),) = batch.layers.items()
+            self.outputs[batch.side].append((layer, x.clone()))
 
     def add_vectors(self, old, new, masks):
         assert masks == (None, None)
         self.pairs.append([{k: v.clone() for k, v in side.items()} for side in (old, new)])
-
-    def add_pooled(self, layers, side):
-        self.means[side].append({k: v.clone() for k, v in layers.items()})
-
-    def add_raw(self, layer, features, side):
-        assert features.mask is None
-        self.outputs[side].append((layer, features.x.clone()))
 
     def discard(self, layers):
         self.discarded = layers
