@@ -24,8 +24,8 @@ from shifted_settings import CIFAR_JUDGE, SETTINGS, Part, Setting, fit, load, sh
 from torch import Tensor, nn
 
 from resque_ext import score
+from resque_ext.environment import environment as environment_of
 from resque_ext.retraining import retrain
-from resque_ext.tools import doctor
 
 Case = tuple[str, float]
 MEASURES = {"epochs": "epochs", "change": "parameter change", "gsum": "gradient norm, summed"}
@@ -302,7 +302,7 @@ def main() -> None:
     groups = evaluate(settings)
     show(groups)
     if given.json is not None:
-        environment = doctor.environment("scikit-learn")
+        environment = environment_of("scikit-learn")
         about = {key: environment[key] for key in ("versions", "backend", "devices")}
         tables = {name: compact(found) for name, found in settings.items()}
         result = {"environment": about | {"device": "cpu"}, "groups": groups, "settings": tables}

@@ -43,8 +43,8 @@ from torchvision.io import decode_jpeg
 from torchvision.models import VisionTransformer, resnet18
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from resque_ext.environment import environment as environment_of
 from resque_ext.retraining import Study, study
-from resque_ext.tools import doctor
 
 LEVELS = {
     "gaussian": (0.05, 0.1, 0.2),
@@ -294,7 +294,7 @@ def run(path: Path, name: str, size: Size, device: torch.device, seed: int) -> d
     )
     end = time.perf_counter()
     result = {
-        "environment": doctor.environment() | {"device": str(device)},
+        "environment": environment_of() | {"device": str(device)},
         "model": name,
         "smoke": size.small,
         "seed": seed,

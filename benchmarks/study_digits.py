@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from resque_ext.cost_model.figures import save_figures
+from resque_ext.environment import environment as environment_of
 from resque_ext.retraining import CostModel, Study, leave_one_kind_out, study
 from resque_ext.studies.study_run import StudyRun
-from resque_ext.tools import demo, doctor
+from resque_ext.tools import demo
 
 PREDICTORS = {
     "resque_dist": "RESQUE_dist",
@@ -198,7 +199,7 @@ def main() -> None:
         for figure in save_figures(found, options.figures, model):
             print(figure)
     if options.json is not None:
-        environment = doctor.environment("scikit-learn")
+        environment = environment_of("scikit-learn")
         about = {key: environment[key] for key in ("versions", "backend", "devices")}
         result = {"environment": about | {"device": "cpu"}, "target_accuracy": TARGET}
         result |= {"columns": COLUMNS, "rows": rows(found), "left_out": table}

@@ -180,9 +180,9 @@ def _print_as_json(model: str, results: Mapping[str, Any]) -> None:
 
 
 def _print_facts(console: Any, results: Mapping[str, Any]) -> None:
-    first = next(iter(results.values()))
     for side in ("old", "new"):
-        accuracy = getattr(first, f"{side}_accuracy", None)
+        known = (getattr(r, f"{side}_accuracy", None) for r in results.values())
+        accuracy = next((each for each in known if each is not None), None)
         if accuracy is not None:
             console.print(f"accuracy on the {side} side: {accuracy:.1%}")
     layer = next((r.layer for r in results.values() if getattr(r, "layer", None)), None)
@@ -196,6 +196,9 @@ def _print_facts(console: Any, results: Mapping[str, Any]) -> None:
 def _print_layers(console: Any, results: Mapping[str, Any]) -> None:
     tables = {k: r.layer_values for k, r in results.items() if r.layer_values}
     table = make_table("By layer", "layer", *tables)
-    for name in next(iter(tables.values())):
-        table.add_row(escape(name), *(show_angle(values[name]) for values in tables.values()))
-    console.print(table)
+    names = dict.fromkeys(name for values in tables.values() for name in values)
+    for name in names:
+        shown = (values.get(name) for values in tables.values())
+        table.add_row(escape(name), *("" if v is None else show_angle(v) for v in shown))
+    if names:
+        console.print(table)

@@ -235,6 +235,13 @@ class Index:
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         return {each.name: each.default for each in found if each.kind in named}
 
+    @property
+    def is_storable(self) -> bool:
+        """Whether what it has seen of the old side can be stored and read back: it has a
+        `state_dict`, or nothing to keep."""
+        reads_old = "old" in self.reads.embeddings or self.reads.layers is not None
+        return not reads_old or type(self).state_dict is not Index.state_dict
+
     def update(self, batch: Any) -> None:
         """Adds a batch: an EmbeddingBatch, LayerBatch or PairBatch, as `reads` says."""
         raise NotImplementedError

@@ -61,9 +61,8 @@ class ResqueDist(Accumulator):
         blocks: blocks a class, at least 2; default 16, down to 4 for many classes.
 
     On the CPU a wrong batch raises in update() and leaves the state as it was. On CUDA nothing
-    waits
-    for the device: values that are wrong (a label out of range, a non-finite feature) raise in
-    compute(), or in a later update() at the latest after 1,024 of them, until reset().
+    waits for the device: values that are wrong (a label out of range, a non-finite feature) raise
+    in compute(), or in a later update() at the latest after 1,024 of them, until reset().
 
     Source: RESQUE_dist as published (class sums, angle / pi, mean over classes), in float64.
     """
@@ -93,7 +92,6 @@ class ResqueDist(Accumulator):
 
     def reset(self) -> None:
         """Back to no data; any width and device may come next."""
-        self._pending: list[tuple[str, int, Tensor, int, int]] = []
         self._sides: dict[str, ClassSums] | None = None
         self._faults = DeferredFaults(_PENDING)
         self._updates = dict.fromkeys(SIDES, 0)

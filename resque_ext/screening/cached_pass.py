@@ -77,7 +77,8 @@ class Keeper:
         asked = [index.reads for index in passes.indices]
         if any(each.flattened for each in asked) or reads.labels != "given":
             return None
-        if not any(each.labels for each in asked):  # which are kept beside the embeddings
+        # Labels are kept beside the embeddings.
+        if not any(each.labels for each in asked) or not any(each.embeddings for each in asked):
             return None
         if callable(reads.pooling) or callable(reads.mask):  # which nothing tells from others
             return None

@@ -91,6 +91,12 @@ class RayScreener(Screener):
 
         plan, name = self.plan, old.name
         missing = [key for key in keys if key not in self.finished]
+        lost = [each for each, index in old.indices.items() if not index.is_storable]
+        if lost:
+            found = f"{lost[0]!r}, which has no state_dict"
+            expected = "indices: expected those whose state can be sent to workers"
+            self._fail(missing, ValueError(f"{expected}, found {found}"))
+            return
         try:
             digest = self._digest(old)
         except Exception as error:  # of building the model, where no old side was run before

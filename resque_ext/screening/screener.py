@@ -145,6 +145,10 @@ class Screener:
         kept = self.store.old_side(old.name)
         if feed is None or not old.reads_old:
             return
+        if not all(index.is_storable for index in old.indices.values()):  # read anew each time
+            self.progress.begin(f"{old.name}: old data")
+            old.read(feed)
+            return
         if kept is not None:
             digest, state = kept
             if digest != self._digest(old):

@@ -163,6 +163,7 @@ TABLES = (
         marker="pair",
         to_line=_pair_line,
         from_line=_pair_of_line,
+        key=lambda row: tuple(json.loads(row["result"])[name] for name in ("model", "candidate")),
     ),
     Table(
         "old_sides",
@@ -173,6 +174,7 @@ TABLES = (
         marker="old_side",
         to_line=_old_side_line,
         from_line=_old_side_of_line,
+        key=lambda row: row["model"],
     ),
 )
 

@@ -61,6 +61,7 @@ class Table:
         marker: a name that the JSON objects of its lines have; "" for all lines.
         to_line: the JSON object of a line, of the content.
         from_line: the content of such an object; ValueError where it is damaged.
+        key: what an entry is known by, of its content; None: no entry replaces another one.
     """
 
     name: str
@@ -71,6 +72,13 @@ class Table:
     marker: str
     to_line: Callable[[Row], Any]
     from_line: Callable[[Any], Row]
+    key: Callable[[Row], Any] | None = None
+
+    def latest(self, entries: list[Entry]) -> list[Entry]:
+        """Without those that later ones replaced, as SQLite has them."""
+        if self.key is None:
+            return entries
+        return list({self.key(entry.row): entry for entry in entries}.values())
 
     def room(self, row: Row) -> str:
         """What an entry needs, for messages."""
@@ -167,7 +175,7 @@ class Journal(ABC):
     def lines(cls, path: Path) -> bytes:
         """A journal as JSON lines; see `read`."""
         header, found = cls.read(path, *(table.name for table in cls.TABLES))
-        entries = [t.to_line(entry.row) for t in cls.TABLES for entry in found[t.name]]
+        entries = [t.to_line(entry.row) for t in cls.TABLES for entry in t.latest(found[t.name])]
         return b"".join(map(_line, [header, *entries]))
 
     @classmethod
@@ -176,8 +184,8 @@ class Journal(ABC):
 
         Lists are JSON, and what is not known is empty. See `read`.
         """
-        name = cls.TABLES[0].name
-        entries = cls.read(path, name)[1][name]
+        table = cls.TABLES[0]
+        entries = table.latest(cls.read(path, table.name)[1][table.name])
         rows = [dict(_flat(parse_json(entry.row["result"]))) for entry in entries]
         names = dict.fromkeys(name for row in rows for name in row)
         text = io.StringIO()
@@ -482,10 +490,10 @@ class Sqlite(Form):
     def load(self) -> None:
         with self.failing(self.kind.CALLED):
             self._db = sqlite3.connect(self.path, timeout=10, isolation_level=None)
+            if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                self._read_header()  # first: what is not a journal stays as it is
             self._db.execute("PRAGMA journal_mode = DELETE")
             self._db.execute("PRAGMA synchronous = FULL")
-            if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-                self._read_header()
 
     def _read_header(self) -> None:
         if self._db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:

@@ -202,6 +202,28 @@ def test_an_interrupted_screening_goes_on_from_the_stored_old_side(added, tmp_pa
     assert found.to_dict(times=False) == whole
 
 
+def test_an_index_that_keeps_no_state_reads_the_old_side_again(added, tmp_path, monkeypatch):
+    old, given = files(tmp_path)
+    models, options = screening_made.models(1), {"progress": False}
+    whole = screen(models, old, given, SCREENED, **options).to_dict(times=False)
+    for name in ("state_dict", "load_state_dict"):
+        monkeypatch.delattr(registry.find(NAME), name)
+    store, result = tmp_path / "kept.sqlite", PairReading.result
+
+    def interrupted(self, *arguments):
+        if self.name == "between":
+            raise KeyboardInterrupt
+        return result(self, *arguments)
+
+    monkeypatch.setattr(PairReading, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        screen(models, old, given, SCREENED, store=store, **options)
+    monkeypatch.setattr(PairReading, "result", result)
+    assert (
+        screen(models, old, given, SCREENED, store=store, **options).to_dict(times=False) == whole
+    )
+
+
 def test_two_ranks(added, tmp_path):
     alone, one, two = (
         each["result"]

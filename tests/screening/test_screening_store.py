@@ -16,7 +16,7 @@ import pytest
 from helpers.places import environment
 from helpers.stored_pairs import HEADER, finished
 
-from resque_ext.screening import StoreError, read_store
+from resque_ext.screening import StoreError, export_store, read_store
 from resque_ext.screening.store import Header, open_store
 from resque_ext.storage.journal import Form
 
@@ -371,3 +371,15 @@ def test_a_file_that_cannot_grow_stays_usable(path):
         assert [key[1] for key in store.finished()] == ["c0", "c2"]
         store.add(finished(1, 200_000))
     assert len(read_store(path)[1]) == 3
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_an_export_has_a_pair_that_was_replaced_once(path, suffix):
+    with open_store(path, HEADER) as store:
+        store.add(finished(0))
+        store.add(finished(1))
+        store.add(finished(1, 20), replace=True)
+    output = path.with_name(f"export{suffix}")
+    export_store(path, output)
+    assert len(output.read_text().splitlines()) == 3
+    assert "b" * 20 in output.read_text()
