@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 
@@ -49,6 +50,8 @@ AFTER = {
     "lloyd_step": lambda: ops.lloyd_step(X, X[:8]).sums,
 }
 
+# A process that was started in the background ignores it otherwise.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 name, threads = sys.argv[1], int(sys.argv[2])
 torch.set_num_threads(threads)
 expected = AFTER[name]()
