@@ -169,8 +169,7 @@ class Ranks:
 
         As if the data of rank 0 had come first, then that of rank 1, and so on: counts are equal to
         those of one process that reads all, and so are values to rounding. Ranks without data take
-        part. States of all but ResqueDist are on the CPU after it. The folds of LinearResidual
-        are joined one to one, as its `merge` does.
+        part. States of all but ResqueDist are on the CPU after it.
 
         Args:
             accumulators: ResqueDist, RepresentationDistance, Arm, LinearResidual or another

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from resque_ext.data.checks import as_tensor, describe
-from resque_ext.indices.base import EmbeddingBatch, Facts
+from resque_ext.data.checks import as_tensor, check_choice, describe
+from resque_ext.indices.base import EmbeddingBatch, Facts, Index, IndexReads, expect_kind
+from resque_ext.indices.segments import EMBEDDINGS
 
 
 class KeptEmbeddings:
@@ -109,3 +111,39 @@ class KeptEmbeddings:
         if found:
             self._append(found["rows"].clone(), found["labels"].clone())
             self._flattens = bool(found["flattened"])
+
+
+class KeptIndex(Index):
+    """An index of the new side's embeddings alone, which it keeps.
+
+    Args:
+        embedding: "pooled", the mean over positions or tokens, or "flattened".
+    """
+
+    reads = IndexReads(sides=("new",), embeddings=("new",), labels=True)
+    in_one_place = True
+
+    def __init__(self, embedding: str) -> None:
+        check_choice(embedding, EMBEDDINGS, "embedding")
+        self.reads = dataclasses.replace(self.reads, flattened=embedding == "flattened")
+        self._kept = KeptEmbeddings(self.reads.flattened)
+
+    def update(self, batch: EmbeddingBatch) -> None:
+        self._kept.add(batch)
+
+    def fork(self) -> Any:
+        """One for another new side: nothing of the old one is read."""
+        return self.fresh()
+
+    def merge(self, other: Index) -> None:
+        expect_kind(other, self)
+        self._kept.merge(other._kept)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self._kept.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._kept.load_state_dict(state)
+
+    def memory(self, pairs: int, rows: int | None = None) -> int:
+        return pairs * self._kept.bytes_of(rows)

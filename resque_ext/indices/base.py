@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -192,7 +193,7 @@ class IndexResult(Result):
         return found | {"warnings": list(self.warnings)}
 
 
-class Index:
+class Index(ABC):
     """An index as `score` and all that is built on it use it.
 
     The keyword arguments of `__init__` are its options, the defaults there are theirs.
@@ -242,13 +243,18 @@ class Index:
         reads_old = "old" in self.reads.embeddings or self.reads.layers is not None
         return not reads_old or type(self).state_dict is not Index.state_dict
 
+    @property
+    def is_joinable(self) -> bool:
+        """Whether ranks can share the work: it has `merge`, and its state can be sent."""
+        return not self.in_one_place and type(self).merge is not Index.merge and self.is_storable
+
+    @abstractmethod
     def update(self, batch: Any) -> None:
         """Adds a batch: an EmbeddingBatch, LayerBatch or PairBatch, as `reads` says."""
-        raise NotImplementedError
 
+    @abstractmethod
     def compute(self, facts: Facts) -> Any:
         """The result of all batches so far."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Tensor]:
         """The state as plain tensors; {} before the first batch."""
@@ -261,7 +267,10 @@ class Index:
 
     def merge(self, other: Index) -> None:
         """Adds what `other` has seen, as if its batches had come after this one's own."""
-        raise NotImplementedError
+        name = type(self).__name__
+        raise TypeError(
+            f"{name}: expected a method merge for ranks, found none: in_one_place = True"
+        )
 
     def fresh(self) -> Any:
         """Another one of the same options, without data."""
@@ -284,13 +293,13 @@ class Index:
             whole.merge(part)
         vars(self).update(vars(whole))
 
-    def expect_ranks(self) -> None:
+    def expect_ranks(self) -> None:  # noqa: B027 (few need it)
         """Told before the first update where `reduce` will follow."""
 
-    def discard(self, layers: Iterable[str]) -> None:
+    def discard(self, layers: Iterable[str]) -> None:  # noqa: B027 (few need it)
         """Forgets raw layers that turn out not to count; told at the end of the first batch."""
 
-    def check_classes(self, rows: Mapping[str, NDArray[np.int64]]) -> None:
+    def check_classes(self, rows: Mapping[str, NDArray[np.int64]]) -> None:  # noqa: B027 (few need it)
         """Raises as `compute` would for the rows [C] of each class on both sides, where these are
         known before any pass."""
 
@@ -375,23 +384,27 @@ def _on_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [read[i] for i in range(len(tensors))]
 
 
-class Accumulator:
+class Accumulator(ABC):
     """A streamed index of features at hand: its state is plain tensors, and states merge.
 
     Subclasses have `reset`, `update`, `merge`, `state_dict`, `load_state_dict` and `compute`.
     """
 
+    @abstractmethod
     def reset(self) -> None:
-        raise NotImplementedError
+        """Back to no data."""
 
+    @abstractmethod
     def merge(self, other: Any) -> None:
-        raise NotImplementedError
+        """Adds what `other` has seen."""
 
+    @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """The state as plain tensors, copies."""
 
+    @abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        raise NotImplementedError
+        """Replaces the state; nothing changes when it does not fit."""
 
     def empty(self) -> Any:
         """Another one of the same options, without data."""

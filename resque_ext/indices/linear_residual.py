@@ -152,6 +152,10 @@ class LinearResidual(Accumulator):
     def num_classes(self) -> int:
         return self.distance.num_classes
 
+    @property
+    def blocks(self) -> int:
+        return self.distance.blocks
+
     def reset(self) -> None:
         """Back to no data; any width and device may come next."""
         self.distance.reset()

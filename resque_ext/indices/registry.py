@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -73,6 +74,12 @@ def find(name: str) -> type[Index]:
         raise ValueError(
             f"indices: expected a subclass of resque_ext.indices.base.Index at {entry.value} for "
             f"{name!r}, found {describe(found)}"
+        )
+    if inspect.isabstract(found):
+        lacking = ", ".join(sorted(found.__abstractmethods__))
+        raise ValueError(
+            f"indices: expected {entry.value} for {name!r} to have its methods, found none called "
+            f"{lacking}"
         )
     return found
 

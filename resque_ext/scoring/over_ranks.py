@@ -35,7 +35,7 @@ def check(
     if not isinstance(ranks, Ranks):
         raise TypeError(f"ranks: expected resque_ext.distributed.Ranks, found {describe(ranks)}")
     ranks.expect_entered()
-    kept = [name for name, index in indices.items() if index.in_one_place]
+    kept = [name for name, index in indices.items() if not index.is_joinable]
     if kept:
         known = [name for name in indices if name not in kept] or registry.of_ranks()
         raise ValueError(

@@ -202,7 +202,7 @@ def test_itself_and_what_it_leaves_behind():
     if design:  # a machine without RAPL
         watts = float(design[0].partition("(")[2].partition(" W")[0])
         assert found["cpu", "none"].value is None
-        assert 0.05 * watts * 1.0 < found["cpu", "estimate"].value < watts * 5.0
+        assert 0.05 * watts * 2.5 < found["cpu", "estimate"].value < watts * 5.0
     else:
         assert found["cpu", "rapl"].value > 0
     assert logger.handlers == handlers

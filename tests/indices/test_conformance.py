@@ -29,8 +29,6 @@ ROWS, CLASSES, WIDTH = 60, 3, 5
 FACTS = Facts(layer="a", layers=("a", "b"), old_accuracy=0.75, new_accuracy=0.5, labels="given")
 OPTIONS = {"resque_task": {"chance": 0}, "preindex": {"chance": 0}}
 OLD_STATES = Path(__file__).parents[1] / "golden" / "index_states.safetensors"
-# Which rows are in which fold goes by the order in which parts are joined.
-BY_FOLDS = {"linear_residual"}
 READS = {name: registry.find(name).reads for name in registry.OWN}
 READS[added_package.NAME] = MeanCosine.reads
 BATCHES = [name for name, reads in READS.items() if reads.embeddings or reads.layers]
@@ -89,13 +87,6 @@ def in_parts(name, *cuts):
     return [feed(make(name), slice(a, b)) for a, b in itertools.pairwise(ends)]
 
 
-def expect_close(name, found, whole):
-    tolerance = {"rel": 1e-9, "abs": 1e-12}
-    if name in BY_FOLDS:
-        tolerance = {"abs": whole.std_error}
-    assert found == pytest.approx(whole.value, **tolerance)
-
-
 @pytest.mark.parametrize("name", INDICES)
 def test_it_declares_what_it_is(name):
     kind = registry.find(name)
@@ -136,7 +127,7 @@ def test_batches_are_the_whole(name, cuts):
 @pytest.mark.parametrize("cuts", [(30,), (6, 6, 45)])
 @pytest.mark.parametrize("name", INDICES)
 def test_parts_merge_to_the_whole_in_any_order(name, cuts):
-    whole = feed(make(name)).compute(FACTS)
+    whole = value(feed(make(name)))
     parts = in_parts(name, *cuts)
     for order in (parts, parts[::-1]):
         merged = make(name)
@@ -144,7 +135,7 @@ def test_parts_merge_to_the_whole_in_any_order(name, cuts):
             before = snapshot(part)
             merged.merge(part)
             unchanged(part, before)
-        expect_close(name, value(merged), whole)
+        assert value(merged) == pytest.approx(whole, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", INDICES)
@@ -287,5 +278,4 @@ def test_over_ranks(tmp_path):
             assert one[name].endswith(f"found {name!r}, which needs all rows in one place")
             continue
         whole, found = alone[name], one[name]
-        spread = whole["std_error"] if name in BY_FOLDS else 1e-12
-        assert found["value"] == pytest.approx(whole["value"], abs=spread)
+        assert found["value"] == pytest.approx(whole["value"], rel=0, abs=1e-12)

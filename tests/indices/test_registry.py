@@ -13,6 +13,7 @@ from helpers.rank_processes import run as run_ranks
 from helpers.study_runs import study_run
 
 from resque_ext import score, screen
+from resque_ext.distributed import Ranks
 from resque_ext.indices import registry
 from resque_ext.indices.adapters.arm import ArmIndex
 from resque_ext.indices.base import Index
@@ -178,50 +179,67 @@ def test_screen_ranks_it_the_right_way_round(added, tmp_path):
     assert values == sorted(values)
 
 
-def test_an_interrupted_screening_goes_on_from_the_stored_old_side(added, tmp_path, monkeypatch):
+@pytest.fixture
+def interrupted(added, tmp_path, monkeypatch):
+    """A screening that was ended before its last pair, and what it finds in the end."""
     old, given = files(tmp_path)
-    models, options = screening_made.models(1), {"progress": False}
-    whole = screen(models, old, given, SCREENED, **options).to_dict(times=False)
+    arguments = (screening_made.models(1), old, given, SCREENED)
     store, result = tmp_path / "kept.sqlite", PairReading.result
 
-    def interrupted(self, *arguments):
+    def until_between(self, *arguments):
         if self.name == "between":
             raise KeyboardInterrupt
         return result(self, *arguments)
 
-    monkeypatch.setattr(PairReading, "result", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        screen(models, old, given, SCREENED, store=store, **options)
+    def go_on():
+        monkeypatch.setattr(PairReading, "result", result)
+        return screen(*arguments, store=store, progress=False).to_dict(times=False)
+
+    def begin():
+        whole = screen(*arguments, progress=False).to_dict(times=False)
+        monkeypatch.setattr(PairReading, "result", until_between)
+        with pytest.raises(KeyboardInterrupt):
+            screen(*arguments, store=store, progress=False)
+        return whole
+
+    return begin, go_on
+
+
+def test_an_interrupted_screening_goes_on_from_the_stored_old_side(interrupted, monkeypatch):
+    begin, go_on = interrupted
+    whole = begin()
 
     def read_again(self, feed):
         raise AssertionError("the old side was read again")
 
-    monkeypatch.setattr(PairReading, "result", result)
     monkeypatch.setattr(OldSide, "read", read_again)
-    found = screen(models, old, given, SCREENED, store=store, **options)
-    assert found.to_dict(times=False) == whole
+    assert go_on() == whole
 
 
-def test_an_index_that_keeps_no_state_reads_the_old_side_again(added, tmp_path, monkeypatch):
-    old, given = files(tmp_path)
-    models, options = screening_made.models(1), {"progress": False}
-    whole = screen(models, old, given, SCREENED, **options).to_dict(times=False)
+def test_an_index_that_keeps_no_state_reads_the_old_side_again(interrupted, monkeypatch):
+    begin, go_on = interrupted
     for name in ("state_dict", "load_state_dict"):
         monkeypatch.delattr(registry.find(NAME), name)
-    store, result = tmp_path / "kept.sqlite", PairReading.result
+    whole = begin()
+    assert go_on() == whole
 
-    def interrupted(self, *arguments):
-        if self.name == "between":
-            raise KeyboardInterrupt
-        return result(self, *arguments)
 
-    monkeypatch.setattr(PairReading, "result", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        screen(models, old, given, SCREENED, store=store, **options)
-    monkeypatch.setattr(PairReading, "result", result)
-    assert (
-        screen(models, old, given, SCREENED, store=store, **options).to_dict(times=False) == whole
-    )
+def test_an_index_that_does_not_merge_is_refused_over_ranks(added, monkeypatch):
+    kind = registry.find(NAME)
+    assert kind().is_joinable
+    monkeypatch.delattr(kind, "merge")
+    data, options = [(torch.rand(8, 4), torch.arange(8) % 2)], {"indices": NAME, "progress": False}
+    refused = pytest.raises(ValueError, match=rf"^indices: .* found '{NAME}', which")
+    with Ranks() as ranks, refused:
+        score(torch.nn.Linear(4, 2), data, data, ranks=ranks, **options)
+    with pytest.raises(TypeError, match=r"^MeanCosine: expected a method merge for ranks"):
+        kind().merge(kind())
+
+
+def test_a_class_that_lacks_methods_is_refused(claim):
+    claim({"half": "resque_ext.indices.base:Index"})
+    with pytest.raises(ValueError, match=r"none called compute, update$"):
+        registry.find("half")
 
 
 def test_two_ranks(added, tmp_path):

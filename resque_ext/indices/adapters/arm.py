@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-
-from torch import Tensor
+from collections.abc import Iterable
 
 from resque_ext.indices._arm_result import ArmResult
 from resque_ext.indices._hints import BY_HAND, of_side
+from resque_ext.indices._streamed import AccumulatorIndex
 from resque_ext.indices.arm import Arm
-from resque_ext.indices.base import Facts, Index, IndexReads, LayerBatch, expect_kind
+from resque_ext.indices.base import Facts, IndexReads, LayerBatch
 
 
-class ArmIndex(Index):
+class ArmIndex(AccumulatorIndex):
     """ARM; for the options see :class:`resque_ext.Arm`."""
 
     reads = IndexReads(layers="pooled")
@@ -43,16 +42,6 @@ class ArmIndex(Index):
         other = self.fresh()
         other.load_state_dict(self.state_dict())
         return other
-
-    def merge(self, other: Index) -> None:
-        expect_kind(other, self)
-        self.acc.merge(other.acc)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.acc.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.acc.load_state_dict(state)
 
     def compute(self, facts: Facts) -> ArmResult:
         return dataclasses.replace(

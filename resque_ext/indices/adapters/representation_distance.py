@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from collections.abc import Sequence
 
 from resque_ext.indices._hints import BY_HAND, without_hint
-from resque_ext.indices.base import Facts, Index, IndexReads, PairBatch, expect_kind
+from resque_ext.indices._streamed import AccumulatorIndex
+from resque_ext.indices.base import Facts, IndexReads, PairBatch
 from resque_ext.indices.preindex import PairDistanceResult, PreIndexOptions
 from resque_ext.indices.representation_distance import RepresentationDistance, paired_layers
 
 
-class RepresentationDistanceIndex(Index):
+class RepresentationDistanceIndex(AccumulatorIndex):
     """p, the part of PreIndex that reads no labels; for the options see
     :class:`resque_ext.indices.preindex.PreIndexOptions`."""
 
@@ -31,16 +30,6 @@ class RepresentationDistanceIndex(Index):
 
     def update(self, batch: PairBatch) -> None:
         add_pairs(self.acc, batch)
-
-    def merge(self, other: Index) -> None:
-        expect_kind(other, self)
-        self.acc.merge(other.acc)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.acc.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.acc.load_state_dict(state)
 
     def compute(self, facts: Facts) -> PairDistanceResult:
         found = PairDistanceResult.of(self.acc.compute(), self._chosen)

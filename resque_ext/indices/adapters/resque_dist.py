@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from resque_ext.data.checks import check_choice
-from resque_ext.indices._hints import (
-    BY_HAND,
-    MISSING_OPTION,
-    expect_both_sides,
-    label_bound,
-    of_side,
-    without_hint,
-)
-from resque_ext.indices.base import (
-    SIDES,
-    EmbeddingBatch,
-    Facts,
-    Index,
-    IndexReads,
-    expect_kind,
-)
-from resque_ext.indices.resque_dist import ResqueDist, ResqueDistResult, default_blocks
+from resque_ext.indices._hints import BY_HAND, MISSING_OPTION, expect_both_sides, without_hint
+from resque_ext.indices._streamed import ClassSumsIndex
+from resque_ext.indices.base import SIDES, Facts, IndexReads
+from resque_ext.indices.resque_dist import ResqueDist, ResqueDistResult
 
 if TYPE_CHECKING:
     from resque_ext.distributed import Ranks
 
 
-class ResqueDistIndex(Index):
+class ResqueDistIndex(ClassSumsIndex):
     """RESQUE_dist.
 
     Args:
@@ -43,65 +30,17 @@ class ResqueDistIndex(Index):
     reads = IndexReads(embeddings=SIDES, labels=True)
     has_interval = True
 
+    hints: ClassVar[Mapping[str, str]] = {"nonfinite": BY_HAND.format("ResqueDist")}
+
     def __init__(self, missing: str = "error") -> None:
         check_choice(missing, ("error", "skip"), "missing")
         self.missing = missing
-        self.acc: ResqueDist | None = None
-        self._blocks: int | None = None  # None: as many as the classes of the first batch ask for
 
-    def update(self, batch: EmbeddingBatch) -> None:
-        labels, outputs = batch.labels, batch.outputs
-        assert labels is not None  # as `reads` says
-        if self.acc is None:
-            self._begin(outputs or label_bound(labels), None if outputs else self._blocks)
-        assert self.acc is not None
-        if outputs is None:
-            self.acc.grow(label_bound(labels))
-        x = batch.x
-        try:
-            self.acc.update(x, labels.to(x.device, non_blocking=True), batch.side)
-        except (ValueError, TypeError) as error:
-            raise of_side(error, batch.side, nonfinite=BY_HAND.format("ResqueDist")) from error
+    def begun(self, classes: int, blocks: int | None) -> ResqueDist:
+        return ResqueDist(classes, missing=self.missing, blocks=blocks)
 
-    def _begin(self, classes: int, blocks: int | None) -> None:
-        self.acc = ResqueDist(classes, missing=self.missing, blocks=blocks)
-
-    def fork(self) -> ResqueDistIndex:
-        """One that goes on from here with a new side of its own; the old side's sums are shared."""
-        other = self.fresh()
-        other._blocks = self._blocks
-        other.acc = None if self.acc is None else self.acc.fork()
-        return other
-
-    def merge(self, other: Index) -> None:
-        expect_kind(other, self)
-        if other.acc is None:
-            return
-        theirs = other.acc
-        if self.acc is None:
-            self._begin(theirs.num_classes, theirs.blocks)
-        assert self.acc is not None
-        self.acc.grow(theirs.num_classes)
-        if theirs.num_classes < self.acc.num_classes:
-            theirs = theirs.fork()
-            theirs.grow(self.acc.num_classes)
-        self.acc.merge(theirs)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {} if self.acc is None else self.acc.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        acc = None
-        if state:
-            acc = ResqueDist(
-                int(state["num_classes"]), missing=self.missing, blocks=int(state["blocks"])
-            )
-            acc.load_state_dict(state)
-        self.acc = acc
-
-    def expect_ranks(self) -> None:
-        # Of unknown classes every rank's first batch may show others, but all need as many blocks.
-        self._blocks = default_blocks(1)
+    def begun_as(self, state: Mapping[str, Tensor]) -> ResqueDist:
+        return self.begun(int(state["num_classes"]), int(state["blocks"]))
 
     def reduce(self, ranks: Ranks) -> None:
         """By sums, so that every rank has as many bytes to send, however many rows it read."""
@@ -110,7 +49,7 @@ class ResqueDistIndex(Index):
         if not known:
             return
         if self.acc is None:
-            self._begin(*known[0])
+            self.acc = self.begun(*known[0])
         ranks.all_reduce(self.acc)
 
     def check_classes(self, rows: Mapping[str, NDArray[np.int64]]) -> None:
@@ -118,18 +57,13 @@ class ResqueDistIndex(Index):
             expect_both_sides(rows, MISSING_OPTION)
 
     def compute(self, facts: Facts) -> ResqueDistResult:
-        acc = self._with_data()
+        acc = self.with_data()
         acc.paired = self.paired
         try:
             result = acc.compute(ignore_unseen=True)
         except ValueError as error:
             raise ValueError(without_hint(str(error), MISSING_OPTION)) from error
         return dataclasses.replace(result, **facts.of_embedding(), **facts.of_accuracy())
-
-    def _with_data(self) -> ResqueDist:
-        if self.acc is None:
-            raise ValueError("update: expected at least one batch before compute(), found none")
-        return self.acc
 
     def interval(self, confidence: float, ended: bool) -> tuple[float, float, float] | None:
         # Before every class was seen, the mean over classes is another one.
