@@ -11,7 +11,8 @@ from helpers import optional
 import resque_ext
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 # What a page's examples need besides the package itself.
 NEEDS = {"distributed.md": ["ray"], "sources.md": ["pyarrow", "torchvision"]}
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -28,7 +29,7 @@ TWICE = "distributed.md"
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(p, marks=[pytest.mark.full] * (p.name == TWICE)) for p in PAGES],
+    [pytest.param(p, marks=[pytest.mark.full] * (p.name == TWICE)) for p in PAGES[1:]],
     ids=lambda page: page.name,
 )
 def test_examples_run(page, tmp_path, monkeypatch, capsys):
@@ -43,8 +44,20 @@ def test_examples_run(page, tmp_path, monkeypatch, capsys):
         exec(compile(source, str(page), "exec"), names)
 
 
-def test_there_are_examples():
-    assert len(blocks(ROOT / "README.md")) >= 7
+@pytest.mark.full
+def test_the_readme_shows_what_its_example_prints(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = README.read_text(encoding="utf-8")
+    ((_, code),) = blocks(README)
+    exec(compile(code, "README.md", "exec"), {})
+    assert re.findall(r"^```text\n(.*?)^```$", text, re.M | re.S) == [capsys.readouterr().out]
+
+
+def test_the_readme_fits_a_screen():
+    lines = README.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 160
+    assert [line for line in lines if line.startswith("|") and len(line) > 100] == []
+    assert len(blocks(ROOT / "docs" / "usage.md")) >= 7
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -46,6 +46,31 @@ def test_the_digits_table_is_that_of_its_runs(digits):
 
 
 @pytest.mark.full
+def test_what_is_said_of_the_forecasts_is_in_their_rows():
+    """Figures of docs/forecast.md and the README, from every forecast and cost that was kept."""
+    made = runpy.run_path(str(ROOT / "benchmarks" / "forecast_figure.py"))
+    kept = json.loads(page("forecast_digits.json"))
+    found = made["summary"](kept["rows"])
+    assert kept["columns"] == list(made["COLUMNS"])
+    assert kept["summary"] == found
+    stages, text = found["stages"], page("forecast.md")
+    assert f"{stages['free']} / {stages['adapt']} / {stages['reached']} / {stages['probe']}" in text
+    assert ", ".join(f"{x:.3f}" for x in found["spearman"].values()) in text
+    assert f"batch norm to {found['spearman_adapt_as_0']['batchnorm']:.3f}" in " ".join(
+        text.split()
+    )
+    assert f"{found['known']} that reached the target | {found['median_log2']:.2f} |" in text
+    assert f"{found['inside']} of {found['probed']}" in text
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"of {found['retrainings']} retrainings {stages['free'] + stages['adapt']} " in readme
+    assert f"{stages['reached']} were over within the probe. For the other {found['probed']}" in (
+        readme
+    )
+    assert f"is {2 ** found['median_log2']:.1f}. **Ranking**" in readme
+    assert f"epochs of {stages['probe'] + stages['reached']} retrainings" in readme
+
+
+@pytest.mark.full
 def test_the_tables_of_the_better_index_are_those_of_its_results(monkeypatch, capsys):
     """Correlations anew from every cost and predictor; the intervals as they were drawn."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
