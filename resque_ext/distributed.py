@@ -32,6 +32,8 @@ from resque_ext.data.checks import check_count, describe
 from resque_ext.indices import ACCUMULATORS
 from resque_ext.indices.base import Accumulator, Index
 
+__all__ = ["RankError", "Ranks", "Share", "share"]
+
 T = TypeVar("T")
 _NOTE = 4096  # bytes of what ranks tell each other before they exchange anything
 _INTERVAL = 1.0  # seconds between two looks at whether all ranks are there

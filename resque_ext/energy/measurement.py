@@ -13,8 +13,6 @@ from typing import Any
 
 JOULES_PER_KWH = 3.6e6
 
-# Where a figure can come from. Whatever is no measurement is called an estimate, by itself and in
-# every sum that it enters.
 SOURCES = {
     "nvml-counter": "the GPU's own total-energy counter",
     "nvml-power": "the GPU's power, sampled and integrated over time",
@@ -25,6 +23,8 @@ SOURCES = {
     "sum": "measured figures of several parts, added",
     "none": "not measured",
 }
+"""Where a figure can come from. Whatever is not measured is called an estimate, by itself and in
+every sum that it enters."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ FORMAT = "resque_ext.RetrainingCost/1"
 # true one is larger.
 STOPS = ("target", "epochs", "seconds", "energy", "plateau", "interrupted", "error")
 
-# The scalars of RetrainingCost.measures(), with their units.
 MEASURES = {
     "epochs": "passes over the training data",
     "gradient_norm_mean": "",
@@ -31,6 +30,7 @@ MEASURES = {
     "kg_co2": "kg CO2e, of training, of measured energy",
     "kg_co2_estimated": "kg CO2e, of training, of energy with estimates",
 }
+"""The scalars of `RetrainingCost.measures()`, with their units."""
 
 
 class RecordError(ValueError):

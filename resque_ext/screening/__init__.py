@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import importlib
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 logging.getLogger("resque_ext").addHandler(logging.NullHandler())  # quiet until somebody listens
+
+if TYPE_CHECKING:
+    from resque_ext.report import make_report, write_report
+    from resque_ext.screening.budget import Budget
+    from resque_ext.screening.candidates import Candidate
+    from resque_ext.screening.old_side import ShelfModel
+    from resque_ext.screening.results import PairResult
+    from resque_ext.screening.store import StoreError, export_store, read_store
+    from resque_ext.screening.table import Screening
 
 # Loaded when they are asked for: what a screening needs is not needed to import the package.
 _HOMES = {
@@ -21,7 +30,19 @@ _HOMES = {
     "read_store": "resque_ext.screening.store",
     "write_report": "resque_ext.report",
 }
-__all__ = [*_HOMES, "screen"]
+__all__ = [
+    "Budget",
+    "Candidate",
+    "PairResult",
+    "Screening",
+    "ShelfModel",
+    "StoreError",
+    "export_store",
+    "make_report",
+    "read_store",
+    "screen",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,9 +25,13 @@ class ShiftKind:
 
 
 SHIFTS: dict[str, ShiftKind] = {}
-CORRUPTIONS: dict[str, ShiftKind] = {}  # ImageNet-C's fifteen; their level is a severity
-PUBLISHED: dict[str, ShiftKind] = {}  # as the code of the papers has them
-SEVERITY = "severity of ImageNet-C"  # the unit of those in CORRUPTIONS
+"""Shifts with a level, by name."""
+CORRUPTIONS: dict[str, ShiftKind] = {}
+"""The fifteen corruptions of ImageNet-C, by name; their level is a severity."""
+PUBLISHED: dict[str, ShiftKind] = {}
+"""The noises of the published code, by name."""
+SEVERITY = "severity of ImageNet-C"
+"""The unit of the level of those in `CORRUPTIONS`."""
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 REMEDY = "; normalized images: shifts.make(name, level, mean=..., std=...)"
 

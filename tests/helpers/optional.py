@@ -18,6 +18,11 @@ EXTRAS = {
     "timm": "models",
     "ray": "distributed",
     "importlinter": "test-all",
+    "material": "docs",
+    "mkdocstrings": "docs",
+    "nbclient": "test-all",
+    "lightning": "test-all",
+    "transformers": "test-all",
 }
 
 
