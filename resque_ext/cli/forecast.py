@@ -137,12 +137,12 @@ def _print(model: str, found: Forecast) -> None:
     console.print(table)
     console.print(f"stage: {found.stage} ({escape(found.epochs.basis)})")
     if found.verdict is not None:
-        console.print(f"verdict: {found.verdict}")
+        console.print(f"verdict: {found.verdict}", style="bold")
     if found.never_probability is not None:
         console.print(f"probability of missing the target: {found.never_probability:.0%}")
     spent = found.probe
     console.print(f"the forecast itself took {spent.steps} steps and {spent.seconds:.3g} s")
     for reason, names in reasons.items():
         console.print(f"{', '.join(names)}: {escape(reason)}", style="dim")
-    for note in found.notes:
-        console.print(escape(note), style="dim")
+    for text in found.warnings:
+        console.print(f"? {escape(text)}", style="dim")

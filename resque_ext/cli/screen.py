@@ -23,6 +23,8 @@ CONFIG_HELP = "TOML file: [models.NAME], [old], [candidates.NAME], [screen], [bu
 CACHE_HELP = "Folder that keeps what models make of data. Default: screen.cache."
 SCHEDULER_HELP = "ray: pairs are read by the workers of a Ray cluster. Default: screen.scheduler."
 WORKERS_HELP = "Of ray: pairs that are read at once. Default: screen.workers."
+TARGET_HELP = "Accuracy to reach: rank by what retraining until then costs. Default: in the file."
+PROBE_HELP = "Pairs whose first steps of retraining are taken. Default: screen.probe, or none."
 STORE_HELP = "Keeps every finished pair: SQLite, or JSON lines for .jsonl. Default: screen.store."
 
 
@@ -39,6 +41,8 @@ def _screen(
     cache: Annotated[Path | None, typer.Option(help=CACHE_HELP)] = None,
     scheduler: Annotated[str | None, typer.Option(help=SCHEDULER_HELP)] = None,
     workers: Annotated[int | None, typer.Option(help=WORKERS_HELP)] = None,
+    target: Annotated[float | None, typer.Option(help=TARGET_HELP)] = None,
+    probe: Annotated[int | None, typer.Option(help=PROBE_HELP)] = None,
     as_json: Json = False,
 ) -> None:
     """Rank every model of a shelf on every candidate dataset: which reuse is cheapest.
@@ -52,6 +56,8 @@ def _screen(
     found = read_config(config)
     given = {"cache": cache, "scheduler": scheduler, "workers": workers}
     arguments = found.arguments | {k: v for k, v in given.items() if v is not None}
+    aim = {"target_accuracy": target, "probe": probe}
+    arguments |= {k: v for k, v in aim.items() if v is not None}
     if dry_run:
         from resque_ext.screening.dry_run import dry_run as estimate
 

@@ -17,6 +17,7 @@ from resque_ext.retraining.checkpoint import Checkpoint
 FORMAT = "resque_ext.Forecast/1"
 STAGES = ("free", "adapt", "indices", "probe", "reached")
 MAY_NEVER, UNSTABLE = "may never reach the target", "unstable"
+FARTHER = "more steps to go than in any run that the constants are from"
 UNITS = {
     "epochs": "epochs",
     "steps": "steps",
@@ -104,6 +105,20 @@ class Forecast:
     adapted_model: nn.Module | None = field(default=None, repr=False, compare=False)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the costs cannot be relied on for: the verdict, a horizon that no run of the
+        calibration had, and `notes`."""
+        found = [] if self.verdict is None else [self.verdict]
+        if self.steps.extrapolated:
+            found.append(FARTHER)
+        return (*found, *self.notes)
+
+    @property
+    def reliable(self) -> bool:
+        """Whether there is no warning."""
+        return not self.warnings
+
+    @property
     def epochs(self) -> Prediction:
         """Passes over the training data."""
         return self.costs["epochs"]
@@ -146,6 +161,8 @@ class Forecast:
                 "points": [dataclasses.asdict(point) for point in self.points],
                 "probe": dataclasses.asdict(self.probe),
                 "notes": list(self.notes),
+                "reliable": self.reliable,
+                "warnings": list(self.warnings),
             }
         )
 
@@ -166,7 +183,7 @@ class Forecast:
         if self.never_probability is not None:
             lines.append(f"  probability of missing the target: {self.never_probability:.0%}")
         lines.append(f"  the forecast took {self.probe.steps} steps, {self.probe.seconds:.3g} s")
-        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+        return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
 
 
 def shown(cost: Prediction) -> str:

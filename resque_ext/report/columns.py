@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from resque_ext.screening.results import FORMAT as PAIR_FORMAT
-from resque_ext.screening.results import IndexValue, PairResult, PredictedCost
+from resque_ext.screening.results import IndexValue, PairForecast, PairResult, PredictedCost
 from resque_ext.screening.table import places
 
 FORMAT = "resque_ext.report/1"
@@ -166,7 +166,10 @@ def _columns(pairs: Sequence[PairResult]) -> Iterator[tuple[list[str], str, list
         if name == "faults":
             values = [[asdict(fault) for fault in entry] for entry in values]
         yield [name], "plain", values
-    yield ["seconds"], "float", [pair.seconds for pair in pairs]
+    for name in ("seconds", "old_accuracy", "new_accuracy"):
+        yield [name], "float", [getattr(pair, name) for pair in pairs]
+    if any(pair.forecast is not None for pair in pairs):
+        yield ["forecast"], "plain", [pair.forecast and asdict(pair.forecast) for pair in pairs]
     for group in ("classes", "layers"):
         maps = [getattr(pair, group) for pair in pairs]
         for name in dict.fromkeys(n for m in maps for n in m):
@@ -195,6 +198,9 @@ def to_csv(pairs: Sequence[PairResult]) -> str:
                 table[".".join([*path, entry])] = [v and v.get(entry) for v in values]
         elif path == ["faults"]:
             table["faults"] = [json.dumps(v) if v else None for v in values]
+        elif path == ["forecast"]:
+            for part in (f.name for f in fields(PairForecast)):
+                table[f"forecast.{part}"] = [v and v[part] for v in values]
         else:
             table[".".join(path)] = values
     for name, ranks in rank(pairs).items():

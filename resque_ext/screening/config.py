@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,24 @@ from resque_ext.indices import registry
 from resque_ext.model.load_model import load_model
 from resque_ext.screening.budget import Budget
 from resque_ext.screening.candidates import INPUTS, Candidate
+from resque_ext.screening.config_checks import (
+    BUDGET,
+    CANDIDATE,
+    CORRUPTION,
+    DATA,
+    FORECAST,
+    MODEL,
+    READS,
+    SCREEN,
+    SHIFT,
+    TOP,
+    Check,
+)
 from resque_ext.screening.old_side import ShelfModel
 from resque_ext.screening.toml_lines import ConfigError, Document, KeyPath
 from resque_ext.shifts import shifted_before
 
-_NUMBER = (int, float)
-INT32 = 2**31 - 1
 MOST_ERRORS = 20  # that are listed
-Check = Callable[[Any], str | None]  # what was expected, or None where all is well
 
 
 @dataclass(frozen=True)
@@ -40,138 +50,6 @@ class Config:
 
     arguments: dict[str, Any]
     store: Path | None
-
-
-def _text(value: Any) -> str | None:
-    return None if isinstance(value, str) and value else "a text"
-
-
-def _texts(value: Any) -> str | None:
-    right = isinstance(value, list) and value and all(isinstance(v, str) and v for v in value)
-    return None if right else "a list of texts"
-
-
-def _flag(value: Any) -> str | None:
-    return None if isinstance(value, bool) else "true or false"
-
-
-def _number(value: Any) -> str | None:
-    right = isinstance(value, _NUMBER) and not isinstance(value, bool) and 0 < value < float("inf")
-    return None if right else "a number above 0"
-
-
-def _count(value: Any, least: int = 1, most: int | None = None) -> str | None:
-    right = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    if most is None:
-        return None if right else f"an integer of at least {least}"
-    return None if right and value <= most else f"an integer from {least} to {most}"
-
-
-def _small_count(value: Any) -> str | None:
-    return _count(value, 1, INT32)
-
-
-def _seed(value: Any) -> str | None:
-    return _count(value, 0, INT32)
-
-
-def _share(value: Any) -> str | None:
-    return None if _number(value) is None and value < 1 else "a number between 0 and 1"
-
-
-def _looks(value: Any) -> str | None:
-    right = isinstance(value, list) and len(value) == 2 and _small_count(value[0]) is None
-    right = right and _number(value[1]) is None and value[1] > 1
-    return None if right else "samples of the first look and a growth above 1, [256, 1.25]"
-
-
-def _one_of(*choices: str) -> Check:
-    expected = f"one of {', '.join(choices)}"
-    return lambda value: None if value in choices else expected
-
-
-def _index_names(value: Any) -> str | None:
-    known = registry.names()
-    right = _texts(value) is None and set(value) <= set(known) and len(set(value)) == len(value)
-    return None if right else f"a list of some of {', '.join(known)}"
-
-
-def _table(value: Any) -> str | None:
-    return None if isinstance(value, Mapping) else "a table"
-
-
-def _tables(value: Any) -> str | None:
-    right = (
-        isinstance(value, Mapping)
-        and value
-        and all(name and isinstance(v, Mapping) for name, v in value.items())
-    )
-    return None if right else "a table with at least one table by name"
-
-
-_SCREEN: dict[str, Check] = {
-    "indices": _index_names,
-    "rank_by": _text,
-    "store": _text,
-    "cost_model": _text,
-    "anytime": _flag,
-    "width": _number,
-    "top": _small_count,
-    "confidence": _share,
-    "on_fault": _one_of("skip", "raise"),
-    "on_error": _one_of("record", "raise"),
-    "seed": _seed,
-    "device": _text,
-    "batch_size": _small_count,
-    "looks": _looks,
-    "cache": _text,
-    "scheduler": _one_of("ray"),
-    "workers": _small_count,
-}
-_TOP: dict[str, Check] = {
-    "screen": _table,
-    "budget": _table,
-    "options": _tables,
-    "old": _table,
-    "models": _tables,
-    "candidates": _tables,
-}
-_BUDGET: dict[str, Check] = {"seconds": _number, "samples": _count}
-_SHIFT: dict[str, Check] = {
-    "kind": _one_of(*shifts.names()),
-    "level": lambda v: None if isinstance(v, _NUMBER) and not isinstance(v, bool) else "a number",
-    "seed": lambda value: _count(value, least=0),
-}
-_CORRUPTION: dict[str, Check] = {
-    "kind": _one_of(*shifts.CORRUPTIONS),
-    "severity": lambda value: _count(value, 1, 5),
-    "seed": _SHIFT["seed"],
-}
-READS = ("pooling", "mask", "channels", "labels")  # of a model, as `score` takes them
-_MODEL: dict[str, Check] = {
-    "factory": _text,
-    "weights": _text,
-    "layer": _text,
-    "layers": lambda value: None if value in ("auto", "published") else _texts(value),
-    **dict.fromkeys(READS, _text),
-    "old": _table,
-}
-_DATA: dict[str, Check] = {
-    "path": lambda value: (
-        None if _text(value) is None or _texts(value) is None else "a text or a list of texts"
-    ),
-    "dataset": _text,
-    "format": _one_of("npy", "npz", "safetensors", "parquet", "tar", "folder", "dataset"),
-    "kind": _one_of("inputs", "embeddings"),
-    "transforms": _texts,
-    "classes": _texts,
-    "features": _text,
-    "labels": _text,
-    "label_key": _text,
-    "columns": _texts,
-    "rows": _count,
-}
-_CANDIDATE: dict[str, Check] = _DATA | {"shift": _table, "paired": _flag}
 
 
 def read_config(path: Path) -> Config:
@@ -222,7 +100,7 @@ class _Reader:
             raise ConfigError([line for _, line in sorted(self.errors, key=lambda e: e[0])])
 
     def read(self) -> Config:
-        top = self.check((), self.document.values, _TOP)
+        top = self.check((), self.document.values, TOP)
         for name in ("models", "candidates"):
             if name not in self.document.values:
                 self.errors.append(
@@ -231,14 +109,15 @@ class _Reader:
                         f"{self.document.path}: expected a table [{name}.NAME], found none",
                     )
                 )
-        chosen = self.check(("screen",), top.get("screen", {}), _SCREEN)
-        budget = self.check(("budget",), top.get("budget", {}), _BUDGET)
+        chosen = self.check(("screen",), top.get("screen", {}), SCREEN)
+        budget = self.check(("budget",), top.get("budget", {}), BUDGET)
+        forecast = self.check(("forecast",), top.get("forecast", {}), FORECAST)
         models = {
-            name: self.check(("models", name), table, _MODEL)
+            name: self.check(("models", name), table, MODEL)
             for name, table in top.get("models", {}).items()
         }
         candidates = {
-            name: self.check(("candidates", name), table, _CANDIDATE)
+            name: self.check(("candidates", name), table, CANDIDATE)
             for name, table in top.get("candidates", {}).items()
         }
         for name, model in models.items():
@@ -248,8 +127,8 @@ class _Reader:
                     if key in model:
                         self.wrong((*at, key), "expected a factory beside it, found none")
             if "old" in model:
-                model["old"] = self.check((*at, "old"), model["old"], _DATA)
-        old = self.check(("old",), top["old"], _DATA) if "old" in top else None
+                model["old"] = self.check((*at, "old"), model["old"], DATA)
+        old = self.check(("old",), top["old"], DATA) if "old" in top else None
         for name, candidate in candidates.items():
             self._candidate(("candidates", name), candidate, top["candidates"][name])
         self._options(top, chosen)
@@ -261,6 +140,7 @@ class _Reader:
         arguments = chosen | {"looks": tuple(chosen["looks"])} if "looks" in chosen else chosen
         arguments |= {"budget": Budget(**budget)} if budget else {}
         arguments |= {"options": top["options"]} if "options" in top else {}
+        arguments |= {"forecast_options": forecast} if forecast else {}
         arguments["models"] = {n: self._model(("models", n), m) for n, m in models.items()}
         arguments["old"] = self._olds(old, models, chosen)
         arguments["candidates"] = {
@@ -326,13 +206,13 @@ class _Reader:
 
     def _place(self, message: str) -> tuple[KeyPath, str]:
         """The key that a message begins with, and the rest of it."""
-        keys = [("screen", name) for name in _SCREEN]
+        keys = [("screen", name) for name in SCREEN]
         keys += [
             (table, name)
             for table in ("models", "candidates")
             for name in self.document.values.get(table, {})
         ]
-        for key in [*keys, *((name,) for name in _TOP)]:
+        for key in [*keys, *((name,) for name in TOP)]:
             for prefix in (f"{key[-1]}: ", f"{'.'.join(key)}: "):
                 if message.startswith(prefix):
                     return key, message.removeprefix(prefix)
@@ -344,7 +224,7 @@ class _Reader:
         if "shift" in right:
             table, key = right["shift"], (*at, "shift")
             how = "severity" if "severity" in table else "level"
-            checks = _CORRUPTION if how == "severity" else _SHIFT
+            checks = CORRUPTION if how == "severity" else SHIFT
             right["shift"] = shift = self.check(key, table, checks)
             for name in ("kind", how):
                 if name not in table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -19,6 +20,7 @@ from resque_ext.screening.memory import retry_with_half
 from resque_ext.screening.old_side import OldSide, run
 from resque_ext.screening.results import IndexValue, PairResult, PredictedCost
 from resque_ext.screening.stopping import Estimate, look_confidence
+from resque_ext.studies.study_run import REESTIMATED
 
 
 class PairReading:
@@ -139,7 +141,7 @@ class PairReading:
         self.looks.append(estimate)
         return estimate
 
-    def result(self, stopped: str, cost_model: Any = None, options: Any = None) -> PairResult:
+    def result(self, stopped: str) -> PairResult:
         """What was found."""
         self.reading.close()
         if not self.samples:
@@ -159,7 +161,7 @@ class PairReading:
             self.old.name,
             self.name,
             values,
-            predict(cost_model, values, options),
+            {},
             self.old.samples,
             self.samples,
             self.feed.rows,
@@ -170,38 +172,46 @@ class PairReading:
             layer_values(found),
             pooling=facts.pooling,
             labels=facts.labels,
+            old_accuracy=facts.old_accuracy,
+            new_accuracy=facts.new_accuracy,
         )
 
 
-def read_paired(
+def read_both(
     old: OldSide,
-    old_feed: Feed,
+    old_feed: Feed | None,
     name: str,
     feed: Feed,
     indices: Sequence[str],
     options: Mapping[str, Any] | None,
-    cost_model: Any = None,
-    cost_options: Any = None,
+    paired: bool = True,
+    adapt_normalization: bool | str = False,
 ) -> PairResult:
-    """A candidate whose rows are the old data's, shifted: both sides are run, batch by batch."""
+    """A pair by a `score` of its own, which runs the old side again beside the candidate.
+
+    Args:
+        paired: the candidate's rows are the old data's, shifted: both sides come batch by batch.
+        adapt_normalization: as `score` takes it.
+    """
     began = time.perf_counter()
-    readings: list[Reading] = []
+    sides: list[_Again] = []
 
     def once() -> None:
         nonlocal found
-        for reading in readings:
-            reading.close()
-        readings[:] = [f.reading(old.batch_size, device=old.device) for f in (old_feed, feed)]
-        before, after = (_Sized(r.until(ALL, old.batch_size)) for r in readings)
-        with readings[1].naming_rows():  # pairs come in the same batches on both sides
+        for side in sides:
+            side.close()
+        feeds = [each for each in (old_feed, feed) if each is not None]
+        sides[:] = [_Again(each, old) for each in feeds]
+        with sides[-1].naming_rows():  # pairs come in the same batches on both sides
             found = score(
                 old.model,  # type: ignore[arg-type]
-                before,
-                after,
+                None if old_feed is None else sides[0],
+                sides[-1],
                 indices,
                 old.entry.layer,
                 old.entry.layers,
-                paired=True,
+                paired=paired,
+                adapt_normalization=adapt_normalization,
                 device=old.device,
                 progress=False,
                 options={k: v for k, v in (options or {}).items() if k in indices},
@@ -216,35 +226,62 @@ def read_paired(
     try:
         retry_with_half(once, old, f"{old.name}, {name}")
     finally:
-        for reading in readings:
-            reading.close()
-    values = index_values(found)
+        for side in sides:
+            side.close()
     return PairResult(
         old.name,
         name,
-        values,
-        predict(cost_model, values, cost_options),
-        readings[0].samples,
-        readings[1].samples,
+        index_values(found),
+        {},
+        sides[0].samples if old_feed is not None else 0,
+        sides[-1].samples,
         feed.rows,
         time.perf_counter() - began,
         "end",
-        tuple(fault for reading in readings for fault in reading.faults),
+        tuple(fault for side in sides for fault in side.faults),
         class_values(found),
         layer_values(found),
         pooling=found.pooling,
         labels=found.labels,
+        old_accuracy=found.old_accuracy,
+        new_accuracy=found.new_accuracy,
     )
 
 
-class _Sized:
-    """Batches that are read once, for who asks for an iterable and not for an iterator."""
+class _Again:
+    """A feed as batches for `score`, read anew in every pass."""
 
-    def __init__(self, batches: Iterator[Any]) -> None:
-        self._batches = batches
+    def __init__(self, feed: Feed, old: OldSide) -> None:
+        self._feed, self._old = feed, old
+        self._reading: Reading | None = None
 
     def __iter__(self) -> Iterator[Any]:
-        return self._batches
+        self.close()
+        self._reading = self._feed.reading(self._old.batch_size, device=self._old.device)
+        return self._reading.until(ALL, self._old.batch_size)
+
+    @property
+    def samples(self) -> int:
+        return 0 if self._reading is None else self._reading.samples
+
+    @property
+    def faults(self) -> Sequence[Fault]:
+        return () if self._reading is None else self._reading.faults
+
+    @contextlib.contextmanager
+    def naming_rows(self) -> Iterator[None]:
+        """As of the reading that is under way when an error comes."""
+        try:
+            yield
+        except ValueError as error:
+            if self._reading is None:
+                raise
+            with self._reading.naming_rows():
+                raise error from None
+
+    def close(self) -> None:
+        if self._reading is not None:
+            self._reading.close()
 
 
 def possible(indices: Sequence[str], feed: Feed, paired: bool) -> list[str]:
@@ -316,18 +353,37 @@ def predict(
     """What a cost model says of these indices, by measure; {} without one.
 
     Outside of the range that the model has seen it goes on, and says so.
+
+    Raises:
+        ValueError: a predictor has no value.
     """
     if cost_model is None:
         return {}
-    given = {name: value.value for name, value in values.items()}
-    if not set(cost_model.predictors) <= given.keys():
-        return {}
+    given = {predictor_of(name): value.value for name, value in values.items()}
+    lacking = [name for name in cost_model.predictors if name not in given]
+    if lacking:
+        raise ValueError(
+            f"cost_model: expected the predictors {', '.join(cost_model.predictors)}, found none "
+            f"of {', '.join(lacking)} for this candidate"
+        )
     found = cost_model.predict(given, **({"extrapolate": "flag"} | dict(options or {})))
+    return predicted_costs(found)
+
+
+def predicted_costs(found: Mapping[str, Any]) -> dict[str, PredictedCost]:
+    """Those predictions that are known."""
     return {
         name: PredictedCost(p.value, p.low, p.high, p.unit, p.extrapolated)
         for name, p in found.items()
         if p.value is not None and p.low is not None
     }
+
+
+def predictor_of(index: str) -> str:
+    """The name of an index among the predictors of a study."""
+    adapted = index.endswith(REESTIMATED)
+    name = index.removesuffix(REESTIMATED)
+    return (find(name).predictor or name) + (REESTIMATED if adapted else "")
 
 
 def _finite(value: float | None) -> float | None:

@@ -21,7 +21,7 @@ import torch
 
 from resque_ext.model.digest import weights_digest
 from resque_ext.screening.old_side import OldSide
-from resque_ext.screening.pair_reading import error_line, failed, reads_pairs
+from resque_ext.screening.pair_reading import error_line, failed
 from resque_ext.screening.progress import Progress
 from resque_ext.screening.results import PairResult
 from resque_ext.screening.screener import Plan, Screener
@@ -120,7 +120,7 @@ class RayScreener(Screener):
                 self._collect()
             self.progress.begin(f"{name}: {key[1]}")
             candidate = plan.candidates[key[1]]
-            again = candidate.paired and any(map(reads_pairs, plan.indices))
+            again = plan.reads_old_again(candidate)
             data = candidate, plan.feeds[key], plan.old[name] if again else None
             # In a list it is fetched where it is not there yet, and not for every task.
             self._under_way[task.remote(self._token, [shared], key, *data)] = key

@@ -50,6 +50,36 @@ class PredictedCost:
 
 
 @dataclass(frozen=True)
+class PairForecast:
+    """What a forecast to a target says of a pair beside its costs, which are in `predicted`.
+
+    Attributes:
+        target_accuracy: of the held-out part of the candidate.
+        stage, verdict, never_probability: as of :class:`resque_ext.Forecast`.
+        accuracy, adapted_accuracy: of the held-out part, before any training; with adapted
+            normalization, None where there is none.
+        linear_probe_error: of the embeddings of the other part.
+        formula: that the steps are from; None where they are known.
+        coverage: of the intervals.
+        probe_steps: of the retraining that the forecast took.
+        reliable, warnings: what it cannot be relied on for.
+    """
+
+    target_accuracy: float
+    stage: str
+    verdict: str | None
+    never_probability: float | None
+    accuracy: float
+    adapted_accuracy: float | None
+    linear_probe_error: float | None
+    formula: str | None
+    coverage: float
+    probe_steps: int
+    reliable: bool = True
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class PairResult:
     """One model on one candidate.
 
@@ -57,7 +87,7 @@ class PairResult:
         model, candidate: names, a pair is known by both.
         indices: by the names of `score`; empty after an error, and for "budget" where nothing was
             read, or not enough of it to tell.
-        predicted: by measure; empty without a cost model.
+        predicted: by measure; empty without a cost model or a target.
         old_samples, new_samples: read of the old data and of the candidate.
         available: samples that the candidate has; None where its source does not tell.
         seconds: wall time of the pair.
@@ -69,6 +99,8 @@ class PairResult:
         pooling: what was done to the positions of the embedding; None where no index reads it.
         labels: "given" or "predicted", where the labels are from; None where no index reads any.
             Both are None in stores of before they were recorded.
+        old_accuracy, new_accuracy: of the model on either side, where it is a classifier.
+        forecast: to the target; None where none was asked for.
     """
 
     model: str
@@ -86,6 +118,17 @@ class PairResult:
     error: str | None = None
     pooling: str | None = None
     labels: str | None = None
+    old_accuracy: float | None = None
+    new_accuracy: float | None = None
+    forecast: PairForecast | None = None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Of all indices and the forecast, each once, beginning with its name."""
+        named = [(name, each.warnings) for name, each in self.indices.items()]
+        if self.forecast is not None:
+            named.append(("forecast", self.forecast.warnings))
+        return tuple(dict.fromkeys(f"{name}: {text}" for name, found in named for text in found))
 
     def to_json(self) -> str:
         """One line of strict JSON."""
@@ -112,8 +155,12 @@ class PairResult:
         }
         parsed["predicted"] = {n: PredictedCost(**v) for n, v in parsed["predicted"].items()}
         parsed["faults"] = tuple(Fault(**f) for f in parsed["faults"])
+        if parsed.get("forecast") is not None:
+            found = parsed["forecast"]
+            parsed["forecast"] = PairForecast(**found | {"warnings": tuple(found["warnings"])})
         return cls(**parsed)
 
 
 _FIELDS = tuple(PairResult.__dataclass_fields__)
-_LATER = ("pooling", "labels")  # which stores of before do not have
+# Which stores of before do not have.
+_LATER = ("pooling", "labels", "old_accuracy", "new_accuracy", "forecast")

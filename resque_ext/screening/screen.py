@@ -17,6 +17,7 @@ import torch
 
 from resque_ext.data.checks import check_choice, check_count, describe
 from resque_ext.environment import environment
+from resque_ext.forecasting.result import UNITS
 from resque_ext.indices.registry import check_names, find, lower_is_cheaper, make_indices
 from resque_ext.model.reads import Reads
 from resque_ext.scoring.score import checked_device
@@ -33,11 +34,13 @@ from resque_ext.screening.candidates import (
 from resque_ext.screening.embedding_cache import EmbeddingCache
 from resque_ext.screening.old_side import ShelfModel, as_shelf_model
 from resque_ext.screening.pair_reading import possible, reads_pairs
+from resque_ext.screening.planned import adapted_names, check_runnable, read_indices
 from resque_ext.screening.progress import make_progress
 from resque_ext.screening.screener import Plan, Screener
 from resque_ext.screening.stopping import StoppingRule
 from resque_ext.screening.store import Header, NoStore, PairKey, open_store
 from resque_ext.screening.table import Screening
+from resque_ext.screening.target import Target, as_target
 
 FIRST_LOOK, GROWTH = (
     256,
@@ -72,8 +75,16 @@ def screen(
     cache: str | os.PathLike[str] | None = None,
     scheduler: str | None = None,
     workers: int | None = None,
+    target_accuracy: float | None = None,
+    probe: int = 0,
+    forecast_options: Mapping[str, Any] | None = None,
+    adapt_normalization: bool | str = False,
 ) -> Screening:
     """Ranks every (model, candidate) pair by what reusing the model on the candidate will cost.
+
+    With `target_accuracy` pairs are ranked, over all models, by the forecast epochs of retraining
+    until it is reached. Without one they are ranked within each model alone: an index says how far
+    data are from what a model knows, not what it can do, so an untrained one may have the lowest.
 
     Models are built one at a time, and each runs once over its old data; every pair is read once
     ("preindex", which compares rows in pairs, runs the old data again beside a paired candidate).
@@ -88,7 +99,8 @@ def screen(
             :class:`resque_ext.screening.Candidate`.
         indices: as :func:`resque_ext.score` takes them. Where a candidate does not let one be
             computed ("preindex" without pairs, layers of embeddings), it is left out of that pair.
-        rank_by: one of them, or a measure of the cost model; by default the first index.
+        rank_by: one of them, or a measure of the cost model or of the forecast; by default
+            "epochs" with a target, else the first index.
         budget: seconds or samples at most, see :class:`resque_ext.screening.Budget`; each model
             gets an even share of what is left. Pairs that it ended are read again by a later call
             with another budget, or with one of seconds.
@@ -96,6 +108,7 @@ def screen(
             finished pair: the same call goes on where it was interrupted.
         resume: False refuses a store that holds results already.
         cost_model: predicts costs from the indices: :class:`resque_ext.retraining.CostModel`.
+            Its predictors are read too, those after re-estimating normalization among them.
         cost_options: of its `predict`.
         anytime: stop reading a pair when its interval parts it from all others of its model, or is
             as narrow as `width`. Needs "resque_dist" alone, and to be ranked by it; otherwise every
@@ -118,6 +131,16 @@ def screen(
             has joined or else one that is started on this machine for the time. Every pair is read
             to its end: needs anytime=False and no budget. The table is that of one process.
         workers: of "ray": how many pairs are read at once; None: one on each core.
+        target_accuracy: that retraining on four of five rows of a candidate is to reach on each
+            fifth row, which is held out. Every pair gets a :func:`resque_ext.forecast` from forward
+            passes alone.
+        probe: for so many pairs, the first by then of those whose cost is not known, the forecast
+            also takes the first steps of retraining.
+        forecast_options: further arguments of `forecast` (optimizer, loss, max_epochs, coverage,
+            ...), and "batch_size", rows of a training batch, by default 64.
+        adapt_normalization: read the indices also after adapting normalization to the candidate, as
+            :func:`resque_ext.score` takes it: True or "match". They are named with "_reestimated"
+            behind; old data and candidate are run again for each pair.
 
     Raises:
         TypeError, ValueError, OSError: an argument or source that is wrong, before anything is
@@ -143,6 +166,10 @@ def screen(
         batch_size=batch_size,
         options=options,
         looks=looks,
+        target_accuracy=target_accuracy,
+        probe=probe,
+        forecast_options=forecast_options,
+        adapt_normalization=adapt_normalization,
     )
     screener = _screener(plan, scheduler, workers)
     if store is not None and not isinstance(store, (str, os.PathLike)):
@@ -241,6 +268,10 @@ def make_plan(
     batch_size: int = 256,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     looks: tuple[int, float] = (FIRST_LOOK, GROWTH),
+    target_accuracy: float | None = None,
+    probe: int = 0,
+    forecast_options: Mapping[str, Any] | None = None,
+    adapt_normalization: bool | str = False,
 ) -> tuple[Plan, str]:
     """What `screen` is about to do, with all sources open, and what it ranks by; see there."""
     names = check_names(indices)
@@ -256,12 +287,17 @@ def make_plan(
     StoppingRule(width, top)  # likewise
     looks = _checked_looks(looks)
     _check_cost_model(cost_model, cost_options)
-    rank_by = _rank_key(rank_by, names, cost_model)
+    target = as_target(target_accuracy, probe, forecast_options)
+    if target is not None and cost_model is not None:
+        raise ValueError("target_accuracy: expected None beside a cost_model, found both")
+    names, adapted, way = read_indices(names, cost_model, adapt_normalization)
+    rank_by = _rank_key(rank_by, (*names, *adapted_names(adapted)), cost_model, target)
     budget = as_budget(budget)
     olds = _olds(old, shelf, names, on_fault)
     feeds = _feeds(shelf, olds, given, on_fault)
     _check_classes(olds, feeds)
     _check_indices(names, shelf, given, feeds)
+    check_runnable(shelf, feeds, adapted, target)
     streams = names == (rank_by,) and find(rank_by).has_interval and lower_is_cheaper(rank_by)
     streams = streams and not any(c.paired for c in given.values())
     limited = budget.samples is not None or budget.seconds is not None
@@ -286,6 +322,10 @@ def make_plan(
         on_error=on_error,
         cost_model=cost_model,
         cost_options=cost_options,
+        adapted=adapted,
+        way=way,
+        rank_by=rank_by,
+        target=target,
     )
     return plan, rank_by
 
@@ -308,6 +348,11 @@ def header(plan: Plan, rank_by: str) -> Header:
         "rounds": [plan.seed, *plan.looks] if plan.rounds else None,
         "cost_model": _cost_digest(plan.cost_model, plan.cost_options),
     }
+    # Stores of before these could be chosen go on.
+    if plan.adapted:
+        identity["adapted"] = [list(plan.adapted), plan.way]
+    if plan.target is not None:
+        identity["target"] = plan.target.identity()
     shown = {"rank_by": rank_by, "batch_size": plan.batch_size, "device": str(plan.device)}
     shown |= {"budget": asdict(plan.budget)}
     return Header(identity, environment(), shown)
@@ -350,10 +395,13 @@ def _check_cost_model(cost_model: Any, cost_options: Any) -> None:
         raise ValueError("cost_options: expected a cost_model beside them, found None")
 
 
-def _rank_key(rank_by: str | None, names: tuple[str, ...], cost_model: Any) -> str:
+def _rank_key(
+    rank_by: str | None, names: tuple[str, ...], cost_model: Any, target: Target | None
+) -> str:
     measures = () if cost_model is None else tuple(cost_model.measures)
+    measures = measures if target is None else tuple(UNITS)
     if rank_by is None:
-        return names[0]
+        return names[0] if target is None else "epochs"
     return check_choice(rank_by, (*names, *measures), "rank_by") or rank_by
 
 

@@ -7,6 +7,7 @@ way: pairs that are finished are not read again, their looks are taken from the 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -25,7 +26,8 @@ from resque_ext.screening.pair_reading import (
     error_line,
     failed,
     possible,
-    read_paired,
+    predict,
+    read_both,
     reads_pairs,
     unread,
 )
@@ -33,6 +35,9 @@ from resque_ext.screening.progress import Progress
 from resque_ext.screening.results import PairResult
 from resque_ext.screening.stopping import Estimate, StoppingRule, look_sizes
 from resque_ext.screening.store import Finished, Look, PairKey, Store, StoreError
+from resque_ext.screening.table import placed_rows
+from resque_ext.screening.target import Target, with_forecast
+from resque_ext.studies.study_run import REESTIMATED
 
 log = logging.getLogger(__name__)
 STATES_BYTES = 2**31  # of all open pairs' states; beyond, pairs are read one by one
@@ -47,11 +52,14 @@ class Plan:
         old: every model's old data; None where no index reads any.
         feeds: by model and candidate.
         indices, options: as `score` takes them.
+        adapted, way: indices that are read after adapting normalization, and how that is done.
+        rank_by: an index or a measure.
         rounds: read all pairs of a model in rounds.
         anytime: pairs stop when their interval decides.
         looks: the first look's samples, and how much later each other one is than the last.
         width, top, confidence: of the stopping rule.
         cost_options: of the cost model's predictions.
+        target: that retraining is to reach; None without forecasts.
         cache: of what models make of data; None: they run each time.
     """
 
@@ -75,6 +83,16 @@ class Plan:
     cost_model: Any = None
     cost_options: Mapping[str, Any] | None = None
     cache: EmbeddingCache | None = None
+    adapted: tuple[str, ...] = ()
+    way: bool | str = True
+    rank_by: str = "resque_dist"
+    target: Target | None = None
+
+    def reads_old_again(self, candidate: Candidate) -> bool:
+        """Whether a pair needs the old data beside its own."""
+        if self.target is not None or self.adapted:
+            return True
+        return candidate.paired and any(map(reads_pairs, self.indices))
 
 
 class Screener:
@@ -102,6 +120,7 @@ class Screener:
             self.purse.next_model()
             self._model(name)
         self._settle()
+        self._probe_first()
         order = [(m, c) for m in self.plan.models for c in self.plan.candidates]
         return [self.finished[key].result for key in order]
 
@@ -198,12 +217,11 @@ class Screener:
                         f"expected a candidate of which {', '.join(plan.indices)} can be computed, "
                         f"found {feed.kind} that are {'' if paired else 'not '}paired"
                     )
-                costs = (plan.cost_model, plan.cost_options)
                 if any(map(reads_pairs, indices)):
-                    old_feed = plan.old[key[0]]
-                    assert old_feed is not None
-                    return read_paired(old, old_feed, key[1], feed, indices, plan.options, *costs)
-                return self._read_alone(PairReading(old, key[1], feed, indices))
+                    found = read_both(old, plan.old[key[0]], key[1], feed, indices, plan.options)
+                else:
+                    found = self._read_alone(PairReading(old, key[1], feed, indices))
+                return self._completed(old, key, found)
 
             result = self._caught(key, feed, old, read)
             self.purse.spend(result.new_samples)
@@ -217,8 +235,66 @@ class Screener:
             self.progress.at((pair.old.name, pair.name), pair)
             if pair.ended or place >= limit or self.purse.out_of_time:
                 break
-        stopped = "end" if pair.ended else "budget"
-        return pair.result(stopped, self.plan.cost_model, self.plan.cost_options)
+        return pair.result("end" if pair.ended else "budget")
+
+    def _completed(self, old: OldSide, key: PairKey, pair: PairResult) -> PairResult:
+        """A pair that was read, with what follows from it or needs passes of its own."""
+        plan, feed = self.plan, self.plan.feeds[key]
+        if not pair.new_samples:
+            return pair
+        if plan.adapted:
+            also = read_both(
+                old, plan.old.get(key[0]), key[1], feed, plan.adapted, plan.options,
+                plan.candidates[key[1]].paired, plan.way,
+            )  # fmt: skip
+            named = {name + REESTIMATED: value for name, value in also.indices.items()}
+            pair = dataclasses.replace(
+                pair, indices=pair.indices | named, seconds=pair.seconds + also.seconds
+            )
+        if plan.target is not None:
+            return self._forecast(old, key, pair, ())
+        costs = predict(plan.cost_model, pair.indices, plan.cost_options)
+        return dataclasses.replace(pair, predicted=costs)
+
+    def _forecast(
+        self, old: OldSide, key: PairKey, pair: PairResult, steps: tuple[int, ...]
+    ) -> PairResult:
+        plan = self.plan
+        assert plan.target is not None
+        data = plan.old.get(key[0]), plan.feeds[key]
+        found = plan.target.of(old, *data, steps, plan.seed)
+        pair = with_forecast(pair, found)
+        return dataclasses.replace(pair, seconds=pair.seconds + found.probe.seconds)
+
+    def _probe_first(self) -> None:
+        """The first steps of retraining for the pairs that come first so far."""
+        plan = self.plan
+        if plan.target is None or not plan.target.probe:
+            return
+        found = [pair.result for pair in self.finished.values()]
+        forecasts = [r.forecast for r in found if r.forecast is not None]
+        left = plan.target.probe - sum(each.probe_steps > 0 for each in forecasts)
+        open_ones = [
+            row.result
+            for row in placed_rows(found, plan.rank_by)
+            if row.result.forecast is not None and row.result.forecast.stage == "indices"
+        ]
+        for pair in open_ones[: max(left, 0)]:
+            key = pair.model, pair.candidate
+            self.progress.begin(f"{key[0]}: probe of {key[1]}")
+            old = self.fresh_side(key[0])
+            try:
+
+                def probe(old: OldSide = old, key: PairKey = key, pair: PairResult = pair) -> Any:
+                    assert plan.target is not None
+                    return self._forecast(old, key, pair, plan.target.steps)
+
+                result = self._caught(key, plan.feeds[key], old, probe)
+            finally:
+                old.release()
+            finished = dataclasses.replace(self.finished[key], result=result)
+            self.store.add(finished, replace=True)
+            self.finished[key] = finished
 
     @property
     def _timed(self) -> bool:
@@ -304,7 +380,7 @@ class Screener:
             pair = pairs.pop(key)
 
             def result(pair: PairReading = pair, stopped: str = stopped) -> PairResult:
-                return pair.result(stopped, self.plan.cost_model, self.plan.cost_options)
+                return self._completed(pair.old, (pair.old.name, pair.name), pair.result(stopped))
 
             found = self._caught(key, pair.feed, pair.old, result)
             self._finish(Finished(found, _looks(pair), rounds))

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from resque_ext.screening.stopping import Estimate, ranks
 from resque_ext.screening.store import PairKey
 
 FORMAT = "resque_ext.ScreeningTable/1"
+NAMED = 2  # pairs that a warning below the table names
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,29 @@ class Ranked:
         return self.rank != self.worst
 
 
+WITHIN = (
+    "Ranked within each model: an index says how far data are from what one model knows, and not "
+    "what that model can do; one that knows nothing may have the lowest. With target_accuracy= "
+    "models are compared by the cost of reaching it."
+)
+
+
 class Screening(Sequence[Ranked]):
     """Every pair of a screening, the cheapest first.
 
+    Costs that are forecast to a target are ranked over all models; anything else within each model,
+    because it means nothing across them (`WITHIN` says why).
+
     Attributes:
         rank_by: an index, or a measure of the predicted cost.
+        across_models: whether ranks are over all models.
     """
 
     def __init__(self, results: Iterable[PairResult], rank_by: str = "resque_dist") -> None:
         self.rank_by = rank_by
-        self._rows = tuple(_ranked(list(results), rank_by))
+        found = list(results)
+        self.across_models = compares_models(found, rank_by)
+        self._rows = tuple(placed_rows(found, rank_by))
 
     def __getitem__(self, index: Any) -> Any:
         return self._rows[index]
@@ -91,7 +105,8 @@ class Screening(Sequence[Ranked]):
             if not times:
                 del values["seconds"]
             rows.append(values)
-        return {"format": FORMAT, "rank_by": self.rank_by, "pairs": rows}
+        about = {"rank_by": self.rank_by, "across_models": self.across_models}
+        return {"format": FORMAT, **about, "pairs": rows}
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
         """The table as CSV with a header, also written to `path` if given; unknown is empty."""
@@ -106,34 +121,66 @@ class Screening(Sequence[Ranked]):
         return text.getvalue()
 
     def __rich__(self) -> Any:
-        """The table for a terminal."""
+        """The table for a terminal, with what it cannot be relied on for below it."""
+        from rich.console import Group
         from rich.markup import escape
         from rich.table import Table
+        from rich.text import Text
 
-        indices = list(dict.fromkeys(name for r in self.results for name in r.indices))
-        measures = list(dict.fromkeys(name for r in self.results for name in r.predicted))
+        results = self.results
+        columns = {name: make for name, make in self._columns().items() if any(map(make, results))}
         table = Table(title=f"Ranked by {escape(self.rank_by)}", title_justify="left")
         table.add_column("rank", justify="right")
         for name in ("model", "candidate"):
             table.add_column(name, overflow="fold")
-        for name in (*indices, *measures, "samples", "stopped"):
-            table.add_column(name, justify="right")
+        for name in columns:
+            table.add_column(name, justify="right", overflow="fold")
         for row in self:
             r = row.result
             rank = (
                 "" if row.rank is None else f"{row.rank}-{row.worst}" if row.tied else f"{row.rank}"
             )
-            of = "" if r.available in (None, r.new_samples) else f" of {r.available:,}"
             table.add_row(
                 rank,
                 escape(r.model),
                 escape(r.candidate),
-                *(_show(r.indices.get(name)) for name in indices),
-                *(_show_cost(r.predicted.get(name)) for name in measures),
-                f"{r.new_samples:,}{of}",
-                escape(r.error) if r.error else r.stopped,
+                *(make(r) or "-" for make in columns.values()),
             )
-        return table
+        below = [] if self.across_models else [WITHIN]
+        whose: dict[str, list[str]] = {}
+        for r in results:
+            for text in r.warnings:
+                whose.setdefault(text, []).append(f"{r.model}, {r.candidate}")
+        for text, names in whose.items():
+            more = f" and {len(names) - NAMED} more" if names[NAMED:] else ""
+            below.append(f"? {text} ({'; '.join(names[:NAMED])}{more})")
+        return Group(table, *(Text(text, style="dim") for text in below)) if below else table
+
+    def _columns(self) -> dict[str, Callable[[PairResult], str]]:
+        """What the table shows of a pair, by the column's name; "" for nothing."""
+        from rich.markup import escape
+
+        indices = list(dict.fromkeys(name for r in self.results for name in r.indices))
+        measures = list(dict.fromkeys(name for r in self.results for name in r.predicted))
+        forecast = any(r.forecast is not None for r in self.results)
+        if forecast:
+            measures = list(dict.fromkeys(("epochs", self.rank_by)))
+        costs: dict[str, Callable[[PairResult], str]] = {
+            name: lambda r, name=name: _show_cost(name, r.predicted.get(name)) for name in measures
+        }
+        columns: dict[str, Callable[[PairResult], str]] = {}
+        for i, name in enumerate(indices):
+            columns[name] = lambda r, name=name: _show(r.indices.get(name))
+            if i == 0:
+                columns["floor"] = lambda r, name=name: _show_floor(r.indices.get(name))
+        accuracy = {"accuracy": _show_accuracy}
+        stopped = {"stopped": lambda r: escape(r.error) if r.error else r.stopped}
+        if not forecast:
+            return columns | accuracy | costs | {"samples": _show_samples} | stopped
+        failed = any(r.error for r in self.results)  # every other pair is read to its end
+        return (
+            costs | {"forecast": _show_forecast} | accuracy | columns | (stopped if failed else {})
+        )
 
 
 def interval(result: PairResult, rank_by: str) -> tuple[float, float, float] | None:
@@ -153,9 +200,23 @@ def places(results: Iterable[PairResult], rank_by: str) -> dict[PairKey, tuple[i
 
     What the table and the report say; see :func:`resque_ext.screening.stopping.ranks`.
     """
-    found = {(r.model, r.candidate): interval(r, rank_by) for r in results}
-    turned = _cheapest_low(rank_by)
-    return ranks({k: Estimate(*turned(*i), samples=0) for k, i in found.items() if i is not None})
+    found, turned = list(results), _cheapest_low(rank_by)
+    across = compares_models(found, rank_by)
+    groups: dict[str | None, dict[Hashable, Estimate | None]] = {}
+    for r in found:
+        known = interval(r, rank_by)
+        if known is not None:
+            group = groups.setdefault(None if across else r.model, {})
+            group[r.model, r.candidate] = Estimate(*turned(*known), samples=0)
+    return {key: place for group in groups.values() for key, place in ranks(group).items()}  # type: ignore[misc]
+
+
+def compares_models(results: Iterable[PairResult], rank_by: str) -> bool:
+    """Whether what is ranked by means the same of every model: a cost of reaching the target."""
+    found = list(results)
+    if len({r.model for r in found}) <= 1:
+        return True
+    return any(r.forecast is not None and rank_by in r.predicted for r in found)
 
 
 def _cheapest_low(rank_by: str) -> Callable[..., tuple[float, float, float]]:
@@ -165,14 +226,19 @@ def _cheapest_low(rank_by: str) -> Callable[..., tuple[float, float, float]]:
     return lambda value, low, high: (-value, -high, -low)
 
 
-def _ranked(results: list[PairResult], rank_by: str) -> Iterator[Ranked]:
+def placed_rows(results: Sequence[PairResult], rank_by: str) -> Iterator[Ranked]:
+    """The rows of the table: model after model where ranks are within each."""
     found = {(r.model, r.candidate): r for r in results}
     placed, turned = places(results, rank_by), _cheapest_low(rank_by)
+    across = compares_models(results, rank_by)
+    models = list(dict.fromkeys(r.model for r in results))
 
     def order(key: PairKey) -> Any:
         known = interval(found[key], rank_by)
         assert known is not None  # it has a place
-        return turned(*known), key
+        # What may never be reached comes behind all that will be, whatever it costs if it is.
+        doubted = across and _may_never(found[key])
+        return (0 if across else models.index(key[0])), doubted, turned(*known), key
 
     for key in sorted(placed, key=order):
         yield Ranked(*placed[key], found[key])
@@ -195,21 +261,56 @@ def _flat(row: Ranked) -> dict[str, Any]:
         "stopped",
         "pooling",
         "labels",
+        "old_accuracy",
+        "new_accuracy",
     ):
         values[name] = getattr(r, name)
+    if r.forecast is not None:
+        values |= {f"forecast.{name}": value for name, value in asdict(r.forecast).items()}
     return values | {"faults": len(r.faults), "error": r.error}
 
 
 def _show(found: Any) -> str:
     if found is None:
-        return "-"
+        return ""
     error = found.std_error
     shown = f"{found.value:.4f}" + ("" if error is None else f" ± {error:.4f}")
     return shown if found.reliable else f"{shown} ?"
 
 
-def _show_cost(found: Any) -> str:
+def _show_floor(found: Any) -> str:
+    """Not of a debiased value, from which it has been taken off."""
+    if found is None or found.noise_floor is None or found.low is not None:
+        return ""
+    return f"{found.noise_floor:.4f}"
+
+
+def _show_cost(measure: str, found: Any) -> str:
     if found is None:
-        return "-"
+        return ""
+    unit = "" if found.unit == measure else f" {found.unit}"
+    if found.low == found.value == found.high:
+        return f"{found.value:.3g}{unit}"
     high = "" if found.high is None else f"{found.high:.3g}"
-    return f"{found.value:.3g} [{found.low:.3g}, {high}] {found.unit}"
+    return f"{found.value:.3g} [{found.low:.3g}, {high}]{unit}"
+
+
+def _show_forecast(r: PairResult) -> str:
+    if r.forecast is None:
+        return ""
+    return r.forecast.stage if r.forecast.reliable else f"{r.forecast.stage} ?"
+
+
+def _show_accuracy(r: PairResult) -> str:
+    """On the candidate: of the rows held out where a target is given, else of all."""
+    found = r.new_accuracy if r.forecast is None else r.forecast.accuracy
+    return "" if found is None else f"{found:.1%}"
+
+
+def _show_samples(r: PairResult) -> str:
+    of = "" if r.available in (None, r.new_samples) else f" of {r.available:,}"
+    return f"{r.new_samples:,}{of}"
+
+
+def _may_never(r: PairResult) -> bool:
+    return r.forecast is not None and r.forecast.verdict is not None

@@ -66,7 +66,7 @@ def _pair(rng, model, candidate, m, c, classes, layers):
 
 
 def brute_force_ranks(pairs, read):
-    """The best and worst rank of each pair by its interval, by looking at all others."""
+    """The best and worst rank of each pair by its interval, by looking at its model's others."""
     ends = []
     for pair in pairs:
         found = read(pair)
@@ -76,11 +76,12 @@ def brute_force_ranks(pairs, read):
             ends.append((found.low, float("inf") if found.high is None else found.high))
         else:
             ends.append((found.value,) * 2 if found.low is None else (found.low, found.high))
-    known = [e for e in ends if e is not None]
-    return [
-        e and (1 + sum(o[1] < e[0] for o in known), len(known) - sum(o[0] > e[1] for o in known))
-        for e in ends
-    ]
+    ranks = []
+    for pair, e in zip(pairs, ends, strict=True):
+        known = [o for p, o in zip(pairs, ends, strict=True) if o and p.model == pair.model]
+        above = sum(o[0] > e[1] for o in known) if e else 0
+        ranks.append(e and (1 + sum(o[1] < e[0] for o in known), len(known) - above))
+    return ranks
 
 
 def hostile_pairs():

@@ -16,7 +16,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 def test_the_table_is_the_shown_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(PYTHON[0], "docs/screening.md, block 0", "exec"), {})
-    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if "shift" in line]
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if "│ encoder" in line]
     assert len(lines) == 4
     shown = [line.split()[:7] for line in TEXT.splitlines() if "│ encoder" in line]
     assert [line.split()[:7] for line in lines] == shown

@@ -100,10 +100,12 @@ def test_screen_goes_on_unless_asked_not_to(folder, run):
     assert err.endswith("expected no results yet, found 6 pairs: resume goes on with them\n")
     first = read_store("kept.sqlite")[1]
     assert run("screen.toml", "--json", "--resume")[0] == 0
+    order = {name: i for i, name in enumerate(dict.fromkeys(r.model for r in first))}
     status, out, err = run("screen.toml", "--json")  # as `resque_ext.screen` by default
     assert (status, err) == (0, "")
     assert [p["seconds"] for p in json.loads(out)["pairs"]] == [
-        r.seconds for r in sorted(first, key=lambda r: r.indices["resque_dist"].value)
+        r.seconds
+        for r in sorted(first, key=lambda r: (order[r.model], r.indices["resque_dist"].value))
     ]
 
 
@@ -349,3 +351,24 @@ def test_a_missing_table_is_a_config_error(tmp_path):
     assert caught.value.lines[0].endswith(
         "models: expected a table with at least one table by name, found {}"
     )
+
+
+def test_a_target_in_the_file_and_on_the_command_line(folder, run):
+    path = folder / "screen.toml"
+    lines = path.read_text() + "\n[forecast]\nbatch_size = 16\nmax_epochs = 20\n"
+    path.write_text(lines.replace("[screen]", "[screen]\ntarget_accuracy = 0.05"))
+    status, out, err = run("screen.toml", "--json", "--store", "target.jsonl")
+    assert (status, err) == (0, "")
+    found = json.loads(out)
+    assert (found["rank_by"], found["across_models"]) == ("epochs", True)
+    assert {pair["forecast"]["target_accuracy"] for pair in found["pairs"]} == {0.05}
+    status, out, _ = run(
+        "screen.toml", "--json", "--store", "t.jsonl", "--target", "0.9", "--probe", "1"
+    )
+    pairs = json.loads(out)["pairs"]
+    assert {pair["forecast"]["target_accuracy"] for pair in pairs} == {0.9}
+    assert sum(pair["forecast"]["probe_steps"] > 0 for pair in pairs) == 1
+    path.write_text(path.read_text().replace("= 16", "= 0"))
+    status, out, err = run("screen.toml")
+    assert (status, out) == (2, "")
+    assert "forecast.batch_size: expected an integer from 1" in err

@@ -54,8 +54,25 @@ class PairDialog {
       ["Stopped", `${pair.stopped}: ${STOPS[pair.stopped] ?? ""}`],
       ["Pooling", pair.pooling],
       ["Labels", pair.labels],
+      ["Accuracy, old side", percent(pair.old_accuracy)],
+      ["Accuracy, new side", percent(pair.new_accuracy)],
+      ...this.forecast(pair),
     ].filter(([, value]) => value !== null);
     return make("dl", { class: "facts" }, ...facts.map(([k, v]) => make("div", {}, make("dt", {}, k), make("dd", {}, v))));
+  }
+
+  forecast(pair) {
+    const found = pair.forecast;
+    if (!found) return [];
+    return [
+      ["Target, of rows held out", percent(found.target_accuracy)],
+      ["Accuracy of these", percent(found.accuracy)],
+      ["The same, adapted", percent(found.adapted_accuracy)],
+      ["Stage of the forecast", found.stage],
+      ["Verdict", found.verdict],
+      ["Chance to miss the target", percent(found.never_probability)],
+      ["Not reliable", found.warnings.length ? found.warnings.join("; ") : null],
+    ];
   }
 
   indices(pair) {
@@ -90,6 +107,9 @@ class PairDialog {
     return smallTable(`Left out (${rows.length})`, ["Source", "Member", "What happened"], rows);
   }
 }
+
+const percent = (value) =>
+  value === null || value === undefined ? null : `${(100 * value).toFixed(1)}%`;
 
 function smallTable(title, heads, rows, kind = "long") {
   const head = make("tr", {}, ...heads.map((text) => make("th", { scope: "col" }, text)));
