@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from resque_ext.energy.measurement import JOULES_PER_KWH, Figure, Measurement
 from resque_ext.forecasting.probe import Each
 from resque_ext.forecasting.result import UNITS
-from resque_ext.forecasting.target import Checks
 from resque_ext.retraining import Prediction
+from resque_ext.retraining.target import Checks
 
 NO_STEPS = "no step was taken, so a step's cost is not known: take a probe (steps=)"
 ENERGIES = {"joules": "", "joules_estimated": "_estimated"}

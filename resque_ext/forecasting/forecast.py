@@ -19,18 +19,18 @@ from resque_ext.data.checks import check_count
 from resque_ext.energy import EnergyMeter, Figure
 from resque_ext.energy.measurement import unknown
 from resque_ext.forecasting import indices
-from resque_ext.forecasting.calibration import (
-    Estimate,
-    estimate,
-    is_unstable,
-    never_probability,
-)
 from resque_ext.forecasting.costs import Costs, Steps
 from resque_ext.forecasting.probe import Probe
 from resque_ext.forecasting.result import MAY_NEVER, UNSTABLE, Forecast, ProbeCost
 from resque_ext.retraining import RetrainingError, setup
 from resque_ext.retraining import meters as phases
 from resque_ext.retraining.batches import Batches
+from resque_ext.retraining.calibration import (
+    Estimate,
+    estimate,
+    is_unstable,
+    never_probability,
+)
 from resque_ext.retraining.random_state import Randomness
 from resque_ext.retraining.retrain import make_settings
 from resque_ext.retraining.settings import Settings

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from resque_ext.energy.measurement import Measurement
-from resque_ext.forecasting.curve import Curve, Point
-from resque_ext.forecasting.target import Checks, Target
 from resque_ext.retraining.checkpoint import Checkpoint
+from resque_ext.retraining.curve import Curve, Point
 from resque_ext.retraining.meters import EVALUATION, TRAINING, Costs
 from resque_ext.retraining.run import Run
+from resque_ext.retraining.target import Checks, Target
 
 WARM_STEPS = 4  # are not counted in the cost of a step: caches, allocators and clocks settle
 STEPS_WINDOW = "steps"

@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from resque_ext.forecasting.curve import Point
 from resque_ext.retraining import Prediction
 from resque_ext.retraining.checkpoint import Checkpoint
+from resque_ext.retraining.curve import Point
+from resque_ext.retraining.outlook import MAY_NEVER as MAY_NEVER
+from resque_ext.retraining.outlook import UNSTABLE as UNSTABLE
 
 FORMAT = "resque_ext.Forecast/1"
 STAGES = ("free", "adapt", "indices", "probe", "reached")
-MAY_NEVER, UNSTABLE = "may never reach the target", "unstable"
 FARTHER = "more steps to go than in any run that the constants are from"
 UNITS = {
     "epochs": "epochs",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from resque_ext.retraining.checkpoint import CheckpointError
 from resque_ext.retraining.heads import freeze, replace_head
+from resque_ext.retraining.outlook import Outlook, Span
 from resque_ext.retraining.record import MEASURES, RecordError, RetrainingCost
 from resque_ext.retraining.retrain import retrain
 from resque_ext.retraining.run import RetrainingError
@@ -50,10 +51,12 @@ __all__ = [
     "Correlation",
     "Correlations",
     "CostModel",
+    "Outlook",
     "Prediction",
     "RecordError",
     "RetrainingCost",
     "RetrainingError",
+    "Span",
     "Study",
     "StudyError",
     "StudyRun",

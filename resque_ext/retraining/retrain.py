@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resque_ext.data.checks import describe
 from resque_ext.energy.meter import EnergyMeter
+from resque_ext.retraining.outlook import Outlook, Watch
 from resque_ext.retraining.record import RetrainingCost
 from resque_ext.retraining.settings import Settings, published_optimizer
 from resque_ext.retraining.setup import (
@@ -20,6 +22,7 @@ from resque_ext.retraining.setup import (
     choose_device,
     opened,
 )
+from resque_ext.retraining.target import Checks, Target
 
 
 def retrain(
@@ -52,6 +55,7 @@ def retrain(
     return_model: bool = False,
     progress: bool = False,
     start: Any = None,
+    on_forecast: Callable[[Outlook], Any] | None = None,
 ) -> RetrainingCost | tuple[RetrainingCost, nn.Module]:
     """Trains a copy of `model` on new data until the test accuracy reaches the target.
 
@@ -95,10 +99,13 @@ def retrain(
             the same result (times and energy add up). No pickle: safetensors and JSON.
         checkpoint_seconds: least time between two saves; the end is always saved.
         return_model: return ``(record, trained copy)``; the copy is in eval mode.
-        progress: show a progress bar on stderr.
+        progress: show a progress bar on stderr, with the time that is left.
         start: a :class:`resque_ext.Forecast`, or its `checkpoint`: the run goes on after the steps
             of the forecast's probe and ends like one that began without it. It needs the same
             model, data and arguments. If `checkpoint` is a file already, that is later and wins.
+        on_forecast: called at every check of the test accuracy with an :class:`Outlook`: the steps,
+            epochs and seconds that the run is still to take, predicted by its learning curve, with
+            intervals. It changes nothing in the run; an exception of it ends the run.
 
     Returns:
         What it cost; `reached` says whether the target was reached.
@@ -111,6 +118,8 @@ def retrain(
         unchanged, with what was measured so far as their attribute `record`.
     """
     inner, place = check_model(model), choose_device(model, device)
+    if on_forecast is not None and not callable(on_forecast):
+        raise TypeError(f"on_forecast: expected a function, found {describe(on_forecast)}")
     settings = Settings(
         target_accuracy=target_accuracy,
         max_epochs=max_epochs,
@@ -136,6 +145,14 @@ def retrain(
     with opened(
         inner, train_batches, test_batches, settings, batch_adapter, meter, checkpoint, start
     ) as run:
+        if on_forecast is not None or progress:
+            run.watch = Watch(
+                Target(float(target_accuracy), run.test.samples),
+                Checks.of(run.check_batches, run.train.count),
+                getattr(start, "points", ()),
+                getattr(start, "linear_probe_error", None),
+                on_forecast,
+            )
         try:
             run.go()
         except BaseException as error:

@@ -24,6 +24,7 @@ from resque_ext.retraining.heads import training_mode
 from resque_ext.retraining.history import History, StepFault
 from resque_ext.retraining.measures import ParameterTrack, StepLog, gradient_norm
 from resque_ext.retraining.meters import EVALUATION, TRAINING, Costs
+from resque_ext.retraining.outlook import Watch
 from resque_ext.retraining.random_state import Randomness
 from resque_ext.retraining.record import RetrainingCost
 from resque_ext.retraining.settings import Settings, Transform
@@ -95,6 +96,7 @@ class Run:
         self._bar: Any = None
         self.watch_loss = False  # whether checks also take the mean cross-entropy of the test data
         self.test_loss: float | None = None  # at the last check
+        self.watch: Watch | None = None  # tells at every check how far the run has to go
 
     # The loop
 
@@ -279,11 +281,17 @@ class Run:
 
     def _evaluate(self) -> None:
         """Reads the test accuracy and stops where it says so."""
-        accuracy, self.test_loss = self.read_test(self.costs, self.watch_loss)
+        with_loss = self.watch_loss or self.watch is not None
+        accuracy, self.test_loss = self.read_test(self.costs, with_loss)
         history, settings = self.history, self.settings
         history.add_check(accuracy)
-        if self._bar is not None:
-            self._bar.set_postfix(accuracy=f"{accuracy:.1%}", refresh=False)
+        if self.watch is not None:
+            assert self.test_loss is not None
+            found = self.watch.look(
+                history.steps, history.epochs, accuracy, self.test_loss, self.costs
+            )
+            if self._bar is not None:
+                self._bar.set_postfix_str(str(found), refresh=False)
         if accuracy >= settings.target_accuracy:
             history.stopped = "target"
         elif history.checks_without_best(settings.min_improvement) >= (

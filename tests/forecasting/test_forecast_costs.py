@@ -12,7 +12,7 @@ from resque_ext.energy.measurement import Measurement
 from resque_ext.forecasting import forecast
 from resque_ext.forecasting.costs import Costs, Steps
 from resque_ext.forecasting.probe import Each
-from resque_ext.forecasting.target import Checks
+from resque_ext.retraining.target import Checks
 
 WATTS = 100.0  # of the GPU
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from resque_ext.forecasting.calibration import FORMULAS, estimate
-from resque_ext.forecasting.curve import Curve, Point
-from resque_ext.forecasting.target import Checks, Target
+from resque_ext.retraining.calibration import FORMULAS, estimate
+from resque_ext.retraining.curve import Curve, Point
+from resque_ext.retraining.target import Checks, Target
 
 POINTS = [
     Point(0, 3.0, 0.9),

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from resque_ext.forecasting.curve import Curve, Point
-from resque_ext.forecasting.target import Target
+from resque_ext.retraining.curve import Curve, Point
+from resque_ext.retraining.target import Target
 
 LONGEST_STEPS = 375  # of a run in the study
 FARTHEST_OCTAVES = 4.5  # from the end of a probe to the target in the study
@@ -106,7 +106,8 @@ def never_probability(
     """That the target is not reached in about twenty epochs; None without a linear probe."""
     if probe_error is None:
         return None
-    length = 0 if curve is None else min(curve.step, max(NEVER))
+    taken = 0 if curve is None else curve.step
+    length = max(each for each in NEVER if each <= taken)
     error_weight, octave_weight, constant = NEVER[length]
     logit = constant + error_weight * target.probe_octaves(probe_error)
     if curve is not None:
