@@ -84,11 +84,11 @@ def draw(found: Sequence[Row], path: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    from resque_ext.cost_model.figures import _styled
+    from resque_ext.plots.canvas import styled
 
     each = [dict(zip(COLUMNS, row, strict=True)) for row in found]
     each = [row for row in each if row["stage"] in TRAINED]
-    with _styled():
+    with styled():
         figure = Figure(figsize=(7.6, 4.2), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.subplots()

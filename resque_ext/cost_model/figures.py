@@ -6,38 +6,30 @@ display, and are the same file byte for byte for the same runs and the same matp
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from resque_ext.cost_model.model import UNITS, CostModel
+from resque_ext.plots.canvas import (
+    draw_costs,
+    explain_censored,
+    legend,
+    looks,
+    make_figure,
+    styled,
+    words,
+)
 from resque_ext.studies.study_run import StudyRun, checked_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which all kinds of colour vision tell apart; with a marker each, twice
-# over with other markers, they are 14 kinds, and again from the start after that.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "d", "*", "8")
 FORMATS = ("png", "svg")
-STYLE = {
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-    "svg.fonttype": "path",  # as text it would look otherwise where the font is missing
-    "svg.hashsalt": "resque_ext",  # else the names inside an SVG are random
-    "savefig.dpi": 110,
-}
 CURVE_POINTS = 200
 
 
@@ -75,8 +67,8 @@ def cost_figure(
             f"measure: expected one that is known, found {measure!r}: {model.unknown[measure]}"
         )
     name = model.predictors[0]
-    with _styled():
-        figure, axes = _figure((8.2, 4.6))
+    with styled():
+        figure, axes = make_figure((8.2, 4.6))
         shown = [
             run
             for run in checked
@@ -87,17 +79,18 @@ def cost_figure(
             _draw_model(axes, model, measure, top)
         else:
             _draw_single_predictions(axes, model, measure, shown)
-        for kind, color, marker in _looks(checked):
+        for kind, color, marker in _kinds(checked):
             mine = [run for run in shown if run.kind == kind]
             points = [(run.predictors[name], run.measures[measure], run.censored) for run in mine]
-            _draw_runs(axes, points, kind, color, marker)
+            draw_costs(axes, points, words(kind), color, marker)
         if any(run.censored for run in shown):
-            stopped = {"color": "0.35", "markerfacecolor": "white", "linestyle": ""}
-            axes.plot([], [], marker=r"$\uparrow$", label="stopped short: costs more", **stopped)
+            explain_censored(axes)
         axes.set_ylim(-0.02 * top, top)
-        axes.set_xlabel(f"{_words(name)}, before any retraining")
+        axes.set_xlabel(f"{words(name)}, before any retraining")
         axes.set_ylabel(f"measured cost: {_label(measure)}")
-        _finish(figure, axes, title)
+        if title:
+            axes.set_title(title)
+        legend(figure)
     return figure
 
 
@@ -120,20 +113,20 @@ def accuracy_figure(
     checked = _check_runs(runs)
     if not isinstance(columns, int) or isinstance(columns, bool) or columns < 1:
         raise ValueError(f"columns: expected an integer above 0, found {columns!r}")
-    looks = _looks(checked)
-    columns = min(columns, len(looks))
-    rows = -(-len(looks) // columns)
-    with _styled():
-        figure, grid = _figure((2.3 * columns + 0.6, 1.9 * rows + 0.7), rows, columns)
+    kinds = _kinds(checked)
+    columns = min(columns, len(kinds))
+    rows = -(-len(kinds) // columns)
+    with styled():
+        figure, grid = make_figure((2.3 * columns + 0.6, 1.9 * rows + 0.7), rows, columns)
         panels = list(np.ravel(grid))
-        for axes in panels[len(looks) :]:
+        for axes in panels[len(kinds) :]:
             axes.set_visible(False)
-        for axes in panels[max(0, len(looks) - columns) : len(looks)]:  # the lowest that are seen
+        for axes in panels[max(0, len(kinds) - columns) : len(kinds)]:  # the lowest that are seen
             axes.tick_params(labelbottom=True)
-        for axes, (kind, color, _) in zip(panels, looks, strict=False):
+        for axes, (kind, color, _) in zip(panels, kinds, strict=False):
             mine = sorted((r for r in checked if r.kind == kind), key=lambda run: run.level)
             _draw_accuracy(axes, mine, color)
-            axes.set_title(_words(kind))
+            axes.set_title(words(kind))
         figure.supxlabel("epochs of retraining", fontsize=10)
         figure.supylabel("test accuracy", fontsize=10)
         if title:
@@ -173,7 +166,7 @@ def save_figures(
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     paths = []
-    with _styled():
+    with styled():
         for name, figure in drawn.items():
             for kind in formats:
                 paths.append(place / f"{name}.{kind}")
@@ -218,24 +211,6 @@ def _draw_single_predictions(
     )
 
 
-def _draw_runs(
-    axes: Axes, points: Sequence[tuple[float, float, bool]], kind: str, color: str, marker: str
-) -> None:
-    style = {"color": color, "marker": marker, "linestyle": "", "markersize": 6.5}
-    known = [(x, y) for x, y, censored in points if not censored]
-    stopped = [(x, y) for x, y, censored in points if censored]
-    axes.plot(*zip(*known, strict=True) if known else ([], []), label=_words(kind), **style)
-    for x, y in stopped:
-        axes.plot([x], [y], markerfacecolor="white", markeredgewidth=1.4, **style)
-        axes.annotate(
-            "",
-            (x, y),
-            xytext=(0, 17),
-            textcoords="offset points",
-            arrowprops={"arrowstyle": "<-", "color": color, "shrinkB": 3.5, "lw": 1.2},
-        )
-
-
 def _draw_accuracy(axes: Axes, runs: Sequence[StudyRun], color: str) -> None:
     for i, run in enumerate(runs):
         checks = run.cost.accuracy
@@ -251,46 +226,9 @@ def _draw_accuracy(axes: Axes, runs: Sequence[StudyRun], color: str) -> None:
         axes.axhline(target, color="0.3", lw=0.9, ls="--")
 
 
-def _figure(size: tuple[float, float], rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, sharex=True, sharey=True)
-
-
-def _finish(figure: Figure, axes: Axes, title: str | None) -> None:
-    if title:
-        axes.set_title(title)
-    # Outside, so that it covers no run wherever they are.
-    figure.legend(loc="outside right upper", fontsize=9, handlelength=1.6, labelspacing=0.55)
-
-
-@contextlib.contextmanager
-def _styled() -> Iterator[None]:
-    """matplotlib's own defaults and `STYLE`, whatever the caller's are, which come back."""
-    try:
-        import matplotlib
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise ValueError(
-            "figures: expected matplotlib, found none: pip install 'resque-ext[plots]'"
-        ) from None
-    # Not the backend: a look at it would choose one, and import what that needs.
-    names = [name for name in matplotlib.rcParamsDefault if not name.startswith("backend")]
-    default = {name: matplotlib.rcParamsDefault[name] for name in names}
-    with matplotlib.rc_context(default | STYLE):
-        yield
-
-
-def _looks(runs: Sequence[StudyRun]) -> list[tuple[str, str, str]]:
+def _kinds(runs: Sequence[StudyRun]) -> list[tuple[str, str, str]]:
     """Each kind of shift with its colour and marker, in the order of the runs."""
-    kinds = dict.fromkeys(run.kind for run in runs)
-    return [
-        (kind, COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]) for i, kind in enumerate(kinds)
-    ]
+    return looks(run.kind for run in runs)
 
 
 def _check_runs(runs: Iterable[StudyRun]) -> list[StudyRun]:
@@ -298,11 +236,6 @@ def _check_runs(runs: Iterable[StudyRun]) -> list[StudyRun]:
     if not checked:
         raise ValueError("runs: expected at least one, found none")
     return checked
-
-
-def _words(name: str) -> str:
-    known = {"resque_dist": "RESQUE_dist", "resque_dist_reestimated": "RESQUE_dist, re-estimated"}
-    return known.get(name, name.replace("_", " "))
 
 
 def _label(measure: str) -> str:

@@ -6,15 +6,20 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from resque_ext.plots.charts import forecast_chart
+from resque_ext.plots.html import number, table
 from resque_ext.retraining import Prediction
 from resque_ext.retraining.checkpoint import Checkpoint
 from resque_ext.retraining.curve import Point
 from resque_ext.retraining.outlook import MAY_NEVER as MAY_NEVER
 from resque_ext.retraining.outlook import UNSTABLE as UNSTABLE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = "resque_ext.Forecast/1"
 STAGES = ("free", "adapt", "indices", "probe", "reached")
@@ -170,6 +175,30 @@ class Forecast:
     def to_json(self) -> str:
         """One line of strict JSON."""
         return json.dumps(self.to_dict(), allow_nan=False)
+
+    def plot(self) -> Figure:
+        """Held-out error over the steps of the probe, and where the target is forecast to be met.
+
+        Raises:
+            ValueError: matplotlib is not installed.
+        """
+        cost = self.steps
+        known = None if cost.value is None else (cost.value, cost.low or 0.0, cost.high)
+        points = [(p.step, p.error) for p in self.points] or [(0, 1 - self.accuracy)]
+        return forecast_chart(points, 1 - self.target_accuracy, known, self.verdict)
+
+    def _repr_html_(self) -> str:
+        known = f"{self.target_accuracy:.1%} of the test data, from {self.accuracy:.1%}"
+        stage = f"stage {self.stage}" + (f", {self.verdict}" if self.verdict else "")
+        rows = (
+            (name, number(cost.value, 3), number(cost.low, 3), number(cost.high, 3), cost.unit)
+            for name, cost in self.costs.items()
+            if cost.value is not None
+        )
+        unknown = {cost.reason: None for cost in self.costs.values() if cost.value is None}
+        spent = f"The forecast took {self.probe.steps} steps, {self.probe.seconds:.3g} s."
+        notes = [spent, *(f"Unknown: {reason}" for reason in unknown), *self.notes]
+        return table(f"{known}: {stage}", ("cost", "forecast", "low", "high", "unit"), rows, notes)
 
     def __str__(self) -> str:
         """Some lines for people."""

@@ -18,9 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from resque_ext.indices.shown import results_table, with_layers
 from resque_ext.ops import spatial_mean
+from resque_ext.plots.charts import layer_chart
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from resque_ext.distributed import Ranks
 
 Side = Literal["old", "new"]
@@ -152,6 +156,17 @@ class Result:
 
     def __float__(self) -> float:
         return self.value
+
+    def plot(self) -> Figure:
+        """The values of all layers, for an index that reads them.
+
+        Raises:
+            ValueError: it reads none, or matplotlib is not installed.
+        """
+        return layer_chart(with_layers({type(self).__name__: self}))
+
+    def _repr_html_(self) -> str:
+        return results_table({type(self).__name__: self})
 
     @property
     def layer_values(self) -> dict[str, float]:

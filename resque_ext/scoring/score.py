@@ -13,17 +13,21 @@ from torch import Tensor, nn
 from resque_ext.data.checks import DEVICES, check_choice, describe
 from resque_ext.indices.base import Facts
 from resque_ext.indices.registry import check_names, find, make_indices
+from resque_ext.indices.shown import results_table, with_layers
 from resque_ext.model import normalization
 from resque_ext.model.batch import MASK, MaskOf, rows_of
 from resque_ext.model.hooks import copied, unwrap
 from resque_ext.model.inputs import check_observable
 from resque_ext.model.pooling import Pooling
 from resque_ext.model.reads import Reads
+from resque_ext.plots.charts import layer_chart
 from resque_ext.scoring import over_ranks
 from resque_ext.scoring.failures import AsItIs, Failed, Guarded, check_classes
 from resque_ext.scoring.forward_pass import Passes
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from resque_ext.distributed import Ranks
 
 
@@ -67,6 +71,17 @@ class Scores(Mapping[str, Any]):
             for name, result in self.items()
         )
         return f"Scores({values})"
+
+    def plot(self) -> Figure:
+        """The values of all layers, a panel an index that reads them.
+
+        Raises:
+            ValueError: no index here reads layers, or matplotlib is not installed.
+        """
+        return layer_chart(with_layers(self))
+
+    def _repr_html_(self) -> str:
+        return results_table(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and None, for JSON: every index's own by its name."""

@@ -9,12 +9,18 @@ import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resque_ext.indices.registry import lower_is_cheaper
+from resque_ext.plots.canvas import words
+from resque_ext.plots.charts import interval_chart
+from resque_ext.plots.html import table
 from resque_ext.screening.results import PairResult, PredictedCost
 from resque_ext.screening.stopping import Estimate, ranks
 from resque_ext.screening.store import PairKey
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMAT = "resque_ext.ScreeningTable/1"
 NAMED = 2  # pairs that a warning below the table names
@@ -119,6 +125,36 @@ class Screening(Sequence[Ranked]):
         if path is not None:
             Path(path).write_text(text.getvalue(), encoding="utf-8")
         return text.getvalue()
+
+    def plot(self, rank_by: str | None = None) -> Figure:
+        """Every pair's value with its interval, in the order of the ranks, a colour a model.
+
+        Args:
+            rank_by: an index, or a measure of the predicted cost; by default what is ranked by.
+
+        Raises:
+            ValueError: no pair has it, or matplotlib is not installed.
+        """
+        by = self.rank_by if rank_by is None else rank_by
+        ranked = self if by == self.rank_by else Screening(self.results, by)
+        found = [(row.result, interval(row.result, by)) for row in ranked]
+        rows = [(r.candidate, r.model, *known) for r, known in found if known is not None]
+        if not rows:
+            raise ValueError(f"rank_by: expected what some pair has, found {by!r}")
+        return interval_chart(rows, words(by), "model")
+
+    def _repr_html_(self) -> str:
+        from rich.text import Text
+
+        whole = self.__rich__()
+        shown, *below = getattr(whole, "renderables", [whole])
+        cells = ([Text.from_markup(str(c)).plain for c in each.cells] for each in shown.columns)
+        return table(
+            f"Ranked by {self.rank_by}",
+            [str(column.header) for column in shown.columns],
+            zip(*cells, strict=True),
+            map(str, below),
+        )
 
     def __rich__(self) -> Any:
         """The table for a terminal, with what it cannot be relied on for below it."""

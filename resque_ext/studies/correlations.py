@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from resque_ext.data.checks import check_choice, check_count, describe
+from resque_ext.plots.html import table
 from resque_ext.retraining.record import MEASURES
 from resque_ext.studies import bootstrap
 from resque_ext.studies.study_run import StudyRun, checked_runs, lower_is_cheaper
@@ -101,6 +102,16 @@ class Correlations(Sequence[CorrelationRow]):
                 vars(row) | {"across": vars(row.across), "within": vars(row.within), "kinds": kinds}
             )
         return {"runs": self.runs, "censored": self.censored, **self.options, "rows": rows}
+
+    def _repr_html_(self) -> str:
+        return table(
+            f"{self.runs} runs, {self.censored} of them censored [{self._confidence}]",
+            ("predictor", "measure", "method", "across kinds", "mean within kinds"),
+            (
+                (row.predictor, row.measure, row.method, _show(row.across), _show(row.within))
+                for row in self.rows
+            ),
+        )
 
     def __str__(self) -> str:
         """A table of text: predictors down, measures across, one table a method and place."""

@@ -8,7 +8,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from resque_ext.indices.registry import check_names
 from resque_ext.model.batch import MASK, MaskOf
 from resque_ext.model.pooling import Pooling
 from resque_ext.model.reads import Reads
+from resque_ext.plots.canvas import words
+from resque_ext.plots.charts import cost_chart
+from resque_ext.plots.html import number, table
 from resque_ext.retraining import setup
 from resque_ext.retraining.batches import Batches
 from resque_ext.retraining.random_state import Randomness
@@ -31,6 +34,9 @@ from resque_ext.studies.grid import COVERAGE, Case, Levels, groups_needed, make_
 from resque_ext.studies.predictors import Predictors, prepared
 from resque_ext.studies.study_file import StudyFile, check_path
 from resque_ext.studies.study_run import StudyRun
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # What a file of the default grid has in every line.
 INDICES = ("resque_dist", "resque_task", "preindex", "arm", "linear_residual")
@@ -63,9 +69,59 @@ class Study(Sequence[StudyRun]):
         kinds = len({run.kind for run in self.runs})
         return f"Study({len(self)} runs of {kinds} kinds of shift, {censored} censored)"
 
+    def plot(
+        self, predictors: str | Iterable[str] | None = None, measure: str = "epochs"
+    ) -> Figure:
+        """Predictors against a measured cost, a panel each, a colour a kind of shift.
+
+        Args:
+            predictors: names; by default all that some run has.
+            measure: one of `resque_ext.retraining.MEASURES`. Runs that did not reach their
+                target point upwards.
+
+        Raises:
+            ValueError: no run has a predictor and the measure, or matplotlib is not installed.
+        """
+        wanted = (predictors,) if isinstance(predictors, str) else predictors
+        if wanted is None:
+            wanted = dict.fromkeys(name for run in self.runs for name in run.predictors)
+        panels = {name: _with_both(self.runs, name, measure) for name in wanted}
+        panels = {name: found for name, found in panels.items() if found}
+        if not panels:
+            raise ValueError(
+                f"study: expected runs with one of {list(wanted)} and {measure!r}, found none of "
+                f"{len(self)}; choose another predictor or measure"
+            )
+        return cost_chart(panels, words(measure))
+
+    def _repr_html_(self) -> str:
+        names = list(dict.fromkeys(name for run in self.runs for name in run.predictors))
+        return table(
+            repr(self),
+            ("kind", "level", *map(words, names), "epochs", "reached"),
+            (
+                (
+                    run.kind,
+                    f"{run.level:g}",
+                    *(number(run.predictors.get(name)) for name in names),
+                    number(run.measures["epochs"]),
+                    "no" if run.censored else "yes",
+                )
+                for run in self.runs
+            ),
+        )
+
     def correlations(self, **options: Any) -> Correlations:
         """How well every predictor orders every measure: see :func:`correlate` for the options."""
         return correlate(self.runs, **options)
+
+
+def _with_both(
+    runs: Iterable[StudyRun], predictor: str, measure: str
+) -> list[tuple[str, float, float, bool]]:
+    """(kind, value, cost, censored) of the runs that have the predictor and the measure."""
+    every = ((r, r.predictors.get(predictor), r.measures.get(measure)) for r in runs)
+    return [(r.kind, x, y, r.censored) for r, x, y in every if x is not None and y is not None]
 
 
 def study(

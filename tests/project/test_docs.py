@@ -11,7 +11,11 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 # What a page's examples need besides the package itself.
-NEEDS = {"distributed.md": ["ray"], "sources.md": ["pyarrow", "torchvision"]}
+NEEDS = {
+    "distributed.md": ["ray"],
+    "pictures.md": ["matplotlib"],
+    "sources.md": ["pyarrow", "torchvision"],
+}
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
