@@ -9,6 +9,7 @@ stderr.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,8 @@ from resque_ext.cli import (
     task,
 )
 from resque_ext.cli.app import app
-from resque_ext.cli.output import PLAIN_WIDTH, print_line, warnings_as_lines
+from resque_ext.cli.examples import add_examples
+from resque_ext.cli.output import PLAIN_WIDTH, print_line, quietly, warnings_as_lines
 from resque_ext.errors import BackendError
 
 __all__ = ["COMMANDS", "PLAIN_WIDTH", "main"]
@@ -51,6 +53,8 @@ COMMANDS = (
     doctor,
     bench,
 )  # each registers its command with the app
+add_examples(app)
+ANYWHERE = {"--traceback", "--quiet", "-q"}  # options of the program, wherever they stand
 USER_ERRORS = (ValueError, TypeError, IndexError, KeyError, OSError, BackendError)
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 # typer's own usage errors; their base class lives in click or, for newer typers, inside typer.
@@ -59,8 +63,20 @@ UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickE
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line (by default that of the process) and returns its exit status."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-    traceback = "--traceback" in arguments
+    arguments = _program_options_first(sys.argv[1:] if arguments is None else list(arguments))
+    own = set(itertools.takewhile(ANYWHERE.__contains__, arguments))
+    with quietly() if own & {"--quiet", "-q"} else contextlib.nullcontext():
+        return _run(arguments, traceback="--traceback" in own)
+
+
+def _program_options_first(arguments: list[str]) -> list[str]:
+    """So that they may follow the command, too; what follows -- is another program's."""
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    first = [word for word in own if word in ANYWHERE]
+    return first + [word for word in own if word not in ANYWHERE] + arguments[len(own) :]
+
+
+def _run(arguments: list[str], traceback: bool) -> int:
     if not _open_streams():
         print_line("error", "stdout: expected it open for the results, found it closed")
         return 1

@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
 
@@ -21,12 +21,43 @@ PLAIN_WIDTH = 100  # of tables that no terminal shows
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 
 
+_silent = False  # whether --quiet was given
+
+
+class _NoTerminal:
+    """stderr as if no terminal showed it, so that nobody draws a progress bar."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """No progress and no warnings on stderr while the block runs."""
+    global _silent
+    before, _silent = sys.stderr, True
+    if before is not None:  # a closed one is None
+        sys.stderr = cast(TextIO, _NoTerminal(before))
+    try:
+        yield
+    finally:
+        sys.stderr, _silent = before, False
+
+
 def make_console() -> Console:
     from rich.console import Console  # here and below: --help and --version do not wait for rich
 
     # rich takes 80 columns where no terminal is; COLUMNS, where it is set, still decides.
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else PLAIN_WIDTH
-    return Console(width=width, highlight=False)
+    # NO_COLOR: no escape sequence at all, bold included.
+    colors: Any = None if os.environ.get("NO_COLOR") else "auto"
+    return Console(width=width, highlight=False, color_system=colors)
 
 
 def escape(text: str) -> str:
@@ -71,7 +102,9 @@ def print_json(result: dict[str, Any]) -> None:
 
 
 def print_line(kind: str, message: str) -> None:
-    """An error or a warning, on stderr."""
+    """An error or a warning, on stderr; with --quiet errors alone."""
+    if _silent and kind == "warning":
+        return
     with contextlib.suppress(OSError):  # of a closed pipe: nobody is there to be told
         print(f"resque-ext: {kind}: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
