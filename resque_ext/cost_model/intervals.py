@@ -1,10 +1,10 @@
 """Conformal intervals of a cost: jackknife+ over runs, or over kinds of shift, with censored runs.
 
-Jackknife+ (Barber, Candes, Ramdas, Tibshirani, 2021): every group of runs is left out in turn, a
-score says how far each of its runs is from the fit of the others, and the interval of a new run
-holds the costs whose own score is not above those of too many of the runs. A group is one run, or
-all runs of one kind; a run of a kind of n weighs 1/n. For G groups and a share `a` = 1 - coverage
-that may be missed, an end of the interval is where the weight passed is (1 - a) (G + 1).
+Jackknife+ (Barber, Candes, Ramdas, Tibshirani, 2021): each group of runs is left out in turn. The
+score of a run is its distance from the fit of the other groups. The interval of a new run contains
+every cost whose score does not exceed the scores of too many runs. A group is one run, or all runs
+of one kind; a run of a kind of n weighs 1/n. For G groups and a share `a` = 1 - coverage that may
+be missed, an end of the interval is where the weight passed is (1 - a) (G + 1).
 
 Guarantee. Let the new run be any run, drawn evenly, of a group that is exchangeable with the G
 others. Of two runs of different groups, both left out of one fit, at most one has the higher score

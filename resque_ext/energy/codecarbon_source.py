@@ -1,9 +1,8 @@
 """CPU, memory and the grid's carbon intensity from CodeCarbon: offline, without files, quiet.
 
-CodeCarbon is given no output but an object of ours, no endpoint and no token, so it opens no
-connection and writes nothing; every option that a configuration file or an environment variable
-could change is passed explicitly. Its reports arrive in :meth:`_Tracker.out`, in kWh since its
-start.
+CodeCarbon opens no connection and writes nothing: it gets an output object of ours, no endpoint and
+no token. Every option that a configuration file or an environment variable could change is passed
+explicitly. Its reports arrive in :meth:`_Tracker.out`, in kWh since its start.
 
 Where the processor's energy counter (RAPL) can be read, CodeCarbon reads it, and that is a
 measurement. Where it cannot (most containers and virtual machines) CodeCarbon multiplies thermal

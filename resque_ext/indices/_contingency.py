@@ -31,9 +31,8 @@ def adjusted_rand_index(table: Any) -> float:
             a tensor of any device, or a NumPy array.
 
     Returns:
-        -0.5 to 1: 1 for equal partitions, also where all is one cluster on either side, or every
-        sample its own, and without any samples, as scikit-learn has it; 0 is what chance would
-        give.
+        -0.5 to 1. 1 for equal partitions, 0 on average by chance. As in scikit-learn it is also 1
+        without samples, and if both sides are one cluster or one cluster a sample.
 
     Raises:
         TypeError: counts that are no integers.

@@ -65,17 +65,16 @@ class Arm(Accumulator):
         exact: keep float32 and float64 values as they are and sort them, 4 or 8 bytes a value,
             instead of counting them over bins.
 
-    Values that come as bfloat16 or float16 (and are not averaged) are counted exactly. float32
-    values, so pooled ones, are counted over the patterns of their 16 top bits, float64 ones like
-    float32: a value is known to 2^-8 of itself, and what that means for the distance is its
-    `bound`.
+    Values that come as bfloat16 or float16 (and are not averaged) are counted exactly. float32 and
+    float64 values (and so all pooled ones) are counted by the top 16 bits of their float32 pattern.
+    A value is then known to 2^-8 of itself; `bound` is the resulting error of the distance.
 
     The noise floor of per="layer" is the distance between two halves of the old side, batches dealt
     to them in turn, times sqrt((1/N + 1/M) / (1/N1 + 1/N2)) for N old and M new samples, N1 + N2 =
-    N; so batches have to be alike, as shuffled ones are, and two or more. That of per="filter" is
-    the mean over filters of sqrt(2/pi (1/N + 1/M)) * integral of sqrt(F (1 - F)), F the old
-    distribution function: what a difference of two distribution functions of independent samples
-    has for its mean, which several positions of one sample are not.
+    N; so batches have to be alike, as shuffled ones are, and two or more. With per="filter" it is
+    the mean over filters of sqrt(2/pi (1/N + 1/M)) * integral of sqrt(F (1 - F)), with F the old
+    distribution function. This is the expected distance of two sets of independent values; several
+    positions of one sample are not independent.
 
     On the CPU a wrong batch raises in update() and leaves the state as it was. On CUDA update()
     does not wait for the device: non-finite values raise in compute(), or in a later update() at

@@ -95,12 +95,11 @@ def resque_task(
         device: where to compute, by default where the features are. Features in host memory go to a
             CUDA device segment by segment, once a pass, copied while it works: put them there
             yourself if they fit.
-        start: whose class means the clusters start from. "same-rows", as published: those of all
-            rows, which leak the labels where clusters x dimensions is not far below the number of
-            rows (the result says so). "held-out": every row is clustered from the class means of
-            rows that it is not among: in five folds all rows are clustered from the means of the
-            other four, and the fold's own rows enter one table. That does not leak, and takes 5.5
-            times as long. Every class needs two rows.
+        start: whose class means the clusters start from. "same-rows", as published: the means of
+            all rows. They leak the labels unless clusters x dimensions is far below the number of
+            rows; the result says so. "held-out": in five folds, all rows are clustered from the
+            class means of the other four folds, and the fold's own rows keep their cluster. That
+            does not leak, and takes 5.5 times as long. Every class needs two rows.
         chance: permutations of the labels behind the result's `chance`: 3 give the level, 19 a
             p-value, 0 none. Each takes as long as the value itself (1.1 times; so the default
             takes 4.3 times as long as 0), but next to none where the start needs no labels. The

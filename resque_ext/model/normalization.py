@@ -2,9 +2,8 @@
 
 Batch-norm, and instance norm with `track_running_stats`, has running statistics, which are
 re-estimated on the new data. Normalization without them (group, layer, instance and RMS norm) has
-nothing to re-estimate; there what every such layer reads is matched instead, channel by channel, to
-the mean and deviation that it had on the old data, one layer after another within the same forward
-pass.
+nothing to re-estimate. Instead, the input of each such layer is matched, channel by channel, to its
+mean and deviation on the old data, one layer after another within the same forward pass.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ T = TypeVar("T", bound=Callable[..., Any])
 def eager(function: T) -> T:
     """Runs a function, or every public method of a class, as plain Python inside torch.compile.
 
-    Compiled, NumPy code is rounded otherwise, and what a kernel writes to is not known to be
-    written to. torch.compiler.disable alone would import torch's compiler, which takes seconds;
-    nothing can be compiled before somebody else has imported it.
+    The compiler would round NumPy code differently, and would not see what a kernel writes.
+    torch.compiler.disable alone would import torch's compiler, which takes seconds; nothing can be
+    compiled before somebody else has imported it.
     """
     if inspect.isclass(function):
         for name, member in list(vars(function).items()):

@@ -191,10 +191,10 @@ def row_distances_with_status(
     """The sums, and from the same pass what was found wrong; raises for no value.
 
     Returns:
-        sums, used, rows ([0, ...] if not asked for) and float64_edges as in
-        :class:`RowDistancesResult`; counts [N, 2 or 4, sum of bins] int32, the histograms of old,
-        new, and with `shared` of old and new over the shared range ([0, ...] if not asked for);
-        and status [2, 5] int64, of old and new, with the values that are not finite.
+        sums, used, rows and float64_edges as in :class:`RowDistancesResult`; counts [N, 2 or 4, sum
+        of bins] int32, the histograms of old and new (with `shared` also those over the shared
+        range); status [2, 5] int64, the values of old and new that are not finite. What was not
+        asked for is [0, ...].
     """
     x, y = (channel_view(t.flatten(1) if t.dim() == 3 else t) for t in (old, new))
     if backend.current_backend() == "torch":

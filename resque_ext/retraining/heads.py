@@ -31,10 +31,10 @@ def replace_head(
     Args:
         model: a classifier; not changed.
         num_classes: C of the new task.
-        head: where the layer is: its name ("fc", "classifier.6"), or that of a container, of which
-            the last linear layer is taken; or a function of (the copied model, num_classes) that
-            changes that copy in place, or gives the model to take instead. By default the first of
-            `fc`, `classifier`, `heads`, `head` that the model has.
+        head: the layer to replace: its name ("fc", "classifier.6"), or that of a container, whose
+            last linear layer is replaced. Or a function of (copied model, num_classes) that changes
+            the copy in place or returns another model. By default the first of `fc`, `classifier`,
+            `heads`, `head` that the model has.
         seed: of the initialisation; torch's generators are put back afterwards. None draws from
             the global one.
 

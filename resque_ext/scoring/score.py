@@ -129,10 +129,10 @@ def score(
         layer: what the embedding is: a module's output ("NAME"), a part of it ("NAME:KEY",
             "NAME:0"), what it reads ("NAME:input"), or the model's own output ("output",
             "output:KEY"). [N, D], tokens [N, T, D] and maps [N, C, H, W] or [N, H, W, C] are taken.
-            By default what the model itself uses: the vector that its head reads (the layer whose
-            output it returns as scores); where the head runs on every token, that of the token
-            whose scores it returns; of a model without a head its sentence embedding, the mean of
-            its last hidden state, or its output; else what the last linear layer reads.
+            By default the vector that the model itself uses. With a head, that is what the head
+            reads; a head that runs on every token is read at the token whose scores the model
+            returns. Without a head, it is the sentence embedding, the mean of the last hidden
+            state, or the output. If neither is found, it is what the last linear layer reads.
         layers: what "preindex", "representation_distance" and "arm" read. "auto": every module with
             weights that makes features, other than the head. "published": every module with
             `out_features` or `out_channels` above the number of the classifier's outputs. Else
@@ -141,11 +141,11 @@ def score(
         shift: a function of a batch of inputs, such as :func:`resque_ext.shifts.make` gives; its
             `reset()`, where it has one, is called before each pass, so that every pass sees the
             same.
-        adapt_normalization: re-estimate the running statistics of batch-norm (and of instance norm,
-            where it has any) on the new side first, on a copy of the model: one pass more over the
-            new side, forward only. "match": also match what other normalization layers read to the
-            old side, channel by channel, for models without running statistics; there one pass more
-            over either side. The old side keeps the model as it is.
+        adapt_normalization: True: first re-estimate running statistics (of batch norm, and of
+            instance norm that has them) on the new side, on a copy of the model. This takes one
+            more forward pass over the new side. "match": also match what other normalization layers
+            read to the old side, channel by channel. It suits models without running statistics,
+            and takes one more pass over each side. The old side keeps the model as it is.
         batch_adapter: makes ``(inputs, labels)`` of any other batch.
         device: where to run; by default where the model is. A model elsewhere is copied.
         progress: show a progress bar on stderr.

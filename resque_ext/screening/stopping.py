@@ -66,10 +66,10 @@ def look_confidence(look: int, confidence: float = 0.95) -> float:
 class StoppingRule:
     """Decides for many pairs that are ranked together which of them have been read enough.
 
-    A pair is done where its interval parts it from all others' ("separated"), where the interval is
-    no wider than asked ("width"), or, where only the `top` cheapest matter, when at least that many
-    are surely below it ("separated" too). Intervals of pairs that are done stay as they are, and
-    others may still part from them. Pairs that never part are ties.
+    A pair is done if its interval overlaps no other ("separated") or is as narrow as asked
+    ("width"). If only the `top` cheapest matter, it is also done ("separated") once at least `top`
+    pairs are surely below it. Intervals of pairs that are done stay as they are, and others may
+    still part from them. Pairs that never part are ties.
 
     Args:
         width: of an interval that is narrow enough; None for no such rule.

@@ -46,11 +46,10 @@ class Source(Protocol):
         rows: how many; None where that is not known before all has been read. Where something
             cannot be read and is skipped, fewer come.
         classes: names of the classes, where the data have names for them.
-        access: what a seeded order mixes, and so what an early stop is a sample of. "rows": every
-            row, each order as likely as any other. "blocks": blocks of neighbouring rows, of which
-            `block_rows` has the usual size. "shards": shards, and among them rows near each other
-            in that order, `block_rows` of which are held to choose from. "sequence": nothing; an
-            order is refused.
+        access: what a seeded order shuffles; an early stop samples these. "rows": single rows,
+            every order equally likely. "blocks": blocks of neighbouring rows, usually `block_rows`
+            long. "shards": shards, then rows within a buffer of `block_rows`. "sequence": nothing;
+            a seeded order is refused.
         block_rows: rows of a block; 1 where single rows are read.
     """
 
