@@ -29,6 +29,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from resque_ext.data.checks import check_count, describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.indices import ACCUMULATORS
 from resque_ext.indices.base import Accumulator, Index
 
@@ -49,7 +50,7 @@ def share(rows: int, rank: int, size: int) -> range:
     check_count(rows, "rows", least=0)
     check_count(size, "size")
     if not 0 <= rank < size:
-        raise ValueError(f"rank: expected 0 <= rank < size = {size}, found {rank!r}")
+        raise ArgumentError("rank", f"0 <= rank < size = {size}", f"{rank!r}")
     return range(rows * rank // size, rows * (rank + 1) // size)
 
 
@@ -99,7 +100,7 @@ class Ranks:
 
     def __init__(self, timeout: float = 30.0) -> None:
         if not timeout > 0:
-            raise ValueError(f"timeout: expected seconds above 0, found {timeout!r}")
+            raise ArgumentError("timeout", "seconds above 0", f"{timeout!r}")
         self.rank, self.size = _here()
         self.timeout = timeout
         self._watch: _Watch | None = None  # stays after a failure, to say what it was
@@ -109,7 +110,7 @@ class Ranks:
 
     def __enter__(self) -> Ranks:
         if self._inside:
-            raise ValueError("ranks: expected to be entered once at a time, found inside already")
+            raise ArgumentError("ranks", "to be entered once at a time", "inside already")
         self._inside = True
         if self.size > 1:
             limit = timedelta(seconds=self.timeout)
@@ -183,9 +184,10 @@ class Ranks:
         """
         for accumulator in accumulators:
             if not isinstance(accumulator, (Accumulator, Index)):
-                raise TypeError(
-                    f"accumulators: expected {', '.join(c.__name__ for c in ACCUMULATORS)}, "
-                    f"found {describe(accumulator)}"
+                raise ArgumentTypeError(
+                    "accumulators",
+                    ", ".join(c.__name__ for c in ACCUMULATORS),
+                    describe(accumulator),
                 )
         self.expect_entered()
         if self.size == 1:
@@ -218,9 +220,7 @@ class Ranks:
             ValueError: outside of `with Ranks() as ranks:`.
         """
         if self.size > 1 and self._watch is None:
-            raise ValueError(
-                "ranks: expected to be inside of `with Ranks() as ranks:`, found outside"
-            )
+            raise ArgumentError("ranks", "to be inside of `with Ranks() as ranks:`", "outside")
 
     @property
     def device(self) -> torch.device:
@@ -281,9 +281,10 @@ class Ranks:
         """Raises ValueError, the same on all ranks, where one said something else."""
         for rank, note in enumerate(notes):
             if note != notes[0]:
-                raise ValueError(
-                    f"accumulators: expected the same on all ranks, found {notes[0]} on rank 0 and "
-                    f"{note} on rank {rank}"
+                raise ArgumentError(
+                    "accumulators",
+                    "the same on all ranks",
+                    f"{notes[0]} on rank 0 and {note} on rank {rank}",
                 )
 
     def _group_of(self, tensor: Tensor) -> Any:

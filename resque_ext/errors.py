@@ -1,5 +1,77 @@
-"""Errors that the command line has to know before anything else is loaded."""
+"""Errors that carry what they say, and those that the command line knows before torch is loaded."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+_Error = TypeVar("_Error", bound="InputError")
 
 
 class BackendError(RuntimeError):
     """The compiled kernels cannot do what was asked: says what is missing and how to get it."""
+
+
+class InputError(Exception):
+    """An argument is not what was expected. :func:`str` makes the message from the fields.
+
+    Raised as :class:`ArgumentError`, a ValueError, or as :class:`ArgumentTypeError`, a TypeError.
+
+    Attributes:
+        argument: the name of the argument, or the place in a file.
+        expected: what it has to be.
+        found: what it is. `{row}` in it stands for `row`.
+        fix: what to do about it, or None.
+        side: "old" or "new", or None where the argument says it or there are no sides.
+        row: the position of the row that is wrong, as the caller counts rows, or None.
+    """
+
+    def __init__(
+        self,
+        argument: Any,
+        expected: Any,
+        found: Any,
+        *,
+        fix: Any = None,
+        side: str | None = None,
+        row: int | str | None = None,
+    ) -> None:
+        super().__init__(
+            str(argument), str(expected), str(found)
+        )  # strings, so that it can be sent
+        self.argument, self.expected, self.found = str(argument), str(expected), str(found)
+        self.fix = None if fix is None else str(fix)
+        self.side, self.row = side, row
+
+    @property
+    def reason(self) -> str:
+        """The message without the argument: what was expected, found and can be done."""
+        found = self.found
+        if self.row is not None:
+            found = found.replace("{row}", str(self.row))
+        return f"expected {self.expected}, found {found}" + (f" ({self.fix})" if self.fix else "")
+
+    def __str__(self) -> str:
+        side = f"{self.side}: " if self.side else ""
+        return f"{side}{self.argument}: {self.reason}"
+
+    def but(self: _Error, **changes: Any) -> _Error:
+        """The same error with other fields."""
+        names = ("argument", "expected", "found", "fix", "side", "row")
+        fields = {name: getattr(self, name) for name in names} | changes
+        argument, expected, found = (fields.pop(name) for name in names[:3])
+        return type(self)(argument, expected, found, **fields)
+
+
+class ArgumentError(InputError, ValueError):
+    """The value of an argument is not what was expected."""
+
+
+class ArgumentTypeError(InputError, TypeError):
+    """The type of an argument is not what was expected."""
+
+
+def within(place: str, error: Exception) -> Exception:
+    """The same error, of which the message begins with a place: a side, a source, a file."""
+    if isinstance(error, InputError):
+        return error.but(argument=f"{place}: {error.argument}")
+    return type(error)(f"{place}: {error}")

@@ -9,6 +9,7 @@ import typer
 
 from resque_ext.cli.app import app
 from resque_ext.cli.output import Json, escape, make_console, make_table, print_json
+from resque_ext.errors import ArgumentError
 
 if TYPE_CHECKING:
     from resque_ext.cost_model.model import CostModel
@@ -52,7 +53,7 @@ def _fit(
 
     if output.exists() and not output.is_file():
         found = "the directory" if output.is_dir() else "no regular file at"
-        raise ValueError(f"output: expected a file, found {found} {output}")
+        raise ArgumentError("output", "a file", f"{found} {output}")
     runs = list(read_runs(study))
     how = (tuple(predictor or PREDICTORS), tuple(measure or PREDICTED), method, coverage)
     which: dict[str, Any] = {
@@ -84,7 +85,7 @@ def _read(texts: list[str]) -> dict[str, str]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name or name in values:
-            raise ValueError(f"only: expected NAME=VALUE, each name once, found {text!r}")
+            raise ArgumentError("only", "NAME=VALUE, each name once", f"{text!r}")
         values[name] = value
     return values
 

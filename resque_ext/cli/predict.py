@@ -9,6 +9,7 @@ import typer
 
 from resque_ext.cli.app import app
 from resque_ext.cli.output import Json, escape, make_console, make_table, print_json
+from resque_ext.errors import ArgumentError
 
 if TYPE_CHECKING:
     from resque_ext.cost_model.model import CostModel
@@ -74,11 +75,11 @@ def _read(texts: list[str], names: tuple[str, ...]) -> dict[str, float]:
     for text in texts:
         name, equals, value = text.partition("=")
         if name not in names or name in values or not equals:
-            raise ValueError(f"values: expected {', '.join(names)}, each once, found {text!r}")
+            raise ArgumentError("values", f"{', '.join(names)}, each once", f"{text!r}")
         try:
             values[name] = float(value)
         except ValueError:
-            raise ValueError(f"{name}: expected a number, found {value!r}") from None
+            raise ArgumentError(name, "a number", f"{value!r}") from None
     return values
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resque_ext.cli.app import app
+from resque_ext.errors import ArgumentError
 
 if TYPE_CHECKING:
     from resque_ext.screening.results import PairResult
@@ -40,16 +41,14 @@ def _report(
 
     wanted = [w for w in (output and "-o", as_csv and "--csv", as_json and "--json") if w]
     if len(wanted) != 1:
-        raise ValueError(
-            f"output: expected one of -o, --csv and --json, found {' and '.join(wanted) or 'none'}"
-        )
+        raise ArgumentError("output", "one of -o, --csv and --json", " and ".join(wanted) or "none")
     if output is not None:  # before a large store is read
         if output.exists() and store.exists() and output.samefile(store):
-            raise ValueError(f"output: expected another file than the store, found {output}")
+            raise ArgumentError("output", "another file than the store", output)
         check_output(output, force)
     pairs, meta, by = _read(store)
     if not pairs:
-        raise ValueError(f"store: {store}: expected at least one finished pair, found none")
+        raise ArgumentError(f"store: {store}", "at least one finished pair", "none")
     made_at = made_at or datetime.now(timezone.utc).isoformat(timespec="seconds")
     if output is None:
         sys.stdout.write(make_report(pairs, meta, made_at, ".csv" if as_csv else ".json"))

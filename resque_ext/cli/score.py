@@ -21,6 +21,7 @@ from resque_ext.cli.output import (
     print_warnings,
     show_angle,
 )
+from resque_ext.errors import ArgumentError
 
 # typer evaluates annotations from their text, so what is put together stands here. Names of the
 # package are written out: to import them takes seconds (the tests compare them).
@@ -114,17 +115,18 @@ def _score(
     names = tuple(index or ("resque_dist",))
     transforms = [make_transform(text) for text in transform or ()]
     if any(isinstance(t, Normalize) for t in transforms[:-1]):
-        raise ValueError("transform: expected normalize as the last one, found it before others")
+        raise ArgumentError("transform", "normalize as the last one", "it before others")
     kinds = [find(name) for name in check_names(names)]
     if per_layer and not any(kind.reads.layers for kind in kinds):
-        raise ValueError(
-            "per-layer: expected preindex, representation_distance or arm among the indices, "
-            f"found {', '.join(names)}"
+        raise ArgumentError(
+            "per-layer",
+            "preindex, representation_distance or arm among the indices",
+            ", ".join(names),
         )
     if severity is not None and shift is None:
-        raise ValueError("severity: expected a kind, --shift fog, found none")
+        raise ArgumentError("severity", "a kind, --shift fog", "none")
     if new is None and shift is None:
-        raise ValueError("new: expected --new or --shift, found neither")
+        raise ArgumentError("new", "--new or --shift", "neither")
     shifting = None if shift is None else shifted_before(_shift(shift, seed, severity), transforms)
     loaded = load_model(model, weights)
     olds = open_batches(old, transforms, batch_size) if old is not None else None
@@ -171,7 +173,7 @@ def _shift(text: str, seed: int, severity: int | None) -> Any:
     try:
         number = float(level)
     except ValueError:
-        raise ValueError(f"shift: expected KIND=LEVEL, found {text!r}") from None
+        raise ArgumentError("shift", "KIND=LEVEL", f"{text!r}") from None
     return shifts.make(kind, number, seed)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resque_ext.cost_model.model import UNITS, CostModel
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.plots.canvas import (
     draw_costs,
     explain_censored,
@@ -59,12 +60,12 @@ def cost_figure(
     """
     checked = _check_runs(runs)
     if not isinstance(model, CostModel):
-        raise TypeError(f"model: expected a CostModel, found {type(model).__name__}")
+        raise ArgumentTypeError("model", "a CostModel", type(model).__name__)
     if measure not in model.measures:
-        raise ValueError(f"measure: expected one of {list(model.measures)}, found {measure!r}")
+        raise ArgumentError("measure", f"one of {list(model.measures)}", f"{measure!r}")
     if measure in model.unknown:
-        raise ValueError(
-            f"measure: expected one that is known, found {measure!r}: {model.unknown[measure]}"
+        raise ArgumentError(
+            "measure", "one that is known", f"{measure!r}: {model.unknown[measure]}"
         )
     name = model.predictors[0]
     with styled():
@@ -112,7 +113,7 @@ def accuracy_figure(
     """
     checked = _check_runs(runs)
     if not isinstance(columns, int) or isinstance(columns, bool) or columns < 1:
-        raise ValueError(f"columns: expected an integer above 0, found {columns!r}")
+        raise ArgumentError("columns", "an integer above 0", f"{columns!r}")
     kinds = _kinds(checked)
     columns = min(columns, len(kinds))
     rows = -(-len(kinds) // columns)
@@ -157,9 +158,9 @@ def save_figures(
     """
     checked = _check_runs(runs)
     if isinstance(formats, str) or not set(formats) <= set(FORMATS) or not formats:
-        raise ValueError(f"formats: expected some of {list(FORMATS)}, found {formats!r}")
+        raise ArgumentError("formats", f"some of {list(FORMATS)}", f"{formats!r}")
     if isinstance(measures, str):
-        raise TypeError(f"measures: expected a sequence of names, found {measures!r}")
+        raise ArgumentTypeError("measures", "a sequence of names", f"{measures!r}")
     model = CostModel.fit(checked, measures=tuple(measures)) if model is None else model
     drawn = {f"cost_{measure}": cost_figure(checked, model, measure) for measure in measures}
     drawn["accuracy"] = accuracy_figure(checked)
@@ -234,7 +235,7 @@ def _kinds(runs: Sequence[StudyRun]) -> list[tuple[str, str, str]]:
 def _check_runs(runs: Iterable[StudyRun]) -> list[StudyRun]:
     checked = checked_runs(runs)
     if not checked:
-        raise ValueError("runs: expected at least one, found none")
+        raise ArgumentError("runs", "at least one", "none")
     return checked
 
 

@@ -40,6 +40,7 @@ from resque_ext.cost_model.scaling import (
 )
 from resque_ext.data.checks import describe
 from resque_ext.data.files import read_bytes
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.retraining.record import MEASURES, RecordError
 from resque_ext.storage.atomic import replaced
 from resque_ext.studies.grid import COVERAGE, ROUNDING
@@ -95,7 +96,7 @@ class CostModel:
         self.predictors = _names("predictors", predictors)
         self.measures = _names("measures", measures, MEASURES)
         if method not in METHODS:
-            raise ValueError(f"method: expected one of {list(METHODS)}, found {method!r}")
+            raise ArgumentError("method", f"one of {list(METHODS)}", f"{method!r}")
         self.method = method
         self.coverage = _coverage(coverage)
         self.penalty = check_number("penalty", penalty, least=0.0)
@@ -224,20 +225,18 @@ class CostModel:
     ) -> Prediction:
         """One of `measures` alone, for data, device and grid of the runs; see `predict`."""
         if measure not in self.measures:
-            raise ValueError(f"measure: expected one of {list(self.measures)}, found {measure!r}")
+            raise ArgumentError("measure", f"one of {list(self.measures)}", f"{measure!r}")
         coverage = self.coverage if coverage is None else _coverage(coverage)
         if kind is not None and not isinstance(kind, str):
-            raise TypeError(f"kind: expected a name or None, found {kind!r}")
+            raise ArgumentTypeError("kind", "a name or None", f"{kind!r}")
         point, extrapolated = self._point(values, extrapolate)
         return self._predict(measure, point, kind, coverage, extrapolated)
 
     def _point(self, values: Mapping[str, float], extrapolate: str) -> tuple[Any, bool]:
         if extrapolate not in EXTRAPOLATE:
-            raise ValueError(
-                f"extrapolate: expected one of {list(EXTRAPOLATE)}, found {extrapolate!r}"
-            )
+            raise ArgumentError("extrapolate", f"one of {list(EXTRAPOLATE)}", f"{extrapolate!r}")
         if not isinstance(values, Mapping):
-            raise TypeError(f"values: expected a dict of predictors, found {describe(values)}")
+            raise ArgumentTypeError("values", "a dict of predictors", describe(values))
         point, outside = [], False
         for name, (low, high) in self.ranges.items():
             if name not in values:
@@ -245,9 +244,10 @@ class CostModel:
             value = check_number(name, values[name])
             if not low <= value <= high:
                 if extrapolate == "error":
-                    raise ValueError(
-                        f"{name}: expected {low:g} to {high:g}, as in the runs, found {value:g}; "
-                        'extrapolate="clamp" or "flag" predicts all the same'
+                    raise ArgumentError(
+                        name,
+                        f"{low:g} to {high:g}, as in the runs",
+                        f'{value:g}; extrapolate="clamp" or "flag" predicts all the same',
                     )
                 outside = True
             point.append(min(max(value, low), high) if extrapolate == "clamp" else value)
@@ -391,18 +391,18 @@ def _names(
     what: str, names: Sequence[str], known: Mapping[str, Any] | None = None
 ) -> tuple[str, ...]:
     if isinstance(names, str) or not isinstance(names, Sequence):
-        raise TypeError(f"{what}: expected a sequence of names, found {names!r}")
+        raise ArgumentTypeError(what, "a sequence of names", f"{names!r}")
     for name in names:
         if not isinstance(name, str) or (known is not None and name not in known):
             wanted = "names" if known is None else f"some of {list(known)}"
-            raise ValueError(f"{what}: expected {wanted}, found {name!r}")
+            raise ArgumentError(what, wanted, f"{name!r}")
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"{what}: expected at least one, each once, found {list(names)}")
+        raise ArgumentError(what, "at least one, each once", list(names))
     return tuple(names)
 
 
 def _coverage(value: Any) -> float:
     number = check_number("coverage", value)
     if not 0.5 <= number < 1:
-        raise ValueError(f"coverage: expected 0.5 <= coverage < 1, found {value!r}")
+        raise ArgumentError("coverage", "0.5 <= coverage < 1", f"{value!r}")
     return number

@@ -7,6 +7,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.studies.study_run import StudyRun
 
 BATCHES = "steps_per_epoch"  # tells batch sizes apart, where the data are as large
@@ -54,22 +55,22 @@ def chosen(runs: Sequence[StudyRun], only: Mapping[str, Any] | None) -> list[int
     if only is None:
         return list(range(len(runs)))
     if not isinstance(only, Mapping):
-        raise TypeError(f"only: expected a mapping such as {{'model': 'a'}}, found {only!r}")
+        raise ArgumentTypeError("only", "a mapping such as {'model': 'a'}", f"{only!r}")
     recipes = [recipe(run) for run in runs]
     for name, wanted in only.items():
         known = [found[name] for found in recipes if name in found]
         if not known:
             names = dict.fromkeys(key for found in recipes for key in found)
-            raise ValueError(f"only: expected names among {', '.join(names)}, found {name!r}")
+            raise ArgumentError("only", f"names among {', '.join(names)}", f"{name!r}")
         if not any(_is(value, wanted) for value in known):
-            raise ValueError(f"only: expected {name} among {_listed(known)}, found {wanted!r}")
+            raise ArgumentError("only", f"{name} among {_listed(known)}", f"{wanted!r}")
     found = [
         i
         for i, own in enumerate(recipes)
         if all(name in own and _is(own[name], wanted) for name, wanted in only.items())
     ]
     if not found:
-        raise ValueError(f"only: expected values that some run has, found none with {dict(only)}")
+        raise ArgumentError("only", "values that some run has", f"none with {dict(only)}")
     return found
 
 
@@ -98,9 +99,11 @@ def check_one(runs: Sequence[StudyRun]) -> None:
         found = "; ".join(f"{name} {_listed(values)}" for name, values in differing.items())
         name, values = next(iter(differing.items()))
         example = f"{name}={_distinct(values)[0]}"
-        raise ValueError(
-            f"runs: expected one model, target and way of training, found {found}: choose with "
-            f"'only', such as {example}, or fit all of them as one with 'mixed'"
+        raise ArgumentError(
+            "runs",
+            "one model, target and way of training",
+            f"{found}: choose with 'only', such as {example}, or fit all "
+            "of them as one with 'mixed'",
         )
 
 

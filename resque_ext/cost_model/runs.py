@@ -15,6 +15,7 @@ from resque_ext.cost_model.scaling import (
     SUMS,
     check_number,
 )
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.retraining.record import RecordError
 from resque_ext.storage.json_text import parse_json
 from resque_ext.studies.study_run import StudyRun, checked_runs
@@ -74,9 +75,9 @@ def model_runs(
         TypeError, ValueError: see `CostModel.fit`.
     """
     if missing not in MISSING:
-        raise ValueError(f"missing: expected one of {list(MISSING)}, found {missing!r}")
+        raise ArgumentError("missing", f"one of {list(MISSING)}", f"{missing!r}")
     if not isinstance(mixed, bool):
-        raise TypeError(f"mixed: expected True or False, found {mixed!r}")
+        raise ArgumentTypeError("mixed", "True or False", f"{mixed!r}")
     studied = checked_runs(runs)
     studied = [studied[i] for i in chosen(studied, only)]
     if not mixed:
@@ -89,9 +90,11 @@ def model_runs(
             continue
         if absent:
             why = run.reasons.get(absent[0])
-            raise ValueError(
-                f"runs: expected {absent[0]!r} in every run, found none in that of {run.kind} "
-                f"{run.level:g}{f' ({why})' if why else f', only {sorted(run.predictors)}'}"
+            raise ArgumentError(
+                "runs",
+                f"{absent[0]!r} in every run",
+                f"none in that of {run.kind} {run.level:g}"
+                + (f" ({why})" if why else f", only {sorted(run.predictors)}"),
             )
         where = f"runs: {run.kind} {run.level:g}: "
         point = tuple(check_number(where + name, value) for name, value in values.items())
@@ -117,20 +120,18 @@ def check_runs(
     checked = tuple(_checked(run, predictors, measures) for run in runs)
     known = sum(not run.censored for run in checked)
     if known < FEWEST:
-        raise ValueError(
-            f"runs: expected at least {FEWEST} that reached their target, found {known} of "
-            f"{len(checked)}"
+        raise ArgumentError(
+            "runs", f"at least {FEWEST} that reached their target", f"{known} of {len(checked)}"
         )
     return checked
 
 
 def _checked(run: ModelRun, predictors: Sequence[str], measures: Sequence[str]) -> ModelRun:
     if not isinstance(run, ModelRun):
-        raise TypeError(f"runs: expected ModelRun, found {type(run).__name__}")
+        raise ArgumentTypeError("runs", "ModelRun", type(run).__name__)
     if not isinstance(run.kind, str) or not isinstance(run.censored, bool):
-        raise TypeError(
-            f"runs: expected kind as text and censored as bool, found {run.kind!r} and "
-            f"{run.censored!r}"
+        raise ArgumentTypeError(
+            "runs", "kind as text and censored as bool", f"{run.kind!r} and {run.censored!r}"
         )
     where = f"runs: {run.kind} {run.level}: "
     if len(run.predictors) != len(predictors) or set(run.costs) != set(measures):
@@ -161,11 +162,11 @@ def check_unknown(
     if not isinstance(unknown, Mapping) or not all(
         name in measures and isinstance(reason, str) for name, reason in unknown.items()
     ):
-        raise TypeError(f"unknown: expected reasons by measure, found {unknown!r}")
+        raise ArgumentTypeError("unknown", "reasons by measure", f"{unknown!r}")
     for name in measures:
         known = _reached(runs, name)
         if name not in unknown and known < FEWEST:
-            raise ValueError(f"runs: expected {name} of at least {FEWEST}, found it of {known}")
+            raise ArgumentError("runs", f"{name} of at least {FEWEST}", f"it of {known}")
     return dict(unknown)
 
 
@@ -225,9 +226,10 @@ def _common(what: str, found: Sequence[Any], measures: Sequence[str], needing: A
         return values[0] if values else None
     minding = [name for name in measures if name in needing]
     if minding:
-        raise ValueError(
-            f"runs: expected one {what} for {', '.join(minding)}, found "
-            f"{', '.join(map(str, values))}: fit a model of each"
+        raise ArgumentError(
+            "runs",
+            f"one {what} for {', '.join(minding)}",
+            f"{', '.join(map(str, values))}: fit a model of each",
         )
     return None
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from resque_ext.energy.measurement import JOULES_PER_KWH
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 
 ENERGY = ("joules", "joules_estimated")
 EMISSIONS = {"kg_co2": "joules", "kg_co2_estimated": "joules_estimated"}
@@ -102,18 +103,19 @@ class Scaling:
         if samples is not None and (
             not isinstance(samples, numbers.Integral) or isinstance(samples, bool) or samples < 1
         ):
-            raise ValueError(f"samples_per_epoch: expected an integer above 0, found {samples!r}")
+            raise ArgumentError("samples_per_epoch", "an integer above 0", f"{samples!r}")
         if self.device is not None and (not isinstance(self.device, str) or not self.device):
-            raise ValueError(f"device: expected a name, found {self.device!r}")
+            raise ArgumentError("device", "a name", f"{self.device!r}")
         for name in ("energy_factor", "seconds_factor", "joules_per_sample"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), above=0.0)
         if self.carbon_intensity is not None:
             check_number("carbon_intensity", self.carbon_intensity, least=0.0)
         if self.energy_factor is not None and self.joules_per_sample is not None:
-            raise ValueError(
-                f"energy_factor, joules_per_sample: expected one of the two, found "
-                f"{self.energy_factor!r} and {self.joules_per_sample!r}"
+            raise ArgumentError(
+                "energy_factor, joules_per_sample",
+                "one of the two",
+                f"{self.energy_factor!r} and {self.joules_per_sample!r}",
             )
 
     def apply(self, found: Mapping[str, Prediction], origin: Origin) -> dict[str, Prediction]:
@@ -122,9 +124,8 @@ class Scaling:
         here = [name for name in found if name in OF_DEVICE]
         factors = (self.energy_factor, self.seconds_factor, self.joules_per_sample)
         if moved and here and factors == (None, None, None):
-            raise ValueError(
-                f"device: expected {origin.device!r}, as of the runs, found {self.device!r}: "
-                f"{RULES}"
+            raise ArgumentError(
+                "device", f"{origin.device!r}, as of the runs", f"{self.device!r}: {RULES}"
             )
         result = dict(found)
         self._resize(result, origin)
@@ -142,9 +143,8 @@ class Scaling:
         if samples is None or samples == own:
             return
         if own is None:
-            raise ValueError(
-                f"samples_per_epoch: expected none, as the runs of the model differ in it, found "
-                f"{samples}"
+            raise ArgumentError(
+                "samples_per_epoch", "none, as the runs of the model differ in it", samples
             )
         for name in OF_SIZE:
             if name in result and name in OF_DEVICE:
@@ -172,9 +172,11 @@ class Scaling:
             return
         samples = self.samples_per_epoch or origin.samples_per_epoch
         if samples is None or "epochs" not in result:
-            raise ValueError(
-                "joules_per_sample: expected a model of epochs with one number of samples an epoch "
-                "in all runs, or samples_per_epoch, found neither"
+            raise ArgumentError(
+                "joules_per_sample",
+                "a model of epochs with one number of samples an epoch "
+                "in all runs, or samples_per_epoch",
+                "neither",
             )
         note = f"epochs times {samples} samples of {each:g} J"
         epochs = replace(result["epochs"], measure="joules", unit="J")
@@ -213,7 +215,7 @@ def check_number(
     except OverflowError:
         number = math.inf
     except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a number, found {value!r}") from None
+        raise ArgumentTypeError(name, "a number", f"{value!r}") from None
     wanted = "a finite number"
     if least is not None:
         wanted = f"a number from {least:g}"
@@ -221,5 +223,5 @@ def check_number(
         wanted = f"a number above {above:g}"
     low = (least is not None and number < least) or (above is not None and number <= above)
     if not math.isfinite(number) or low:
-        raise ValueError(f"{name}: expected {wanted}, found {value!r}")
+        raise ArgumentError(name, wanted, f"{value!r}")
     return number

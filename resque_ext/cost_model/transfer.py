@@ -14,6 +14,7 @@ from resque_ext.cost_model.model import PREDICTORS, CostModel
 from resque_ext.cost_model.recipe import chosen
 from resque_ext.cost_model.runs import cost_of
 from resque_ext.cost_model.scaling import Prediction
+from resque_ext.errors import ArgumentError
 from resque_ext.studies.grid import COVERAGE
 from resque_ext.studies.study_run import StudyRun, checked_runs
 
@@ -118,7 +119,7 @@ def leave_one_kind_out(
     how = (predictors, measures, method, coverage)
     whole = CostModel.fit(studied, *how, penalty=penalty, missing=missing, only=only, mixed=mixed)
     if len(whole.kinds) < 2:
-        raise ValueError(f"runs: expected at least 2 kinds of shift, found {list(whole.kinds)}")
+        raise ArgumentError("runs", "at least 2 kinds of shift", list(whole.kinds))
     usable = [
         i
         for i in chosen(studied, only)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resque_ext.data.checks import describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 
 
 def find_callable(name: str, what: str) -> Callable[..., Any]:
@@ -21,7 +22,7 @@ def find_callable(name: str, what: str) -> Callable[..., Any]:
     """
     module_name, colon, path = name.partition(":")
     if not colon or not module_name or not path:
-        raise ValueError(f"{what}: expected module:callable, found {name!r}")
+        raise ArgumentError(what, "module:callable", f"{name!r}")
     try:
         with returning(what, module_name):
             found: Any = importlib.import_module(module_name)
@@ -29,16 +30,14 @@ def find_callable(name: str, what: str) -> Callable[..., Any]:
         missing = error.name or module_name
         if missing != module_name and not module_name.startswith(f"{missing}."):
             raise  # of the caller's own imports
-        raise ValueError(f"{what}: expected a module, found none called {missing!r}") from None
+        raise ArgumentError(what, "a module", f"none called {missing!r}") from None
     for part in path.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:
-            raise ValueError(
-                f"{what}: expected {module_name} to have {path!r}, found no {part!r}"
-            ) from None
+            raise ArgumentError(what, f"{module_name} to have {path!r}", f"no {part!r}") from None
     if not callable(found):
-        raise TypeError(f"{what}: expected {name!r} to be callable, found {describe(found)}")
+        raise ArgumentTypeError(what, f"{name!r} to be callable", describe(found))
     return found
 
 
@@ -48,9 +47,11 @@ def returning(what: str, name: str) -> Iterator[None]:
     try:
         yield
     except SystemExit as error:
-        raise ValueError(
-            f"{what}: expected {name!r} to return, found that it ended the program "
-            f"(SystemExit: {error.code})"
+        raise ArgumentError(
+            what,
+            f"{name!r} to return",
+            "that it ended the program",
+            fix=f"SystemExit: {error.code}",
         ) from None
 
 

@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from resque_ext.errors import ArgumentError, ArgumentTypeError
+
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 DEVICES = ("cpu", "cuda")
 WIDE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 IGNORED = -100  # what losses pass over, torch's `ignore_index`
-IGNORED_HINT = f" ({IGNORED} marks rows to ignore: leave them out, labels != {IGNORED})"
+IGNORED_FIX = f"{IGNORED} marks rows to ignore: leave them out, labels != {IGNORED}"
 
 
 def describe(x: Any) -> str:
@@ -45,12 +47,12 @@ def as_tensor(x: Any, name: str) -> Tensor:
         if isinstance(x, np.ndarray):
             x = _from_numpy(x, name)
     if x.is_nested:
-        raise TypeError(f"{name}: expected a dense tensor, found a nested one")
+        raise ArgumentTypeError(name, "a dense tensor", "a nested one")
     if x.layout != torch.strided or x.is_quantized or x.is_complex():
         kind = "quantized" if x.is_quantized else "complex" if x.is_complex() else str(x.layout)
-        raise TypeError(f"{name}: expected a dense real tensor, found {kind} ({describe(x)})")
+        raise ArgumentTypeError(name, "a dense real tensor", kind, fix=describe(x))
     if not (x.is_cpu or x.is_cuda):
-        raise TypeError(f"{name}: expected a tensor on cpu or cuda, found {describe(x)}")
+        raise ArgumentTypeError(name, "a tensor on cpu or cuda", describe(x))
     return x.detach().resolve_neg()
 
 
@@ -98,7 +100,7 @@ def _converted(x: Any, name: str) -> Any:
     if isinstance(x, Sequence) and not isinstance(x, (str, bytes)):
         return _of_sequence(list(x), name)
     if not is_array_like(x):
-        raise TypeError(f"{name}: expected a torch.Tensor or numpy.ndarray, found {describe(x)}")
+        raise ArgumentTypeError(name, "a torch.Tensor or numpy.ndarray", describe(x))
     converts = hasattr(x, "__array__") or hasattr(x, "__array_interface__")
     try:
         if hasattr(x, "__dlpack__") or type(x).__name__ == "PyCapsule":
@@ -112,9 +114,7 @@ def _converted(x: Any, name: str) -> Any:
         found = np.asarray(x)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise TypeError(
-            f"{name}: expected {describe(x)} to convert to an array, found {reason}"
-        ) from None
+        raise ArgumentTypeError(name, f"{describe(x)} to convert to an array", reason) from None
     return _plain(found, name)
 
 
@@ -128,20 +128,20 @@ def _of_sequence(x: list[Any], name: str) -> Any:
         return _plain(found, name)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{name}: expected rows of one length, found {reason}") from None
+        raise ArgumentError(name, "rows of one length", reason) from None
 
 
 def _plain(x: np.ndarray, name: str) -> np.ndarray:
     """An array of objects, such as a column of lists, as the numbers or the text that they are."""
     if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected an array without a mask, found a numpy masked array")
+        raise ArgumentTypeError(name, "an array without a mask", "a numpy masked array")
     if x.dtype != object or x.size == 0:
         return x
     try:
         found = np.array(x.tolist())
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{name}: expected rows of one length, found {reason}") from None
+        raise ArgumentError(name, "rows of one length", reason) from None
     if found.dtype.kind == "U" and not all(isinstance(v, str) for v in x.flat):
         return x
     return found
@@ -153,9 +153,9 @@ def _from_numpy(x: np.ndarray, name: str) -> Tensor:
         if x.dtype == object:
             kinds = sorted({type(v).__name__ for v in x.flat})
             found += f" (of {', '.join(kinds[:4])})" if kinds else ""
-        raise TypeError(f"{name}: expected real numbers, found {found}")
+        raise ArgumentTypeError(name, "real numbers", found)
     if x.dtype == np.longdouble and x.dtype != np.float64:
-        raise TypeError(f"{name}: expected at most float64, found numpy dtype {x.dtype}")
+        raise ArgumentTypeError(name, "at most float64", f"numpy dtype {x.dtype}")
     x = x.astype(x.dtype.newbyteorder("="), copy=False)
     # torch has no negative or odd strides, warns of read-only memory, and lacks the wide unsigned
     # types.
@@ -163,7 +163,7 @@ def _from_numpy(x: np.ndarray, name: str) -> Tensor:
         x = x.copy()
     if x.dtype.kind == "u" and x.dtype.itemsize > 1:
         if x.size and x.max() > np.iinfo(np.int64).max:
-            raise TypeError(f"{name}: expected values below 2^63, found {x.max()}")
+            raise ArgumentTypeError(name, "values below 2^63", x.max())
         x = x.astype(np.int64)
     return torch.from_numpy(x)
 
@@ -183,15 +183,16 @@ def as_float(x: Any, name: str) -> Tensor:
         return x
     wider = _WIDER.get(x.dtype)
     if wider is None:
-        raise TypeError(
-            f"{name}: expected float32, float64, float16, bfloat16 or integers, found {describe(x)}"
+        raise ArgumentTypeError(
+            name, "float32, float64, float16, bfloat16 or integers", describe(x)
         )
     if x.dtype.itemsize == 8 and x.device.type == "cpu" and x.numel():
         low, high = (int(value) for value in torch.aminmax(x.long()))
         if low < -(2**53) or high > 2**53:
-            raise ValueError(
-                f"{name}: expected integers up to 2^53, which float64 holds exactly, found "
-                f"{low if low < -(2**53) else high}"
+            raise ArgumentError(
+                name,
+                "integers up to 2^53, which float64 holds exactly",
+                low if low < -(2**53) else high,
             )
     return x.to(wider)
 
@@ -215,9 +216,9 @@ def check_features(features: Any, name: str = "features") -> Tensor:
     """
     x = as_float(features, name)
     if x.dim() not in (2, 3, 4):
-        raise ValueError(f"{name}: expected [N, D], [N, C, H, W] or [N, T, D], found {describe(x)}")
+        raise ArgumentError(name, "[N, D], [N, C, H, W] or [N, T, D]", describe(x))
     if x.dim() > 2 and (x.shape[2:].numel() if x.dim() == 4 else x.shape[1]) == 0:
-        raise ValueError(f"{name}: expected at least one position to average, found {describe(x)}")
+        raise ArgumentError(name, "at least one position to average", describe(x))
     return x
 
 
@@ -230,10 +231,12 @@ def check_labels(labels: Any, name: str = "labels") -> Tensor:
     """
     labels = _as_labels(labels, name)
     if not isinstance(labels, Tensor) and _texts(labels, name) is not None:
-        raise TypeError(
-            f"{name}: expected int32 or int64 class indices, found names of classes: part of the "
-            "data does not show which names there are, so number them first, the same on both "
-            "sides"
+        raise ArgumentTypeError(
+            name,
+            "int32 or int64 class indices",
+            "names of classes: part of the data does not show which "
+            "names there are, so number them first, the same on both "
+            "sides",
         )
     y = as_tensor(labels, name)
     if y.dtype in (torch.uint8, torch.int8, torch.int16):
@@ -242,9 +245,9 @@ def check_labels(labels: Any, name: str = "labels") -> Tensor:
         y = y.to(torch.int64)
     hint = " (one-hot labels: pass labels.argmax(1))" if y.dim() == 2 else ""
     if y.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name}: expected int32 or int64 class indices, found {describe(y)}{hint}")
+        raise ArgumentTypeError(name, "int32 or int64 class indices", f"{describe(y)}{hint}")
     if y.dim() != 1:
-        raise ValueError(f"{name}: expected shape [N], found {describe(y)}{hint}")
+        raise ArgumentError(name, "shape [N]", f"{describe(y)}{hint}")
     return y
 
 
@@ -266,8 +269,8 @@ def class_indices(**labels: Any) -> tuple[list[Any], NDArray[Any] | None]:
     if all(text is None for text in texts):
         return list(given.values()), None
     if any(text is None for text in texts):
-        raise TypeError(
-            f"{', '.join(given)}: expected names of classes on every side, found numbers on one"
+        raise ArgumentTypeError(
+            ", ".join(given), "names of classes on every side", "numbers on one"
         )
     names = np.unique(np.concatenate([text.ravel() for text in texts]))
     return [np.searchsorted(names, text) for text in texts], names
@@ -290,9 +293,7 @@ def _texts(x: Any, name: str) -> NDArray[np.str_] | None:
         return x.astype(str)
     if x.dtype == object and any(isinstance(y, str) for y in x.flat):
         kinds = sorted({type(y).__name__ for y in x.flat if not isinstance(y, str)})
-        raise TypeError(
-            f"{name}: expected the name of a class in every row, found {', '.join(kinds)}"
-        )
+        raise ArgumentTypeError(name, "the name of a class in every row", ", ".join(kinds))
     return None
 
 
@@ -304,18 +305,18 @@ def check_pair(features: Tensor, labels: Tensor, names: tuple[str, str]) -> None
     """
     if features.shape[0] != labels.shape[0] or features.device != labels.device:
         what = "one label a row" if features.device == labels.device else "one device"
-        raise ValueError(
-            f"{names[0]}, {names[1]}: expected {what}, found {names[0]} ({describe(features)}) "
-            f"and {names[1]} ({describe(labels)})"
+        raise ArgumentError(
+            f"{names[0]}, {names[1]}",
+            what,
+            f"{names[0]} ({describe(features)}) and {names[1]}",
+            fix=describe(labels),
         )
 
 
 def check_choice(value: Any, choices: tuple[str, ...], name: str) -> None:
     """Raises ValueError when `value` is none of `choices`."""
     if value not in choices:
-        raise ValueError(
-            f"{name}: expected one of {', '.join(map(repr, choices))}, found {value!r}"
-        )
+        raise ArgumentError(name, f"one of {', '.join(map(repr, choices))}", f"{value!r}")
 
 
 def raises_at_once(check: Any, device: torch.device) -> bool:
@@ -327,7 +328,7 @@ def raises_at_once(check: Any, device: torch.device) -> bool:
     if check is None:
         return device.type == "cpu"
     if not isinstance(check, bool):
-        raise TypeError(f"check: expected True, False or None, found {check!r}")
+        raise ArgumentTypeError("check", "True, False or None", f"{check!r}")
     return check
 
 
@@ -341,7 +342,7 @@ def check_count(value: Any, name: str, least: int = 1) -> int:
     if isinstance(value, torch.SymInt):
         return value  # type: ignore[return-value]
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an integer, found {value!r}")
+        raise ArgumentTypeError(name, "an integer", f"{value!r}")
     if not least <= value < 2**31:
-        raise ValueError(f"{name}: expected {least} <= {name} < 2^31, found {value}")
+        raise ArgumentError(name, f"{least} <= {name} < 2^31", value)
     return int(value)

@@ -15,6 +15,8 @@ import safetensors
 import torch
 from numpy.typing import NDArray
 
+from resque_ext.errors import ArgumentError
+
 Array = NDArray[Any] | torch.Tensor
 NAMES = ("features", "labels")
 
@@ -36,7 +38,7 @@ def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
     """
     if os.fspath(path) == STANDARD_INPUT:
         if sys.stdin is None:
-            raise ValueError(f"-: expected {what} on standard input, found it closed")
+            raise ArgumentError("-", f"{what} on standard input", "it closed")
         return (
             sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode()
         )
@@ -45,9 +47,7 @@ def read_bytes(path: str | os.PathLike[str], what: str) -> bytes:
         raise FileNotFoundError(f"{path}: expected {what}, found no such file")
     if not path.is_file() and not str(path).startswith(_OPENED):
         kind = "a directory" if path.is_dir() else "a FIFO" if path.is_fifo() else "a device"
-        raise ValueError(
-            f"{path}: expected {what} in a file, found {kind} (- reads standard input)"
-        )
+        raise ArgumentError(path, f"{what} in a file", kind, fix="- reads standard input")
     return path.read_bytes()
 
 
@@ -66,16 +66,14 @@ def load_arrays(path: str | os.PathLike[str], names: Sequence[str] = NAMES) -> t
         raise FileNotFoundError(f"{path}: expected a .npz or .safetensors file, found none")
     if not path.is_file():
         kind = "a directory" if path.is_dir() else "something else"
-        raise ValueError(f"{path}: expected a file, found {kind}")
+        raise ArgumentError(path, "a file", kind)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(
-            f"{path}: expected the suffix .npz or .safetensors, found {path.suffix or 'none'!r}"
-        )
+        raise ArgumentError(path, "the suffix .npz or .safetensors", f"{path.suffix or 'none'!r}")
     try:
         return reader(path, tuple(names))
     except MemoryError:
-        raise ValueError(f"{path}: expected arrays that fit in memory, found larger ones") from None
+        raise ArgumentError(path, "arrays that fit in memory", "larger ones") from None
 
 
 def map_array(path: str | os.PathLike[str]) -> NDArray[Any]:
@@ -91,16 +89,16 @@ def map_array(path: str | os.PathLike[str]) -> NDArray[Any]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected a .npy file, found none")
     if not path.is_file():
-        raise ValueError(f"{path}: expected a .npy file, found no regular file")
+        raise ArgumentError(path, "a .npy file", "no regular file")
     found = content(path)
     if found != "a single .npy array":
-        raise ValueError(f"{path}: expected a single .npy array, found {found}")
+        raise ArgumentError(path, "a single .npy array", found)
     try:
         with path.open("rb") as file:
             npy_header(file)
         return np.load(path, mmap_mode="c", allow_pickle=False)
     except (ValueError, OSError, EOFError, OverflowError) as error:
-        raise ValueError(f"{path}: expected a whole numeric array, found {error}") from None
+        raise ArgumentError(path, "a whole numeric array", error) from None
 
 
 def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -129,7 +127,7 @@ def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
 def _read_npz(path: Path, names: tuple[str, ...]) -> tuple[Array, ...]:
     found = content(path)
     if found != "a zip archive":
-        raise ValueError(f"{path}: expected an .npz archive, found {found}")
+        raise ArgumentError(path, "an .npz archive", found)
     arrays: dict[str, NDArray[Any]] = {}
     with path.open("rb") as file:
         try:
@@ -145,7 +143,7 @@ def _read_npz(path: Path, names: tuple[str, ...]) -> tuple[Array, ...]:
             found = f"it damaged ({type(error).__name__}: {error})"
             if "Object arrays" in str(error):
                 found = f"Python objects in {name!r}, which need pickle: save plain numbers"
-            raise ValueError(f"{path}: expected numeric arrays, found {found}") from None
+            raise ArgumentError(path, "numeric arrays", found) from None
     _check_names(path, names, present)
     return tuple(arrays[name] for name in names)
 
@@ -156,9 +154,7 @@ def _read_safetensors(path: Path, names: tuple[str, ...]) -> tuple[Array, ...]:
             _check_names(path, names, archive.keys())
             return tuple(archive.get_tensor(name) for name in names)
     except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path}: expected a whole safetensors file, found {content(path)} ({error})"
-        ) from None
+        raise ArgumentError(path, "a whole safetensors file", content(path), fix=error) from None
 
 
 _READERS: dict[str, Callable[[Path, tuple[str, ...]], tuple[Array, ...]]] = {
@@ -172,9 +168,11 @@ def _check_names(path: Path, names: tuple[str, ...], found: Iterable[str]) -> No
     absent = [name for name in names if name not in present]
     if absent:
         listed = ", ".join(map(repr, present[:8])) + (", ..." if len(present) > 8 else "")
-        raise ValueError(
-            f"{path}: expected the arrays {', '.join(map(repr, names))}, found "
-            f"{listed or 'none at all'} ({', '.join(map(repr, absent))} missing)"
+        raise ArgumentError(
+            path,
+            f"the arrays {', '.join(map(repr, names))}",
+            listed or "none at all",
+            fix=f"{', '.join(map(repr, absent))} missing",
         )
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resque_ext.errors import ArgumentError
+
 # What image files end in.
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff")
 ORIENTATION = 0x0112  # EXIF
@@ -33,9 +35,8 @@ def image_decoder() -> Callable[[Any], Tensor]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "PIL":
             raise
-        raise ValueError(
-            "data: expected Pillow, which reads images, found none: "
-            "pip install 'resque-ext[models]'"
+        raise ArgumentError(
+            "data", "Pillow, which reads images", "none: pip install 'resque-ext[models]'"
         ) from None
 
     def decode(file: Any) -> Tensor:
@@ -143,9 +144,10 @@ def list_images(
     names = found if classes is None else tuple(classes)
     if not set(found) <= set(names):
         unknown = sorted(set(found) - set(names))
-        raise ValueError(
-            f"{path}: expected the subfolders of the other side, one a class, found others: "
-            f"{', '.join(unknown[:5])} on one side alone"
+        raise ArgumentError(
+            path,
+            "the subfolders of the other side, one a class",
+            f"others: {', '.join(unknown[:5])} on one side alone",
         )
     files = [
         (file, names.index(name))
@@ -154,9 +156,11 @@ def list_images(
         if file.suffix.lower() in IMAGES and file.is_file()
     ]
     if not files:
-        raise ValueError(
-            f"{path}: expected subfolders of images, one a class, found none "
-            f"({len(found)} subfolders; images end in {', '.join(IMAGES)})"
+        raise ArgumentError(
+            path,
+            "subfolders of images, one a class",
+            "none",
+            fix=f"{len(found)} subfolders; images end in {', '.join(IMAGES)}",
         )
     return names, files
 
@@ -169,8 +173,10 @@ def stack_images(images: Sequence[Tensor], where: Any) -> Tensor:
     """
     sizes = {tuple(image.shape) for image in images}
     if len(sizes) > 1:
-        raise ValueError(
-            f"{where}: expected rows or images of one size, found {sorted(sizes)[:3]} (the "
-            "transforms resize and center_crop make them one)"
+        raise ArgumentError(
+            where,
+            "rows or images of one size",
+            sorted(sizes)[:3],
+            fix="the transforms resize and center_crop make them one",
         )
     return torch.stack(list(images))

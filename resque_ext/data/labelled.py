@@ -14,6 +14,7 @@ from torch import Tensor
 from resque_ext.data.checks import as_tensor, check_count, check_labels, describe
 from resque_ext.data.files import load_arrays
 from resque_ext.data.images import image_decoder, list_images, stack_images
+from resque_ext.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,11 @@ def open_batches(
     )
     labels = check_labels(labels, f"{path}: labels")
     if inputs.dim() < 2 or len(inputs) != len(labels) or len(labels) == 0:
-        raise ValueError(
-            f"{path}: expected inputs [N, ...] and as many labels, found inputs "
-            f"({describe(inputs)}) and labels ({describe(labels)})"
+        raise ArgumentError(
+            path,
+            "inputs [N, ...] and as many labels",
+            f"inputs ({describe(inputs)}) and labels",
+            fix=describe(labels),
         )
 
     def read(rows: slice) -> tuple[Tensor, Tensor]:

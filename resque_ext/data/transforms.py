@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from resque_ext.data.checks import check_count, describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.storage.json_text import parse_json
 
 
@@ -38,9 +39,10 @@ class Normalize:
             return iter([(x, self.mean[0], self.std[0])])
         channels = x.shape[-3] if x.dim() >= 3 else None
         if channels != len(self.mean):
-            raise ValueError(
-                f"mean, std: expected one value for each channel of images of shape "
-                f"{list(x.shape)}, found {len(self.mean)}"
+            raise ArgumentError(
+                "mean, std",
+                f"one value for each channel of images of shape {list(x.shape)}",
+                len(self.mean),
             )
         return zip(x.unbind(-3), self.mean, self.std, strict=True)
 
@@ -68,7 +70,7 @@ def _numbers(name: str, given: Any) -> tuple[float, ...]:
     if not holds or not values:
         plain = isinstance(given, (list, tuple, str, int, float))
         found = repr(given if plain else type(given).__name__)
-        raise ValueError(f"{name}: expected a list of numbers, found {found}")
+        raise ArgumentError(name, "a list of numbers", found)
     return tuple(float(v) for v in values)
 
 
@@ -90,8 +92,8 @@ def _center_crop(size: int) -> Callable[[Tensor], Tensor]:
     def center_crop(x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         if min(height, width) < size:
-            raise ValueError(
-                f"center_crop: expected images of at least {size}x{size}, found {height}x{width}"
+            raise ArgumentError(
+                "center_crop", f"images of at least {size}x{size}", f"{height}x{width}"
             )
         top, left = (height - size) // 2, (width - size) // 2
         return x[..., top : top + size, left : left + size]
@@ -129,13 +131,13 @@ def make_transform(text: str) -> Callable[[Tensor], Tensor]:
     name, _, arguments = text.partition("=")
     make = TRANSFORMS.get(name)
     if make is None:
-        raise ValueError(f"transform: expected one of {', '.join(TRANSFORMS)}, found {name!r}")
+        raise ArgumentError("transform", f"one of {', '.join(TRANSFORMS)}", f"{name!r}")
     try:
         given = parse_json(arguments or "{}")
     except ValueError as error:
-        raise ValueError(f"transform: expected JSON after {name}=, found {error}") from None
+        raise ArgumentError("transform", f"JSON after {name}=", error) from None
     if not isinstance(given, dict):
-        raise ValueError(f"transform: expected a JSON object after {name}=, found {given!r}")
+        raise ArgumentError("transform", f"a JSON object after {name}=", f"{given!r}")
     try:
         return make(**given)
     except TypeError as error:
@@ -154,10 +156,10 @@ class Transforms:
 
     def __init__(self, given: Sequence[Any] = ()) -> None:
         if isinstance(given, str) or not isinstance(given, Sequence):
-            raise TypeError(f"transforms: expected a list, found {given!r}")
+            raise ArgumentTypeError("transforms", "a list", f"{given!r}")
         for one in given:
             if not isinstance(one, str) and not callable(one):
-                raise TypeError(f"transforms: expected names or functions, found {describe(one)}")
+                raise ArgumentTypeError("transforms", "names or functions", describe(one))
         self._calls = [make_transform(one) if isinstance(one, str) else one for one in given]
         self._texts = list(given) if all(isinstance(one, str) for one in given) else None
 

@@ -21,6 +21,7 @@ from typing import Any
 from resque_ext.energy.measurement import JOULES_PER_KWH, Figure, unknown
 from resque_ext.energy.nvml import EnergyError
 from resque_ext.energy.sources import Clock, Nothing, Source
+from resque_ext.errors import ArgumentError
 
 # CodeCarbon does not read again within 50 ms; load is known in steps of 10 ms of processor time.
 UPDATE_SECONDS = 0.1
@@ -253,8 +254,8 @@ def grid_intensity(country: str, region: str | None = None) -> Figure:
         tables = DataSource()
         code = country.upper()
         if code not in tables.get_global_energy_mix_data():
-            raise ValueError(
-                f"country: expected an ISO 3166 code of three letters, as 'FRA', found {country!r}"
+            raise ArgumentError(
+                "country", "an ISO 3166 code of three letters, as 'FRA'", f"{country!r}"
             )
         place = GeoMetadata(country_iso_code=code, region=region)
         emissions, kwh = Emissions(tables, electricitymaps_api_token=""), Energy.from_energy(kWh=1)
@@ -264,8 +265,8 @@ def grid_intensity(country: str, region: str | None = None) -> Figure:
             try:
                 kilograms = emissions.get_region_emissions(kwh, place)
             except Exception as error:  # its tables raise KeyError, ValueError and their own
-                raise ValueError(
-                    f"region: expected one of {code} that CodeCarbon knows, found {region!r}"
+                raise ArgumentError(
+                    "region", f"one of {code} that CodeCarbon knows", f"{region!r}"
                 ) from error
     note = code if region is None else f"{code}, {region}"
     return Figure("all", kilograms * 1000, unit, "grid", notes=(f"mean of {note}",))

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from resque_ext.energy.meter import EnergyMeter
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 
 STOPPED = 128  # plus the signal's number: what a shell says of a command that a signal ended
 
@@ -48,11 +49,11 @@ def run_command(command: Sequence[str], **options: Any) -> dict[str, Any]:
         ValueError: there is no command, or no such program; an option is wrong.
     """
     if isinstance(command, str) or not all(isinstance(word, str) for word in command):
-        raise TypeError(f"command: expected a list of words, found {command!r}")
+        raise ArgumentTypeError("command", "a list of words", f"{command!r}")
     if not command:
-        raise ValueError("command: expected a program and its arguments, found nothing")
+        raise ArgumentError("command", "a program and its arguments", "nothing")
     if shutil.which(command[0]) is None:
-        raise ValueError(f"command: expected a program on the PATH, found {command[0]!r}")
+        raise ArgumentError("command", "a program on the PATH", f"{command[0]!r}")
     with (
         EnergyMeter(**options) as meter,
         _left_to_command(),

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from resque_ext.errors import ArgumentError
+
 JOULES_PER_KWH = 3.6e6
 
 SOURCES = {
@@ -52,14 +54,13 @@ class Figure:
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
-            raise ValueError(f"source: expected one of {list(SOURCES)}, found {self.source!r}")
+            raise ArgumentError("source", f"one of {list(SOURCES)}", f"{self.source!r}")
         if (self.value is None) != (self.reason is not None):
-            raise ValueError(
-                f"value, reason: expected a number or a reason, found {self.value!r} and "
-                f"{self.reason!r}"
+            raise ArgumentError(
+                "value, reason", "a number or a reason", f"{self.value!r} and {self.reason!r}"
             )
         if self.value is not None and not math.isfinite(self.value):
-            raise ValueError(f"value: expected a finite number, found {self.value!r}")
+            raise ArgumentError("value", "a finite number", f"{self.value!r}")
 
     @property
     def kwh(self) -> float | None:

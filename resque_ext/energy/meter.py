@@ -21,6 +21,7 @@ from resque_ext.energy.gpu import gpu_sources
 from resque_ext.energy.measurement import Figure, Measurement, unknown
 from resque_ext.energy.nvml import EnergyError, Nvml, NvmlError
 from resque_ext.energy.sources import Clock, Nothing, Reading, Source, warn
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 
 # A window shorter than this many updates of a source is measured, but says that it is short.
 FEW_UPDATES = 10
@@ -132,11 +133,11 @@ class EnergyMeter:
             ValueError: it is open already, or the meter is closed.
         """
         if not isinstance(name, str):
-            raise TypeError(f"name: expected a string, found {name!r}")
+            raise ArgumentTypeError("name", "a string", f"{name!r}")
         if name in self._windows:
-            raise ValueError(f"name: expected a window that is not open yet, found {name!r}")
+            raise ArgumentError("name", "a window that is not open yet", f"{name!r}")
         if not self._release.alive:
-            raise ValueError(f"begin: expected a meter that is not closed, found {name!r} after it")
+            raise ArgumentError("begin", "a meter that is not closed", f"{name!r} after it")
         if not self._windows:
             self._start()
         self._windows[name] = _Window()
@@ -218,9 +219,10 @@ class EnergyMeter:
 
     def _window(self, name: str) -> _Window:
         if name not in self._windows:
-            raise ValueError(
-                f"name: expected an open window ({', '.join(self._windows) or 'there is none'}), "
-                f"found {name!r}"
+            raise ArgumentError(
+                "name",
+                f"an open window ({', '.join(self._windows) or 'there is none'})",
+                f"{name!r}",
             )
         return self._windows[name]
 
@@ -309,19 +311,18 @@ def _intensity(country: Any, region: Any, grams: Any) -> Figure:
     unit = "g CO2e/kWh"
     for name, value in (("country", country), ("region", region)):
         if value is not None and not isinstance(value, str):
-            raise TypeError(f"{name}: expected a string, found {value!r}")
+            raise ArgumentTypeError(name, "a string", f"{value!r}")
     if region is not None and country is None:
-        raise ValueError(f"region: expected a country as well, found {region!r} without one")
+        raise ArgumentError("region", "a country as well", f"{region!r} without one")
     if grams is not None:
         if country is not None:
-            raise ValueError(
-                f"country, carbon_intensity: expected one of the two, found {country!r} and "
-                f"{grams!r}"
+            raise ArgumentError(
+                "country, carbon_intensity", "one of the two", f"{country!r} and {grams!r}"
             )
         if isinstance(grams, bool) or not isinstance(grams, (int, float)):
-            raise TypeError(f"carbon_intensity: expected a number, found {grams!r}")
+            raise ArgumentTypeError("carbon_intensity", "a number", f"{grams!r}")
         if not 0 <= grams < math.inf:
-            raise ValueError(f"carbon_intensity: expected g CO2e/kWh from 0, found {grams!r}")
+            raise ArgumentError("carbon_intensity", "g CO2e/kWh from 0", f"{grams!r}")
         return Figure("all", float(grams), unit, "given")
     if country is None:
         return unknown("all", "no country and no carbon intensity was given", unit)
@@ -340,11 +341,11 @@ def _gpu_name(gpu: Any) -> int | str:
     """NVML's index, or a UUID, which torch and NVML agree on whatever CUDA_VISIBLE_DEVICES says."""
     if isinstance(gpu, torch.device):
         if gpu.type != "cuda":
-            raise ValueError(f"gpus: expected CUDA devices, found {gpu}")
+            raise ArgumentError("gpus", "CUDA devices", gpu)
         uuid = str(torch.cuda.get_device_properties(gpu).uuid)
         return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
     if isinstance(gpu, bool) or not isinstance(gpu, (int, str)):
-        raise TypeError(f"gpus: expected indices, UUIDs or torch devices, found {gpu!r}")
+        raise ArgumentTypeError("gpus", "indices, UUIDs or torch devices", f"{gpu!r}")
     return gpu
 
 

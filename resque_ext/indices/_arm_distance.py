@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from resque_ext.errors import ArgumentError
 from resque_ext.indices._arm_result import LayerDistance
 from resque_ext.indices._arm_state import Points, State
 from resque_ext.ops.value_histogram import weighted_moments
@@ -33,9 +34,10 @@ def layer_distance(
         for side, total in (("old", n), ("new", m)):
             if not total.all():
                 what = f" of filter {first + int(total.argmin())}" if per_filter else ""
-                raise ValueError(
-                    f"activations[{layer!r}]: expected values{what} on both sides, found none on "
-                    f"the {side} side"
+                raise ArgumentError(
+                    f"activations[{layer!r}]",
+                    f"values{what} on both sides",
+                    f"none on the {side} side",
                 )
             counts[side] += int(total.sum())
         ids = np.concatenate([a.groups, b.groups])
@@ -55,10 +57,11 @@ def layer_distance(
     if scaled:
         std, off = spread.std(), spread.reach()
         if std == 0:
-            raise ValueError(
-                f"activations[{layer!r}]: expected old values that vary, to scale their distance "
-                "by, found a standard deviation of 0 (exact=True sees what bins do not; scale=None "
-                "leaves distances as they are)"
+            raise ArgumentError(
+                f"activations[{layer!r}]",
+                "old values that vary, to scale their distance by",
+                "a standard deviation of 0",
+                fix=("exact=True sees what bins do not; scale=None leaves distances as they are"),
             )
         # The deviation is off by up to `off` too.
         most = (value + bound) / (std - off) if std > off else np.inf

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from resque_ext.data.checks import describe
+from resque_ext.errors import ArgumentError
 from resque_ext.ops import reference
 from resque_ext.ops.value_histogram import Values, bin_dtype, bin_values
 from resque_ext.ops.wasserstein import Floats, Integers
@@ -414,9 +415,9 @@ def _status(bad: Tensor) -> Tensor:
 
 def _expect(right: bool, name: str, key: str, expected: str, found: Tensor) -> None:
     if not right:
-        raise ValueError(f"{name}[{key!r}]: expected {expected}, found {describe(found)}")
+        raise ArgumentError(f"{name}[{key!r}]", expected, describe(found))
 
 
 def _expect_meta(right: bool, name: str, expected: str, state: Mapping[str, Tensor]) -> None:
     if not right:
-        raise ValueError(f"{name}['meta']: expected {expected}, found {state['meta'].tolist()}")
+        raise ArgumentError(f"{name}['meta']", expected, state["meta"].tolist())

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from resque_ext.data.checks import as_tensor, describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.ops.eager import eager
 
 _LOW = 2**32 - 1
@@ -47,14 +48,14 @@ def check_table(table: Any) -> NDArray[np.int64]:
     """A contingency table on the CPU, or the errors of :func:`adjusted_rand_index`."""
     x = as_tensor(table, "table")
     if x.dtype == torch.bool or x.is_floating_point():
-        raise TypeError(f"table: expected int32 or int64 counts, found {describe(x)}")
+        raise ArgumentTypeError("table", "int32 or int64 counts", describe(x))
     if x.dim() != 2:
-        raise ValueError(f"table: expected shape [Ka, Kb], found {describe(x)}")
+        raise ArgumentError("table", "shape [Ka, Kb]", describe(x))
     counts = x.cpu().to(torch.int64).numpy()
     if counts.size and counts.min() < 0:
         i, j = np.unravel_index(int(counts.argmin()), counts.shape)
-        raise ValueError(
-            f"table: expected counts of at least 0, found {counts[i, j]} at row {i}, column {j}"
+        raise ArgumentError(
+            "table", "counts of at least 0", f"{counts[i, j]} at row {i}, column {j}"
         )
     return counts
 

@@ -8,15 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from resque_ext.errors import InputError, within
 from resque_ext.indices.base import SIDES
-from resque_ext.ops.status import row_error
 
-# Hints of this place, where those of the accumulators name arguments that score does not have.
-MISSING_OPTION = " (options={'resque_dist': {'missing': 'skip'}} leaves such classes out)"
-BY_HAND = " ({} can leave such out of features that are taken by hand)"
+# What to do about it here, where the accumulator names an argument that score does not have.
+MISSING_OPTION = "options={'resque_dist': {'missing': 'skip'}} leaves such classes out"
+BY_HAND = "{} can leave such out of features that are taken by hand"
 
 
-def expect_both_sides(rows: Mapping[str, NDArray[np.int64]], hint: str) -> None:
+def expect_both_sides(rows: Mapping[str, NDArray[np.int64]], fix: str | None) -> None:
     """ValueError for classes with rows on one side alone."""
     from resque_ext.indices.resque_dist import raise_for_missing
 
@@ -26,23 +26,23 @@ def expect_both_sides(rows: Mapping[str, NDArray[np.int64]], hint: str) -> None:
         try:
             raise_for_missing(missing, rows, {})
         except ValueError as error:
-            raise ValueError(without_hint(str(error), hint)) from error
+            raise reworded(error, missing=fix) from error
 
 
-def without_hint(message: str, missing: str = "", nonfinite: str = "") -> str:
-    """The message with these hints in place of those at arguments that score does not have."""
-    for argument, hint in (("missing", missing), ("nonfinite", nonfinite)):
-        before, found, _ = message.partition(f" ({argument}=")
-        if found:
-            return before + hint
-    return message
-
-
-def of_side(error: Exception, side: str, **hints: str) -> Exception:
-    """The same error, which says which side it is of."""
-    if hasattr(error, "row"):  # see row_error
-        return row_error(f"{side}: {without_hint(error.template, **hints)}", error.row)
-    return type(error)(f"{side}: {without_hint(str(error), **hints)}")
+def reworded(
+    error: Exception,
+    side: str | None = None,
+    missing: str | None = None,
+    nonfinite: str | None = None,
+) -> Exception:
+    """An accumulator's error, which says the side, and what can be done about it here."""
+    if not isinstance(error, InputError):
+        return within(side, error) if side else error
+    fix = error.fix
+    for argument, instead in (("missing", missing), ("nonfinite", nonfinite)):
+        if fix is not None and fix.startswith(f"{argument}="):
+            fix = instead
+    return error.but(side=side or error.side, fix=fix)
 
 
 def label_bound(labels: Tensor) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from resque_ext.data.checks import as_tensor, check_choice, describe
+from resque_ext.errors import ArgumentError
 from resque_ext.indices.base import EmbeddingBatch, Facts, Index, IndexReads, expect_kind
 from resque_ext.indices.segments import EMBEDDINGS
 
@@ -97,16 +98,13 @@ class KeptEmbeddings:
         if found:
             rows, labels, flattened = found["rows"], found["labels"], found["flattened"]
             if rows.dim() != 2 or not rows.is_floating_point():
-                raise ValueError(f"state['rows']: expected [N, D] floats, found {describe(rows)}")
+                raise ArgumentError("state['rows']", "[N, D] floats", describe(rows))
             if labels.shape != rows.shape[:1] or labels.dtype != torch.int64:
-                raise ValueError(
-                    f"state['labels']: expected shape ({len(rows)},), torch.int64, found "
-                    f"{describe(labels)}"
+                raise ArgumentError(
+                    "state['labels']", f"shape ({len(rows)},), torch.int64", describe(labels)
                 )
             if flattened.numel() != 1:
-                raise ValueError(
-                    f"state['flattened']: expected one flag, found {describe(flattened)}"
-                )
+                raise ArgumentError("state['flattened']", "one flag", describe(flattened))
         self._clear()
         if found:
             self._append(found["rows"].clone(), found["labels"].clone())

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from resque_ext.errors import ArgumentError
 from resque_ext.indices.segments import Embeddings
 from resque_ext.ops.class_moments import grouped_moments
 from resque_ext.ops.class_order import class_order
@@ -102,9 +103,11 @@ def _assign(
     if check or not np.isfinite(total):
         faults.raise_if_any()
     if not np.isfinite(total):
-        raise ValueError(
-            "features: expected squared distances within float64, found their sum infinite (scale "
-            "the features)"
+        raise ArgumentError(
+            "features",
+            "squared distances within float64",
+            "their sum infinite",
+            fix="scale the features",
         )
     return _Step(total, sums, counts, bool(changed))
 
@@ -125,7 +128,7 @@ class Faults:
         """ValueError with the number of non-finite features and the first one's position."""
         words = merge_status(self._words, self._rows_after, self._data.width)
         found = Status.read(words, self._data.rows, self._data.width)
-        found.raise_for_nonfinite("features", hint="")
+        found.raise_for_nonfinite("features", fix=None)
 
 
 def _total(x: Tensor) -> float:

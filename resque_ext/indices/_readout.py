@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from resque_ext.data.checks import describe
+from resque_ext.errors import ArgumentError
 from resque_ext.indices._baselines import WIDEST
 from resque_ext.indices._folds import FOLDS, fold_at, row_positions
 from resque_ext.indices._ridge import Array, chosen_penalties, fold_paths
@@ -80,22 +81,22 @@ class ReadoutSums:
         origin = tensors["origin"]
         width, place = origin.shape[0] if origin.dim() == 1 else 0, origin.device
         if width > WIDEST:
-            raise ValueError(
-                f"state['{prefix}origin']: expected at most {WIDEST} columns, found {width}"
-            )
+            raise ArgumentError(f"state['{prefix}origin']", f"at most {WIDEST} columns", width)
         # On "meta" for their shapes: products are large.
         for field, wanted in vars(cls.empty(classes, width, torch.device("meta"))).items():
             x = tensors[field]
             if (x.shape, x.dtype, x.device) != (wanted.shape, wanted.dtype, place):
-                raise ValueError(
-                    f"state['{prefix}{field}']: expected shape {tuple(wanted.shape)}, "
-                    f"{wanted.dtype}, {place}, found {describe(x)}"
+                raise ArgumentError(
+                    f"state['{prefix}{field}']",
+                    f"shape {tuple(wanted.shape)}, {wanted.dtype}, {place}",
+                    describe(x),
                 )
         counts, dealt = tensors["counts"], torch.arange(classes, device=origin.device)
         if int(counts.min()) < 0 or not torch.equal(tensors["seen"] - dealt, counts.sum(1)):
-            raise ValueError(
-                f"state['{prefix}counts']: expected the rows of each class and fold, as in "
-                f"'{prefix}seen', found {counts.tolist()}"
+            raise ArgumentError(
+                f"state['{prefix}counts']",
+                f"the rows of each class and fold, as in '{prefix}seen'",
+                counts.tolist(),
             )
         return cls(**{field: tensors[field].clone() for field in cls.__dataclass_fields__})
 
@@ -109,9 +110,8 @@ class ReadoutSums:
         x = spatial_mean(x) if x.dim() > 2 else x
         width = x.shape[1]
         if width > WIDEST:
-            raise ValueError(
-                f"features: expected at most {WIDEST} columns, whose products are kept, found "
-                f"{describe(x)}"
+            raise ArgumentError(
+                "features", f"at most {WIDEST} columns, whose products are kept", describe(x)
             )
         start = torch.arange(classes, device=x.device) if before is None else before.seen
         _, _, status = class_order(y, classes)
@@ -119,7 +119,7 @@ class ReadoutSums:
         fold = fold_at(row_positions(x))
         order, offsets, _ = class_order(y.long() * FOLDS + fold, classes * FOLDS)
         counts, sums, _, status = grouped_moments(x, order, offsets, squares=False)
-        Status.read(status, len(x), width).raise_for_nonfinite("features", hint="")
+        Status.read(status, len(x), width).raise_for_nonfinite("features", fix=None)
         rows = counts.sum()
         origin = sums.sum(0) / rows.clamp(min=1) if before is None else before.origin
         products = sums.new_zeros(FOLDS, width, width)
@@ -170,9 +170,10 @@ class ReadoutSums:
         there = n.sum(1) > 0
         folds = int((n.sum(0) > 0).sum())
         if there.sum() < 2 or folds < 2:
-            raise ValueError(
-                "labels: expected rows of at least two classes on the new side, in at least two of "
-                f"{FOLDS} folds, found {int(n.sum())} rows of {int(there.sum())} classes in {folds}"
+            raise ArgumentError(
+                "labels",
+                f"rows of at least two classes on the new side, in at least two of {FOLDS} folds",
+                f"{int(n.sum())} rows of {int(there.sum())} classes in {folds}",
             )
         errors = np.stack([path.errors for path in fold_paths(n[there], s[there], products)])
         left = errors[np.arange(folds), chosen_penalties(errors)]

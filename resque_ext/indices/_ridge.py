@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from resque_ext.errors import ArgumentError
+
 Array = NDArray[np.float64]
 
 # Penalties over the mean eigenvalue of the centred products; beyond the last, infinity: no weights.
@@ -60,9 +62,11 @@ def fold_paths(counts: Array, sums: Array, products: Array) -> Iterator[FoldPath
     """
     whole = products.sum(axis=0)
     if not np.isfinite(whole).all():
-        raise ValueError(
-            "features: expected products of features within float64, found their sum infinite "
-            "(scale the features)"
+        raise ArgumentError(
+            "features",
+            "products of features within float64",
+            "their sum infinite",
+            fix="scale the features",
         )
     for f in range(counts.shape[1]):
         if counts[:, f].sum():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from resque_ext.errors import ArgumentError
 from resque_ext.indices._baselines import WIDEST
 from resque_ext.indices._kept_embeddings import KeptIndex
 from resque_ext.indices.base import Facts, IndexResult
@@ -28,9 +29,11 @@ class SimpleClassifier(KeptIndex):
         found = classifier_errors(shards, labels, (self.field,))
         value = getattr(found, self.field)
         if value is None:
-            raise ValueError(
-                f"{self.field}: too few samples, or an embedding too wide: expected at least two "
-                f"rows of at most {WIDEST} columns, found shape ({len(labels)}, {self._kept.width})"
+            raise ArgumentError(
+                f"{self.field}: too few samples, or an embedding too wide",
+                f"at least two rows of at most {WIDEST} columns",
+                "shape",
+                fix=f"{len(labels)}, {self._kept.width}",
             )
         warnings = found.warnings
         return IndexResult(

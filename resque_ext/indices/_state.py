@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from resque_ext.data.checks import as_tensor, describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 
 
 def tensors_of(
@@ -25,14 +26,13 @@ def tensors_of(
         ValueError: made with other options.
     """
     if not isinstance(state, Mapping):
-        raise TypeError(f"state: expected a mapping of tensors, found {describe(state)}")
+        raise ArgumentTypeError("state", "a mapping of tensors", describe(state))
     tensors = {key: as_tensor(x, f"state[{key!r}]") for key, x in state.items()}
     found = tensors.pop("config", None)
     if found is None:
         raise KeyError("state: expected the key 'config', found none")
     if found.tolist() != list(config):
-        raise ValueError(
-            f"state['config']: expected {list(config)} of ({', '.join(options)}), found "
-            f"{found.tolist()}"
+        raise ArgumentError(
+            "state['config']", f"{list(config)} of ({', '.join(options)})", found.tolist()
         )
     return tensors

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from resque_ext.indices._hints import label_bound, of_side
+from resque_ext.errors import ArgumentError
+from resque_ext.indices._hints import label_bound, reworded
 from resque_ext.indices.base import EmbeddingBatch, Index, expect_kind
 from resque_ext.indices.resque_dist import default_blocks
 
@@ -33,7 +34,7 @@ class ClassSumsIndex(Index):
     """An index of sums by class, whose accumulator begins with the classes of the first batch."""
 
     acc: Any = None
-    hints: ClassVar[Mapping[str, str]] = {}  # of errors: see `without_hint`
+    hints: ClassVar[Mapping[str, str]] = {}  # of errors: see `reworded`
     _blocks: int | None = None  # None: as many as the classes of the first batch ask for
 
     @abstractmethod
@@ -59,7 +60,7 @@ class ClassSumsIndex(Index):
         try:
             self.acc.update(x, labels.to(x.device, non_blocking=True), self.side_of(batch))
         except (ValueError, TypeError) as error:
-            raise of_side(error, batch.side, **self.hints) from error
+            raise reworded(error, batch.side, **self.hints) from error
 
     def fork(self) -> Any:
         """One that goes on from here with a new side of its own; the old side's sums are shared."""
@@ -98,5 +99,5 @@ class ClassSumsIndex(Index):
     def with_data(self) -> Any:
         """The accumulator, which has to have begun."""
         if self.acc is None:
-            raise ValueError("update: expected at least one batch before compute(), found none")
+            raise ArgumentError("update", "at least one batch before compute()", "none")
         return self.acc

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from resque_ext.data.checks import as_array, check_choice, check_features, describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.indices._arm_distance import layer_distance
 from resque_ext.indices._arm_result import ArmResult
 from resque_ext.indices._arm_state import (
@@ -101,11 +102,11 @@ class Arm(Accumulator):
             check_choice(scale, ("old-std",), "scale")
         for flag, name in ((pool, "pool"), (exact, "exact")):
             if not isinstance(flag, bool):
-                raise TypeError(f"{name}: expected True or False, found {flag!r}")
+                raise ArgumentTypeError(name, "True or False", f"{flag!r}")
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, (int, np.integer)):
-            raise TypeError(f"max_bytes: expected an integer, found {max_bytes!r}")
+            raise ArgumentTypeError("max_bytes", "an integer", f"{max_bytes!r}")
         if max_bytes < 1:
-            raise ValueError(f"max_bytes: expected at least 1, found {max_bytes}")
+            raise ArgumentError("max_bytes", "at least 1", max_bytes)
         self.per, self.pool, self.scale, self.exact = per, pool, scale, exact
         self.max_bytes, self.nonfinite = int(max_bytes), nonfinite
         self.reset()
@@ -194,21 +195,21 @@ class Arm(Accumulator):
         """The layer's state on this side, a new one at first; checks that `x` goes with it."""
         width = x.shape[2] if x.dim() == 3 else x.shape[1]
         if width == 0:
-            raise ValueError(f"{where}: expected at least one column, found {describe(x)}")
+            raise ArgumentError(where, "at least one column", describe(x))
         states = [self._states[s].get(layer) for s in (side, *SIDES)]
         for known in filter(None, states):
             if known.width != width:
-                raise ValueError(
-                    f"{where}: expected width {known.width} as in earlier updates, found "
-                    f"{describe(x)}"
+                raise ArgumentError(
+                    where, f"width {known.width} as in earlier updates", describe(x)
                 )
         state = states[0]
         if state is None:
             return self._new_state(x.dtype, width, x.device)
         if (state.dtype, state.device) != (x.dtype, x.device):
-            raise ValueError(
-                f"{where}: expected {state.dtype} on {state.device} as in earlier updates of the "
-                f"{side} side, found {describe(x)}"
+            raise ArgumentError(
+                where,
+                f"{state.dtype} on {state.device} as in earlier updates of the {side} side",
+                describe(x),
             )
         return state
 
@@ -233,9 +234,10 @@ class Arm(Accumulator):
 
     def _check_bytes(self, needed: int, name: str) -> None:
         if needed > self.max_bytes:
-            raise ValueError(
-                f"{name}: expected a state of at most max_bytes={self.max_bytes}, found that it "
-                f"would take {needed} bytes"
+            raise ArgumentError(
+                name,
+                f"a state of at most max_bytes={self.max_bytes}",
+                f"that it would take {needed} bytes",
             )
 
     def merge(self, other: Arm) -> None:
@@ -250,7 +252,7 @@ class Arm(Accumulator):
         expect_kind(other, self)
         mine, theirs = ((a.per, a.pool, a.exact) for a in (self, other))
         if mine != theirs:
-            raise ValueError(f"other: expected (per, pool, exact) = {mine}, found {theirs}")
+            raise ArgumentError("other", f"(per, pool, exact) = {mine}", theirs)
         self._faults.read()
         other._faults.read()
         merged: dict[str, dict[str, State]] = {side: dict(self._states[side]) for side in SIDES}
@@ -263,9 +265,10 @@ class Arm(Accumulator):
                     )
                     dtype = theirs_.dtype if known is None else known.dtype
                     if (like.width, dtype) != (theirs_.width, theirs_.dtype):
-                        raise ValueError(
-                            f"other: expected width {like.width} and {dtype} of layer {layer!r} on "
-                            f"the {side} side, found {theirs_.width} and {theirs_.dtype}"
+                        raise ArgumentError(
+                            "other",
+                            f"width {like.width} and {dtype} of layer {layer!r} on the {side} side",
+                            f"{theirs_.width} and {theirs_.dtype}",
                         )
                     merged[side][layer] = (known or theirs_.like()).merged(theirs_)
         needed = sum(state.nbytes for states in merged.values() for state in states.values())
@@ -307,7 +310,7 @@ class Arm(Accumulator):
         for layer in loaded["old"].keys() & loaded["new"].keys():
             widths = [loaded[side][layer].width for side in SIDES]
             if widths[0] != widths[1]:
-                raise ValueError(f"state: expected one width of {layer!r}, found {widths}")
+                raise ArgumentError("state", f"one width of {layer!r}", widths)
         self._check_bytes(sum(s.nbytes for p in loaded.values() for s in p.values()), "state")
         self.reset()
         self._states = loaded
@@ -323,9 +326,7 @@ class Arm(Accumulator):
             tuple(meta.shape) == (_META,) and meta.dtype == torch.int64 and bool((meta >= 0).all())
         )
         if not right or int(meta[0]) >= len(DTYPES) or not 1 <= int(meta[1]) < 2**31:
-            raise ValueError(
-                f"{name}['meta']: expected {_META} numbers of a state, found {meta.tolist()}"
-            )
+            raise ArgumentError(f"{name}['meta']", f"{_META} numbers of a state", meta.tolist())
         device = next((x.device for part, x in fields.items() if part != "meta"), meta.device)
         state = self._new_state(DTYPES[int(meta[0])], int(meta[1]), device)
         if set(fields) != {"meta", *state.fields}:
@@ -346,13 +347,14 @@ class Arm(Accumulator):
         self._faults.read()
         old, new = (self._states[side] for side in SIDES)
         if not old and not new:
-            raise ValueError("update: expected at least one batch before compute(), found none")
+            raise ArgumentError("update", "at least one batch before compute()", "none")
         if old.keys() != new.keys():
             layer = next(name for name in {**old, **new} if name not in old or name not in new)
             here, there = ("old", "new") if layer in old else ("new", "old")
-            raise ValueError(
-                f"activations[{layer!r}]: expected them on both sides, found them on the {here} "
-                f"side and none on the {there} side"
+            raise ArgumentError(
+                f"activations[{layer!r}]",
+                "them on both sides",
+                f"them on the {here} side and none on the {there} side",
             )
         with torch.inference_mode(False), torch.no_grad():
             layers = {
@@ -394,12 +396,10 @@ def _check(values: Values, name: str, where: str, status: Tensor) -> None:
 def _checked(activations: Any, name: str) -> dict[str, Tensor]:
     """Activations by layer, each a tensor that an index takes."""
     if not isinstance(activations, Mapping):
-        raise TypeError(
-            f"{name}: expected a mapping of activations by layer, found {describe(activations)}"
-        )
+        raise ArgumentTypeError(name, "a mapping of activations by layer", describe(activations))
     for layer in activations:
         if not isinstance(layer, str):
-            raise TypeError(f"{name}: expected names of layers, found {layer!r}")
+            raise ArgumentTypeError(name, "names of layers", f"{layer!r}")
     return {layer: check_features(x, f"{name}[{layer!r}]") for layer, x in activations.items()}
 
 
@@ -434,9 +434,8 @@ def arm(
         alone = as_array(given, side)  # a mapping comes back as it is
         sides[side] = _checked({"": alone} if hasattr(alone, "ndim") else given, side)
     if sides["old"].keys() != sides["new"].keys():
-        raise ValueError(
-            f"old, new: expected the same layers, found {sorted(sides['old'])} and "
-            f"{sorted(sides['new'])}"
+        raise ArgumentError(
+            "old, new", "the same layers", f"{sorted(sides['old'])} and {sorted(sides['new'])}"
         )
     with torch.inference_mode(False), torch.no_grad():
         for side, layers in sides.items():

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from resque_ext.errors import ArgumentTypeError
 from resque_ext.indices.shown import results_table, with_layers
 from resque_ext.ops import spatial_mean
 from resque_ext.plots.charts import layer_chart
@@ -283,9 +284,7 @@ class Index(ABC):
     def merge(self, other: Index) -> None:
         """Adds what `other` has seen, as if its batches had come after this one's own."""
         name = type(self).__name__
-        raise TypeError(
-            f"{name}: expected a method merge for ranks, found none: in_one_place = True"
-        )
+        raise ArgumentTypeError(name, "a method merge for ranks", "none: in_one_place = True")
 
     def fresh(self) -> Any:
         """Another one of the same options, without data."""
@@ -341,7 +340,7 @@ def expect_kind(other: Any, mine: Any) -> None:
     wanted = type(mine).__name__
     article = "an" if wanted[0] in "AEIOU" else "a"
     if not isinstance(other, type(mine)):
-        raise TypeError(f"other: expected {article} {wanted}, found {type(other).__name__}")
+        raise ArgumentTypeError("other", f"{article} {wanted}", type(other).__name__)
 
 
 class DeferredFaults:

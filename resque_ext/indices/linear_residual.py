@@ -20,6 +20,7 @@ from resque_ext.data.checks import (
     class_indices,
     describe,
 )
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.indices._baselines import few_rows
 from resque_ext.indices._folds import FOLDS
 from resque_ext.indices._readout import ReadoutSums
@@ -204,9 +205,8 @@ class LinearResidual(Accumulator):
         known = self.width
         place = x.device if self._sums is None else self._sums.origin.device
         if known not in (None, width) or place != x.device:
-            raise ValueError(
-                f"features: expected width {known} on {place} as in earlier updates, found "
-                f"{describe(x)}"
+            raise ArgumentError(
+                "features", f"width {known} on {place} as in earlier updates", describe(x)
             )
 
     def grow(self, num_classes: int) -> None:
@@ -228,11 +228,11 @@ class LinearResidual(Accumulator):
             ValueError: other classes or width, or only one of the two is `adapted`.
         """
         if not isinstance(other, LinearResidual):
-            raise TypeError(f"other: expected a LinearResidual, found {describe(other)}")
+            raise ArgumentTypeError("other", "a LinearResidual", describe(other))
         if self.adapted != other.adapted:
-            raise ValueError(f"other: expected adapted={self.adapted}, found {other.adapted}")
+            raise ArgumentError("other", f"adapted={self.adapted}", other.adapted)
         if self.width and other.width and self.width != other.width:
-            raise ValueError(f"other: expected width {self.width}, found {other.width}")
+            raise ArgumentError("other", f"width {self.width}", other.width)
         mine, theirs = self._sums, other._sums
         self.distance.merge(other.distance)
         if theirs is None:
@@ -294,15 +294,17 @@ class LinearResidual(Accumulator):
             sums = ReadoutSums.loaded(parts[_READOUT], self.num_classes, _READOUT)
             width, rows = len(sums.origin), sums.counts.sum(1)
             if distance.width and width and distance.width != width:
-                raise ValueError(
-                    f"state['{_READOUT}origin']: expected width {distance.width}, as in "
-                    f"'{_DISTANCE}new.sums', found {width}"
+                raise ArgumentError(
+                    f"state['{_READOUT}origin']",
+                    f"width {distance.width}, as in '{_DISTANCE}new.sums'",
+                    width,
                 )
             moved = parts[_DISTANCE]["new.counts"].view(self.num_classes, -1).sum(1)
             if not self.adapted and not torch.equal(moved.to(rows.device), rows):
-                raise ValueError(
-                    f"state['{_READOUT}counts']: expected the rows {moved.tolist()}, as in "
-                    f"'{_DISTANCE}new.counts', found {rows.tolist()}"
+                raise ArgumentError(
+                    f"state['{_READOUT}counts']",
+                    f"the rows {moved.tolist()}, as in '{_DISTANCE}new.counts'",
+                    rows.tolist(),
                 )
         self.distance, self._sums = distance, sums if width else None
 
@@ -310,9 +312,10 @@ class LinearResidual(Accumulator):
         """With the blocks of the state: growing keeps those of fewer classes."""
         blocks, sized = tensors["blocks"], tensors["old.counts"].numel()
         if blocks.numel() != 1 or not 2 <= blocks.item() == sized / self.num_classes:
-            raise ValueError(
-                f"state['{_DISTANCE}blocks']: expected as many blocks a class as there are in "
-                f"'{_DISTANCE}old.counts', found {blocks.tolist()}"
+            raise ArgumentError(
+                f"state['{_DISTANCE}blocks']",
+                f"as many blocks a class as there are in '{_DISTANCE}old.counts'",
+                blocks.tolist(),
             )
         distance = ResqueDist(
             self.num_classes,
@@ -338,7 +341,7 @@ class LinearResidual(Accumulator):
         """
         if self._sums is None:
             side = "adapted" if self.adapted else "new"
-            raise ValueError(f"update: expected rows of the {side} side before compute(), found 0")
+            raise ArgumentError("update", f"rows of the {side} side before compute()", "0")
         distance = self.distance.compute(ignore_unseen=ignore_unseen)
         left = self._sums.unexplained()
         error = distance.std_error

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from resque_ext.data.checks import check_choice, check_count
+from resque_ext.errors import ArgumentError, ArgumentTypeError, InputError
 from resque_ext.indices import chance_level
 from resque_ext.indices.base import Result
 from resque_ext.indices.chance_level import Chance
@@ -154,22 +155,24 @@ class PreIndexOptions:
         check_count(self.chance, "chance", least=0)
         check_choice(self.start, STARTS, "start")
         if self.start == "held-out" and self.ari == "new_from_old_centers":
-            raise ValueError(
-                "start: expected 'same-rows' with ari='new_from_old_centers', found 'held-out' "
-                "(use ari='new')"
+            raise ArgumentError(
+                "start",
+                "'same-rows' with ari='new_from_old_centers'",
+                "'held-out'",
+                fix="use ari='new'",
             )
         check_choice(self.ranges, RANGES, "ranges")
         names = DISTANCES if self.ranges == "own" else SHARED_DISTANCES
         check_choice(self.distance, names, "distance")
         check_choice(self.ari, ARIS, "ari")
         if self.bins not in self.all_bins:
-            raise ValueError(f"bins: expected one of {tuple(self.all_bins)}, found {self.bins!r}")
+            raise ArgumentError("bins", f"one of {tuple(self.all_bins)}", f"{self.bins!r}")
         for name in ("s", "s_bar"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-                raise TypeError(f"{name}: expected a number, found {value!r}")
+                raise ArgumentTypeError(name, "a number", f"{value!r}")
             if not math.isfinite(value):
-                raise ValueError(f"{name}: expected a finite number, found {value!r}")
+                raise ArgumentError(name, "a finite number", f"{value!r}")
 
     @property
     def shared(self) -> bool:
@@ -301,7 +304,7 @@ def combine(
     x = p + tasks[options.ari].value
     scale = 1 + options.s * x
     if scale == 0:
-        raise ValueError(f"s: expected 1 + s * x other than 0 for x = {x}, found s = {options.s}")
+        raise ArgumentError("s", f"1 + s * x other than 0 for x = {x}", f"s = {options.s}")
     errors = (table.std_error[options.bins][options.distance], tasks[options.ari].std_error)
     error = None
     task = tasks[options.ari]
@@ -332,10 +335,9 @@ def _cluster(
     def named(name: str, function: Any, features: Any, **more: Any) -> Any:
         try:
             return function(features, labels, embedding=embedding, **more)
-        except (ValueError, TypeError) as error:
-            first, _, rest = str(error).partition(":")
-            names = ", ".join({"features": name}.get(n, n) for n in first.split(", "))
-            raise type(error)(f"{names}:{rest}") from None
+        except InputError as error:
+            names = ({"features": name}.get(each, each) for each in error.argument.split(", "))
+            raise error.but(argument=", ".join(names)) from None
 
     plain: dict[str, Any] = {"chance": 0}
     asked = {"start": options.start, "chance": options.chance}
@@ -345,9 +347,10 @@ def _cluster(
         found[side] = named(f"{side}_embedding", resque_task, features, **given)
     centers = named("old_embedding", class_means, old)
     if centers.shape[1] != found["new"].centers.shape[-1]:
-        raise ValueError(
-            "old_embedding, new_embedding: expected one width, found "
-            f"{centers.shape[1]} and {found['new'].centers.shape[-1]}"
+        raise ArgumentError(
+            "old_embedding, new_embedding",
+            "one width",
+            f"{centers.shape[1]} and {found['new'].centers.shape[-1]}",
         )
     task = named("new_embedding", resque_task, new, init=centers, **plain)
     if options.ari == "new_from_old_centers" and len(centers) > 1:

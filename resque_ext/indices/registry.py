@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from resque_ext.data.checks import describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.indices.base import Index
 
 GROUP = "resque_ext.indices"
@@ -62,24 +63,23 @@ def find(name: str) -> type[Index]:
         return pkgutil.resolve_name(f"resque_ext.indices.adapters.{name}:{OWN[name]}")
     entry = _added().get(name)
     if entry is None:
-        raise ValueError(f"indices: expected names among {names()}, found {(name,)}")
+        raise ArgumentError("indices", f"names among {names()}", (name,))
     try:
         found = entry.load()
     except Exception as error:
-        raise ValueError(
-            f"indices: expected {name!r} at {entry.value} to load, found {type(error).__name__}: "
-            f"{error}"
+        raise ArgumentError(
+            "indices", f"{name!r} at {entry.value} to load", f"{type(error).__name__}: {error}"
         ) from error
     if not (isinstance(found, type) and issubclass(found, Index)):
-        raise ValueError(
-            f"indices: expected a subclass of resque_ext.indices.base.Index at {entry.value} for "
-            f"{name!r}, found {describe(found)}"
+        raise ArgumentError(
+            "indices",
+            f"a subclass of resque_ext.indices.base.Index at {entry.value} for {name!r}",
+            describe(found),
         )
     if inspect.isabstract(found):
         lacking = ", ".join(sorted(found.__abstractmethods__))
-        raise ValueError(
-            f"indices: expected {entry.value} for {name!r} to have its methods, found none called "
-            f"{lacking}"
+        raise ArgumentError(
+            "indices", f"{entry.value} for {name!r} to have its methods", f"none called {lacking}"
         )
     return found
 
@@ -102,16 +102,16 @@ def check_names(indices: Any) -> tuple[str, ...]:
         ValueError: none, one twice, or one that there is not.
     """
     if not isinstance(indices, Iterable):
-        raise TypeError(f"indices: expected names among {names()}, found {indices!r}")
+        raise ArgumentTypeError("indices", f"names among {names()}", f"{indices!r}")
     asked = (indices,) if isinstance(indices, str) else tuple(indices)
     unknown = [name for name in asked if not isinstance(name, str) or name not in OWN]
     if unknown:
         known = names()
         unknown = [name for name in unknown if name not in known]
     if unknown or not asked:
-        raise ValueError(f"indices: expected names among {names()}, found {unknown or asked}")
+        raise ArgumentError("indices", f"names among {names()}", unknown or asked)
     if len(set(asked)) < len(asked):
-        raise ValueError(f"indices: expected every name once, found {asked}")
+        raise ArgumentError("indices", "every name once", asked)
     return asked
 
 
@@ -137,25 +137,24 @@ def make_indices(
     if not isinstance(options, Mapping) or not all(
         isinstance(value, Mapping) for value in options.values()
     ):
-        raise TypeError(f"options: expected a mapping of mappings by index, found {options!r}")
+        raise ArgumentTypeError("options", "a mapping of mappings by index", f"{options!r}")
     unknown = [name for name in options if name not in names]
     if unknown:
-        raise ValueError(
-            f"options: expected names among the indices {tuple(names)}, found {unknown[0]!r}"
-        )
+        raise ArgumentError("options", f"names among the indices {tuple(names)}", f"{unknown[0]!r}")
     made = {}
     for name in names:
         given, kind = options.get(name, {}), find(name)
         known = kind.options()
         wrong = [k for k in given if k not in known]
         if wrong:
-            raise TypeError(
-                f"options: expected for {name!r} {', '.join(known) or 'none'}, found {wrong[0]!r}"
+            raise ArgumentTypeError(
+                "options", f"for {name!r} {', '.join(known) or 'none'}", f"{wrong[0]!r}"
             )
         if kind.reads.layers == "paired" and not paired:
-            raise ValueError(
-                f"paired: expected True, or shift=, for {name!r}, which compares every sample with "
-                "itself, found False"
+            raise ArgumentError(
+                "paired",
+                f"True, or shift=, for {name!r}, which compares every sample with itself",
+                "False",
             )
         made[name] = kind(**given)
         made[name].paired, made[name].adapted = paired, adapted

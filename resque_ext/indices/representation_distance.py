@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resque_ext.data.checks import check_choice, check_count, check_features, describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.indices._state import tensors_of
 from resque_ext.indices.base import Accumulator, DeferredFaults, expect_kind
 from resque_ext.model.pooling import check_mask, matches
@@ -147,7 +148,7 @@ class RepresentationDistance(Accumulator):
     ) -> None:
         self.bins = check_bins(bins)
         if not isinstance(shared, bool):
-            raise TypeError(f"shared: expected True or False, found {shared!r}")
+            raise ArgumentTypeError("shared", "True or False", f"{shared!r}")
         check_choice(nonfinite, ("error", "skip"), "nonfinite")
         self.shared, self.nonfinite = shared, nonfinite
         self.blocks = check_count(blocks, "blocks", least=2)
@@ -199,9 +200,10 @@ class RepresentationDistance(Accumulator):
         for layer, (old, new, masks) in layers.items():
             state = self._layers.get(layer) or self._empty(old.device)
             if state.sums.device != old.device:
-                raise ValueError(
-                    f"layers[{layer!r}]: expected {state.sums.device} as in earlier updates, found "
-                    f"{describe(old)}"
+                raise ArgumentError(
+                    f"layers[{layer!r}]",
+                    f"{state.sums.device} as in earlier updates",
+                    describe(old),
                 )
             skip = self.nonfinite == "skip"
             options = {"shared": self.shared, "skip_nonfinite": skip}
@@ -272,7 +274,7 @@ class RepresentationDistance(Accumulator):
         expect_kind(other, self)
         mine, theirs = ((a.bins, a.shared, a.blocks) for a in (self, other))
         if mine != theirs:
-            raise ValueError(f"other: expected (bins, shared, blocks) = {mine}, found {theirs}")
+            raise ArgumentError("other", f"(bins, shared, blocks) = {mine}", theirs)
         self._faults.read()
         other._faults.read()
         with torch.inference_mode(False), torch.no_grad():
@@ -325,18 +327,14 @@ class RepresentationDistance(Accumulator):
         for part in _LayerState.FIELDS:
             wanted, x = getattr(like, part), fields[part]
             if (wanted.shape, wanted.dtype, wanted.device) != (x.shape, x.dtype, x.device):
-                raise ValueError(
-                    f"state['{part}.{layer}']: expected {describe(wanted)}, found {describe(x)}"
-                )
+                raise ArgumentError(f"state['{part}.{layer}']", describe(wanted), describe(x))
         seen = fields["seen"]
         if (
             seen.numel() != 1
             or seen.dtype != torch.int64
             or int(seen) < int(fields["counts"].sum())
         ):
-            raise ValueError(
-                f"state['seen.{layer}']: expected the number of pairs, found {seen.tolist()}"
-            )
+            raise ArgumentError(f"state['seen.{layer}']", "the number of pairs", seen.tolist())
         with torch.inference_mode(False), torch.no_grad():
             kept = {part: fields[part].clone() for part in _LayerState.FIELDS}
         return _LayerState(seen=int(seen), **kept)
@@ -357,14 +355,14 @@ class RepresentationDistance(Accumulator):
         if unknown:
             raise KeyError(f"layers: expected layers of earlier updates, found {unknown[0]!r}")
         if not names:
-            raise ValueError("update: expected at least one batch before compute(), found none")
+            raise ArgumentError("update", "at least one batch before compute()", "none")
         states = [self._layers[name] for name in names]
         sums = np.stack([state.sums.cpu().numpy() for state in states])  # [layers, blocks, ...]
         counts = np.stack([state.counts.cpu().numpy() for state in states])  # [layers, blocks]
         for name, state, count in zip(names, states, counts.sum(1), strict=True):
             if count == 0:
-                raise ValueError(
-                    f"layers[{name!r}]: expected a pair that is finite, found none of {state.seen}"
+                raise ArgumentError(
+                    f"layers[{name!r}]", "a pair that is finite", f"none of {state.seen}"
                 )
         own = self._table(names, sums[..., : len(DISTANCES)], counts, DISTANCES)
         shared = None
@@ -444,16 +442,14 @@ _Pair = tuple[Tensor, Tensor, Masks]
 
 def _checked(layers: Any, masks: Masks) -> dict[str, _Pair]:
     if not isinstance(layers, Mapping):
-        raise TypeError(
-            f"layers: expected a mapping of (old, new) by layer, found {describe(layers)}"
-        )
+        raise ArgumentTypeError("layers", "a mapping of (old, new) by layer", describe(layers))
     checked = {}
     for layer, pair in layers.items():
         name = f"layers[{layer!r}]"
         if not isinstance(layer, str):
-            raise TypeError(f"layers: expected names of layers, found {layer!r}")
+            raise ArgumentTypeError("layers", "names of layers", f"{layer!r}")
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            raise TypeError(f"{name}: expected a pair (old, new), found {describe(pair)}")
+            raise ArgumentTypeError(name, "a pair (old, new)", describe(pair))
         names = (f"{name} (old)", f"{name} (new)")
         old, new = (check_features(x, n) for x, n in zip(pair, names, strict=True))
         own: Masks = tuple(  # type: ignore[assignment]
@@ -497,11 +493,7 @@ def paired_layers(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     """
     for side, layers in (("old", old), ("new", new)):
         if not isinstance(layers, Mapping):
-            raise TypeError(
-                f"{side}: expected a mapping of activations by layer, found {describe(layers)}"
-            )
+            raise ArgumentTypeError(side, "a mapping of activations by layer", describe(layers))
     if old.keys() != new.keys():
-        raise ValueError(
-            f"old, new: expected the same layers, found {sorted(old)} and {sorted(new)}"
-        )
+        raise ArgumentError("old, new", "the same layers", f"{sorted(old)} and {sorted(new)}")
     return {layer: (old[layer], new[layer]) for layer in old}

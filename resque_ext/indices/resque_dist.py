@@ -22,6 +22,7 @@ from resque_ext.data.checks import (
     class_indices,
     describe,
 )
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.indices import _angles
 from resque_ext.indices._class_sums import ClassSums, filled_groups
 from resque_ext.indices._debiased import DebiasedAngle, debiased
@@ -123,7 +124,7 @@ class ResqueDist(Accumulator):
     def _add(self, x: Tensor, y: Tensor, side: Side) -> None:
         width = x.shape[2] if x.dim() == 3 else x.shape[1]
         if width == 0:
-            raise ValueError(f"features: expected at least one column, found {describe(x)}")
+            raise ArgumentError("features", "at least one column", describe(x))
         sides = self._sides
         if sides is None:
             sides = {
@@ -131,9 +132,10 @@ class ResqueDist(Accumulator):
             }
         state = sides[side]
         if state.sums.shape[1] != width or state.sums.device != x.device:
-            raise ValueError(
-                f"features: expected width {state.sums.shape[1]} on {state.sums.device} as in "
-                f"earlier updates, found {describe(x)}"
+            raise ArgumentError(
+                "features",
+                f"width {state.sums.shape[1]} on {state.sums.device} as in earlier updates",
+                describe(x),
             )
         parts, checks = [], []
         seen, bad_rows = state.seen, 0
@@ -209,9 +211,7 @@ class ResqueDist(Accumulator):
         mine = (self.num_classes, self.blocks, self.width or other.width)
         theirs = (other.num_classes, other.blocks, other.width or self.width)
         if mine != theirs:
-            raise ValueError(
-                f"other: expected (num_classes, blocks, width) = {mine}, found {theirs}"
-            )
+            raise ArgumentError("other", f"(num_classes, blocks, width) = {mine}", theirs)
         self._faults.read()
         other._faults.read()
         if other._sides is None:
@@ -282,7 +282,7 @@ class ResqueDist(Accumulator):
         widths = {note.pop("width") for note in notes} - {None}
         ranks.expect_equal(notes)
         if len(widths) > 1:
-            raise ValueError(f"accumulators: expected one width on all ranks, found {widths}")
+            raise ArgumentError("accumulators", "one width on all ranks", widths)
         if not widths:
             return
         empty = (self.num_classes, self.blocks, widths.pop())
@@ -321,7 +321,7 @@ class ResqueDist(Accumulator):
             ValueError: made for other classes or blocks, or a tensor's shape or dtype is wrong.
         """
         if not isinstance(state, Mapping):
-            raise TypeError(f"state: expected a mapping of tensors, found {describe(state)}")
+            raise ArgumentTypeError("state", "a mapping of tensors", describe(state))
         expected = ResqueDist(self.num_classes, blocks=self.blocks).state_dict()
         if set(state) != set(expected):
             raise KeyError(
@@ -330,21 +330,18 @@ class ResqueDist(Accumulator):
         state = {k: as_tensor(v, f"state[{k!r}]") for k, v in state.items()}
         for key in ("num_classes", "blocks"):
             if state[key].numel() != 1 or int(state[key]) != int(expected[key]):
-                raise ValueError(
-                    f"state[{key!r}]: expected {int(expected[key])}, found {state[key].tolist()}"
-                )
+                raise ArgumentError(f"state[{key!r}]", int(expected[key]), state[key].tolist())
         for key in (f"{s}.{f}" for s in SIDES for f in ("counts", "seen", "updates")):
             if state[key].numel() and int(state[key].min()) < 0:
-                raise ValueError(
-                    f"state[{key!r}]: expected values of at least 0, found {int(state[key].min())}"
+                raise ArgumentError(
+                    f"state[{key!r}]", "values of at least 0", int(state[key].min())
                 )
         width = state["old.sums"].shape[-1] if state["old.sums"].dim() else -1
         for key, tensor in expected.items():
             shape = (*tensor.shape[:1], width) if key.endswith("sums") else tuple(tensor.shape)
             if tuple(state[key].shape) != shape or state[key].dtype != tensor.dtype:
-                raise ValueError(
-                    f"state[{key!r}]: expected shape {shape}, {tensor.dtype}, "
-                    f"found {describe(state[key])}"
+                raise ArgumentError(
+                    f"state[{key!r}]", f"shape {shape}, {tensor.dtype}", describe(state[key])
                 )
         self.reset()
         self._updates = {side: int(state[f"{side}.updates"]) for side in SIDES}
@@ -379,8 +376,8 @@ class ResqueDist(Accumulator):
         if self.missing == "error" and wrong.any():
             raise_for_missing(wrong, rows, totals)
         if missing.all():
-            raise ValueError(
-                f"labels: expected a class with rows on both sides, found none of {len(missing)}"
+            raise ArgumentError(
+                "labels", "a class with rows on both sides", f"none of {len(missing)}"
             )
         self._check_pairing()
         keep = ~missing
@@ -413,7 +410,7 @@ class ResqueDist(Accumulator):
         """Rows [C, B] and sums [C, B, D] of both sides, on the host."""
         self._faults.read()
         if self._sides is None:
-            raise ValueError("update: expected at least one batch before compute(), found none")
+            raise ArgumentError("update", "at least one batch before compute()", "none")
         shape = (self.num_classes, self.blocks)
         counts = {s: self._sides[s].counts.cpu().numpy().reshape(shape) for s in SIDES}
         sums = {s: self._sides[s].sums.cpu().numpy().reshape(*shape, -1) for s in SIDES}
@@ -437,7 +434,7 @@ class ResqueDist(Accumulator):
             ValueError: as :meth:`compute`, or a confidence out of range.
         """
         if not 0 < confidence < 1:
-            raise ValueError(f"confidence: expected a number between 0 and 1, found {confidence!r}")
+            raise ArgumentError("confidence", "a number between 0 and 1", f"{confidence!r}")
         counts, sums = self._blocks()
         keep = np.all([c.any(axis=1) & sums[s].any(axis=(1, 2)) for s, c in counts.items()], axis=0)
         if not keep.any():
@@ -452,9 +449,10 @@ class ResqueDist(Accumulator):
         old, new = (self._sides[s].seen.cpu() for s in SIDES)
         if not torch.equal(old, new):
             c = int((old != new).nonzero()[0])
-            raise ValueError(
-                "paired: expected as many rows of each class on both sides, found "
-                f"{int(old[c])} old and {int(new[c])} new rows of class {c}"
+            raise ArgumentError(
+                "paired",
+                "as many rows of each class on both sides",
+                f"{int(old[c])} old and {int(new[c])} new rows of class {c}",
             )
 
 
@@ -476,11 +474,11 @@ def raise_for_missing(
             elif not totals[s][c].any():
                 reasons.append(f"class {c} has a zero {s} sum")
     more = int(missing.sum()) - min(int(missing.sum()), 5)
-    raise ValueError(
-        "labels: expected every class to have an angle, found "
-        + "; ".join(reasons)
-        + (f"; and {more} more classes" if more else "")
-        + " (missing='skip' leaves such classes out)"
+    raise ArgumentError(
+        "labels",
+        "every class to have an angle",
+        "; ".join(reasons) + (f"; and {more} more classes" if more else ""),
+        fix="missing='skip' leaves such classes out",
     )
 
 
@@ -518,12 +516,11 @@ def resque_dist(
     (x, y), (x2, y2) = sides["old"], sides["new"]
     widths = [t.shape[2] if t.dim() == 3 else t.shape[1] for t in (x, x2)]
     if widths[0] != widths[1] or x.device != x2.device:
-        raise ValueError(
-            f"old, new: expected one width on one device, found old ({describe(x)}) and new "
-            f"({describe(x2)})"
+        raise ArgumentError(
+            "old, new", "one width on one device", f"old ({describe(x)}) and new", fix=describe(x2)
         )
     if paired and (len(y) != len(y2) or not torch.equal(y.long(), y2.long())):
-        raise ValueError("paired: expected old_labels and new_labels to be equal, found others")
+        raise ArgumentError("paired", "old_labels and new_labels to be equal", "others")
     known = num_classes is not None
     if num_classes is None:
         num_classes = _count_classes(y, y2)
@@ -544,7 +541,5 @@ def _count_classes(old: Tensor, new: Tensor) -> int:
     top = max((int(y.max()) for y in (old, new) if len(y)), default=-1)
     bound = max(100_000, len(old) + len(new))
     if top >= bound:
-        raise ValueError(
-            f"num_classes: expected it to be given for labels as large as {top}, found None"
-        )
+        raise ArgumentError("num_classes", f"it to be given for labels as large as {top}", "None")
     return max(top + 1, 1)

@@ -18,7 +18,7 @@ from resque_ext.data.checks import (
     DEVICES,
     FLOATS,
     IGNORED,
-    IGNORED_HINT,
+    IGNORED_FIX,
     as_tensor,
     check_choice,
     check_count,
@@ -27,6 +27,7 @@ from resque_ext.data.checks import (
     describe,
 )
 from resque_ext.data.files import load_arrays
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.indices import _baselines, _contingency, _kmeans, chance_level
 from resque_ext.indices._folds import FOLDS, fold_of_rows, fold_sums, positions_of
 from resque_ext.indices._resque_task_result import ResqueTaskResult
@@ -234,9 +235,10 @@ def resque_task_of_file(
     """
     mapped = Path(path).suffix.lower() == ".npy"
     if mapped != (labels is not None):
-        raise ValueError(
-            "labels: expected a .npy file of labels with a .npy file of features, and none with "
-            f"other files, found {path} and labels {labels}"
+        raise ArgumentError(
+            "labels",
+            "a .npy file of labels with a .npy file of features, and none with other files",
+            f"{path} and labels {labels}",
         )
     features, found = (path, labels) if mapped else load_arrays(path)
     return resque_task(features, found, **options)
@@ -244,9 +246,9 @@ def resque_task_of_file(
 
 def _check_tolerance(tol: Any) -> float:
     if isinstance(tol, (bool, np.bool_)) or not isinstance(tol, (int, float, np.number)):
-        raise TypeError(f"tol: expected a number, found {tol!r}")
+        raise ArgumentTypeError("tol", "a number", f"{tol!r}")
     if not 0 <= tol < math.inf:
-        raise ValueError(f"tol: expected a finite number of at least 0, found {tol}")
+        raise ArgumentError("tol", "a finite number of at least 0", tol)
     return float(tol)
 
 
@@ -259,21 +261,20 @@ def _prepare(
     if isinstance(source, Batches):
         y = source.labels
     elif y is None:
-        raise TypeError("labels: expected class indices [N], found None")
+        raise ArgumentTypeError("labels", "class indices [N]", "None")
     elif isinstance(features, Tensor) and y.device != source.device and device is None:
         check_pair(features, y, ("features", "labels"))
     if source.rows != len(y):
-        raise ValueError(
-            f"features, labels: expected one label a row, found {source.rows} rows of features and "
-            f"{len(y)} labels"
+        raise ArgumentError(
+            "features, labels",
+            "one label a row",
+            f"{source.rows} rows of features and {len(y)} labels",
         )
     if source.rows == 0:
-        raise ValueError("features: expected at least one row, found none")
+        raise ArgumentError("features", "at least one row", "none")
     data = Embeddings(source, embedding, _device(device, source.device))
     if data.width == 0:
-        raise ValueError(
-            f"features: expected at least one column, found rows of shape {source.row_shape}"
-        )
+        raise ArgumentError("features", "at least one column", f"rows of shape {source.row_shape}")
     index, classes = _class_index(y.to(data.device))
     return data, index, classes if names is None else names[classes]
 
@@ -303,11 +304,12 @@ def _device(wanted: torch.device | str | None, own: torch.device) -> torch.devic
     except (RuntimeError, TypeError):
         device = None
     if device is None or device.type not in DEVICES:
-        raise ValueError(f"device: expected a cpu or cuda device, found {wanted!r}")
+        raise ArgumentError("device", "a cpu or cuda device", f"{wanted!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device: expected one of this machine's {torch.cuda.device_count()} CUDA devices, "
-            f"found {wanted!r}"
+        raise ArgumentError(
+            "device",
+            f"one of this machine's {torch.cuda.device_count()} CUDA devices",
+            f"{wanted!r}",
         )
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
@@ -318,7 +320,7 @@ def _class_index(labels: Tensor) -> tuple[Tensor, NDArray[np.int64]]:
     """Labels of any values as 0..C-1, and the values, ascending."""
     low, high = int(labels.min()), int(labels.max())
     if low <= IGNORED <= high and bool((labels == IGNORED).any()):
-        raise ValueError(f"labels: expected class indices, found {IGNORED}{IGNORED_HINT}")
+        raise ArgumentError("labels", "class indices", IGNORED, fix=IGNORED_FIX)
     if high - low >= max(100_000, 4 * len(labels)):  # then looking them up would be no cheaper
         values, index = torch.unique(labels, return_inverse=True)
         return index, values.cpu().long().numpy()
@@ -340,40 +342,39 @@ def _start(
     """The centres to start from, [K, D] float64; None for the class means."""
     classes = len(values)
     if held_out and not (isinstance(init, str) and init == "class-means"):
-        raise ValueError(
-            "start: expected 'same-rows' where init is not 'class-means', found 'held-out'"
-        )
+        raise ArgumentError("start", "'same-rows' where init is not 'class-means'", "'held-out'")
     if isinstance(init, str):
         check_choice(init, INITS, "init")
         if clusters is None:
             clusters = classes
         if init == "class-means" and clusters != classes:
-            raise ValueError(
-                f"num_classes: expected {classes}, the number of distinct labels, with "
-                f"init='class-means', found {clusters}"
+            raise ArgumentError(
+                "num_classes",
+                f"{classes}, the number of distinct labels, with init='class-means'",
+                clusters,
             )
         _check_rows(data.rows, clusters)
         if held_out:
             single = (torch.bincount(index) == 1).nonzero()[:, 0].tolist()
             if single:
-                raise ValueError(
-                    "labels: expected at least two rows of every class with start='held-out', "
-                    f"found one of class {values[single[0]]}"
+                raise ArgumentError(
+                    "labels",
+                    "at least two rows of every class with start='held-out'",
+                    f"one of class {values[single[0]]}",
                 )
         if init == "class-means":
             return None
         return _kmeans.plus_plus(data, clusters, seed)
     centers = as_tensor(init, "init")
     if centers.dtype not in FLOATS:
-        raise TypeError(f"init: expected centres of a floating dtype, found {describe(centers)}")
+        raise ArgumentTypeError("init", "centres of a floating dtype", describe(centers))
     if centers.dim() != 2 or centers.shape[1] != data.width or len(centers) == 0:
-        raise ValueError(
-            f"init: expected centres [K, {data.width}] for features of that width, found "
-            f"{describe(centers)}"
+        raise ArgumentError(
+            "init", f"centres [K, {data.width}] for features of that width", describe(centers)
         )
     if clusters not in (None, len(centers)):
-        raise ValueError(
-            f"num_classes: expected {len(centers)}, the number of centres of init, found {clusters}"
+        raise ArgumentError(
+            "num_classes", f"{len(centers)}, the number of centres of init", clusters
         )
     raise_for_centers(centers, "init")
     _check_rows(data.rows, len(centers))
@@ -441,7 +442,6 @@ def task_warnings(
 
 def _check_rows(rows: int, clusters: int) -> None:
     if rows < clusters:
-        raise ValueError(
-            f"features: expected at least one row a cluster, found {rows} rows for {clusters} "
-            "clusters"
+        raise ArgumentError(
+            "features", "at least one row a cluster", f"{rows} rows for {clusters} clusters"
         )

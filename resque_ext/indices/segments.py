@@ -18,6 +18,7 @@ from torch import Tensor
 
 from resque_ext.data import files
 from resque_ext.data.checks import as_array, as_tensor, check_features, check_labels, describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.ops import spatial_mean
 
 # Elements of a segment: 256 MB of float32. On an H100 a read of it takes 90 us, several times what
@@ -78,15 +79,16 @@ class Source(ABC):
         for part in self.parts():
             if part.shape[1:] != self.row_shape or part.dtype != self.dtype:
                 expected = f"rows of shape {self.row_shape}, {self.dtype}, as the first"
-                raise ValueError(f"features: expected {expected}, found {describe(part)}")
+                raise ArgumentError("features", expected, describe(part))
             found += len(part)
             if found > self.rows:
                 break
             yield part
         if found != self.rows:
-            raise ValueError(
-                f"features, labels: expected one label a row in every pass, found {self.rows} "
-                f"labels and {'more' if found > self.rows else found} rows"
+            raise ArgumentError(
+                "features, labels",
+                "one label a row in every pass",
+                f"{self.rows} labels and {'more' if found > self.rows else found} rows",
             )
 
 
@@ -100,9 +102,10 @@ class Arrays(Source):
         self.row_shape, self.dtype = tuple(empty[0].shape[1:]), empty[0].dtype
         for x, name in zip(empty, names, strict=True):
             if x.shape[1:] != self.row_shape or x.dtype != self.dtype:
-                raise ValueError(
-                    f"{names[0]}, {name}: expected rows of one shape and dtype, found "
-                    f"{self.row_shape}, {self.dtype} and {tuple(x.shape[1:])}, {x.dtype}"
+                raise ArgumentError(
+                    f"{names[0]}, {name}",
+                    "rows of one shape and dtype",
+                    f"{self.row_shape}, {self.dtype} and {tuple(x.shape[1:])}, {x.dtype}",
                 )
         devices = {x.device for x in empty}
         self.device = devices.pop() if len(devices) == 1 else torch.device("cpu")
@@ -144,7 +147,7 @@ class Batches(Source):
                 break  # one batch tells the shape, and the labels the number of rows
             parts.append(y.to("cpu", torch.int64, copy=True))
         if first is None:
-            raise ValueError("features: expected at least one batch, found none")
+            raise ArgumentError("features", "at least one batch", "none")
         if self._paired:
             self.labels = torch.cat(parts)
         self.row_shape, self.dtype = tuple(first.shape[1:]), first.dtype
@@ -153,23 +156,27 @@ class Batches(Source):
     def _batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         made = self._make()
         if not isinstance(made, Iterable):
-            raise TypeError(
-                "features: expected a function that returns an iterable of batches, found one "
-                f"that returns {describe(made)}"
+            raise ArgumentTypeError(
+                "features",
+                "a function that returns an iterable of batches",
+                f"one that returns {describe(made)}",
             )
         for batch in made:
             pair = isinstance(batch, (tuple, list)) and len(batch) == 2
             x = check_features(batch[0] if pair else batch)
             if self._paired and not pair:
-                raise TypeError(
-                    "labels: expected them to be given, or batches that are pairs (features, "
-                    f"labels), found None and batches of {describe(batch)}"
+                raise ArgumentTypeError(
+                    "labels",
+                    "them to be given, or batches that are pairs (features, labels)",
+                    f"None and batches of {describe(batch)}",
                 )
             y = check_labels(batch[1]) if self._paired else None
             if y is not None and len(y) != len(x):
-                raise ValueError(
-                    "features, labels: expected one label a row, found a batch of features "
-                    f"({describe(x)}) and labels ({describe(y)})"
+                raise ArgumentError(
+                    "features, labels",
+                    "one label a row",
+                    f"a batch of features ({describe(x)}) and labels",
+                    fix=describe(y),
                 )
             yield x, y
 
@@ -177,9 +184,11 @@ class Batches(Source):
         row = 0
         for x, y in self._batches():
             if y is not None and not torch.equal(y.cpu().long(), self.labels[row : row + len(y)]):
-                raise ValueError(
-                    "features: expected the same labels in every pass, found others in the batch "
-                    f"that begins at row {row} (is the data shuffled?)"
+                raise ArgumentError(
+                    "features",
+                    "the same labels in every pass",
+                    f"others in the batch that begins at row {row}",
+                    fix="is the data shuffled?",
                 )
             row += len(x)
             yield x
@@ -204,20 +213,23 @@ def open_source(features: Any, labels: Tensor | None) -> Source:
     if isinstance(features, (list, tuple)):
         names = [f"features[{i}]" for i in range(len(features))]
         if not names:
-            raise ValueError("features: expected at least one shard, found an empty list")
+            raise ArgumentError("features", "at least one shard", "an empty list")
         return Arrays([_open_array(x, n) for x, n in zip(features, names, strict=True)], names)
     if isinstance(features, Iterator):
-        raise TypeError(
-            "features: expected data for several passes (arrays, or a function that returns an "
-            f"iterable of batches), found the one-shot iterator {type(features).__name__}"
+        raise ArgumentTypeError(
+            "features",
+            "data for several passes (arrays, or a function that returns an iterable of batches)",
+            f"the one-shot iterator {type(features).__name__}",
         )
     if isinstance(features, Iterable):
         return Batches(features.__iter__, labels)
     if callable(features):
         return Batches(features, labels)
-    raise TypeError(
-        "features: expected a tensor, an array, the path of a .npy file, a list of these, or a "
-        f"function that returns an iterable of batches, found {describe(features)}"
+    raise ArgumentTypeError(
+        "features",
+        "a tensor, an array, the path of a .npy file, a list of these, "
+        "or a function that returns an iterable of batches",
+        describe(features),
     )
 
 
@@ -236,7 +248,7 @@ def _open_array(x: Any, name: str) -> Any:
         return x
     x = as_tensor(x, name)
     if x.dim() == 0:
-        raise ValueError(f"{name}: expected at least one axis, found {describe(x)}")
+        raise ArgumentError(name, "at least one axis", describe(x))
     return x
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from resque_ext.data.checks import check_labels, describe
-from resque_ext.ops.status import row_error
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 
 LABELS = "labels"  # the key of a mapping's labels
 MASK = "attention_mask"
@@ -41,9 +41,10 @@ def unpack(
         return batch[0], batch[1] if len(batch) == 2 else None
     if isinstance(batch, (Tensor, np.ndarray)):
         return batch, None
-    raise TypeError(
-        f"{name}: expected batches (inputs, labels), found {described(batch)}; batch_adapter= "
-        "turns any batch into such a pair"
+    raise ArgumentTypeError(
+        name,
+        "batches (inputs, labels)",
+        f"{described(batch)}; batch_adapter= turns any batch into such a pair",
     )
 
 
@@ -73,9 +74,10 @@ def labelled(
     inputs, labels = unpack(batch, name)
     pair = isinstance(batch, (tuple, list)) and len(batch) == 2
     if labels is None and not pair:
-        raise TypeError(
-            f"{name}: expected batches (inputs, labels), found {described(batch)}; {hint}"
-            "batch_adapter= turns any batch into such a pair"
+        raise ArgumentTypeError(
+            name,
+            "batches (inputs, labels)",
+            f"{described(batch)}; {hint}batch_adapter= turns any batch into such a pair",
         )
     return inputs, labels
 
@@ -118,20 +120,17 @@ def token_mask(inputs: Any, mask: str | MaskOf | None, name: str) -> Tensor | No
     if found is None:
         return None
     if not isinstance(found, Tensor) or found.is_complex():
-        raise TypeError(f"{what}: expected a tensor [N, T], found {describe(found)}")
-    hint = " (mask= takes another key, a function of the inputs, or None)"
+        raise ArgumentTypeError(what, "a tensor [N, T]", describe(found))
+    fix = "mask= takes another key, a function of the inputs, or None"
     if found.dim() != 2:
-        raise ValueError(f"{what}: expected shape [N, T], found {describe(found)}{hint}")
+        raise ArgumentError(what, "shape [N, T]", describe(found), fix=fix)
     if found.dtype != torch.bool and found.numel() and bool((found < 0).any()):
-        raise ValueError(
-            f"{what}: expected 0 for padding and nonzero for real tokens, found values below 0"
-            f"{hint}"
+        raise ArgumentError(
+            what, "0 for padding and nonzero for real tokens", "values below 0", fix=fix
         )
     real = found != 0
     empty = ~real.any(1)
     if bool(empty.any()):
         row = int(empty.int().argmax())
-        raise row_error(
-            f"{what}: expected a real token in every sequence, found none in row {{row}}", row
-        )
+        raise ArgumentError(what, "a real token in every sequence", "none in row {row}", row=row)
     return real

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resque_ext.errors import ArgumentTypeError
 from resque_ext.model.inputs import bytes_as_images, check_observable
 
 
@@ -77,7 +78,7 @@ def find_layer(model: nn.Module, name: str, argument: str = "layer") -> nn.Modul
         KeyError: no such module; the message has the nearest names.
     """
     if not isinstance(name, str):
-        raise TypeError(f"{argument}: expected a module's name, found {name!r}")
+        raise ArgumentTypeError(argument, "a module's name", f"{name!r}")
     check_observable(model)
     modules = dict(model.named_modules())
     if not name or name not in modules:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resque_ext.errors import ArgumentTypeError
+
 
 @contextlib.contextmanager
 def bytes_as_images(model: nn.Module, inputs: Any) -> Iterator[None]:
@@ -58,8 +60,10 @@ def check_observable(model: nn.Module) -> None:
         kind = "an exported model"
     else:
         return
-    raise TypeError(
-        f"model: expected a torch.nn.Module whose layers can be observed, found {kind} "
-        f"({type(model).__name__}), which runs as one program: pass the model that it was made of, "
-        "or the embeddings that it gives to the functions that take features"
+    raise ArgumentTypeError(
+        "model",
+        "a torch.nn.Module whose layers can be observed",
+        f"{kind} ({type(model).__name__}), which runs as one program: "
+        "pass the model that it was made of, or the embeddings that it "
+        "gives to the functions that take features",
     )

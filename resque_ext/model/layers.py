@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from resque_ext.data.checks import FLOATS, describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.model.hooks import LayerError, find_layer
 from resque_ext.model.inputs import check_observable
 from resque_ext.model.layout import CHANNEL_NORMS, LAYER_NORMS, Layouts, width_of
@@ -90,8 +91,8 @@ class Place:
         if tensor is None:
             paths = [f"'{self.name}:{key}'" for key, v in entries(x).items() if _has_tensor(v)]
             hint = f" ({argument}= takes {', '.join(paths)})" if paths else ""
-            raise TypeError(
-                f"{argument}: expected {self.name!r} to give a tensor, found {describe(x)}{hint}"
+            raise ArgumentTypeError(
+                argument, f"{self.name!r} to give a tensor", f"{describe(x)}{hint}"
             )
         return self.batch_first(tensor)
 
@@ -135,27 +136,31 @@ def choose_layers(model: nn.Module, layers: str | Iterable[str] | Predicate) -> 
         chosen = {name: m for name, m in modules.items() if rule(m)}
         if not chosen:
             what = "weights" if layers == "auto" else "out_features or out_channels"
-            raise ValueError(
-                f"layers: expected a model with modules that have {what}, found none in "
-                f"{type(model).__name__} (layers= takes names or a function)"
+            raise ArgumentError(
+                "layers",
+                f"a model with modules that have {what}",
+                f"none in {type(model).__name__}",
+                fix="layers= takes names or a function",
             )
         return ChosenLayers(_places(chosen), rule=layers)
     if callable(layers):
         chosen = {name: m for name, m in modules.items() if layers(name, m)}
         if not chosen:
-            raise ValueError(
-                f"layers: expected a function that says yes to a module of {type(model).__name__}, "
-                f"found that it says no to all {len(modules)}"
+            raise ArgumentError(
+                "layers",
+                f"a function that says yes to a module of {type(model).__name__}",
+                f"that it says no to all {len(modules)}",
             )
         return ChosenLayers(_places(chosen))
     if isinstance(layers, (str, bytes)) or not isinstance(layers, Iterable):
-        raise TypeError(
-            "layers: expected 'auto', 'published', names of modules or a function of (name, "
-            f"module), found {layers!r}"
+        raise ArgumentTypeError(
+            "layers",
+            "'auto', 'published', names of modules or a function of (name, module)",
+            f"{layers!r}",
         )
     names = list(layers)
     if not names:
-        raise ValueError("layers: expected at least one name, found none")
+        raise ArgumentError("layers", "at least one name", "none")
     return ChosenLayers({n: Place.of(model, n, "layers") for n in names}, named=True)
 
 
@@ -283,8 +288,10 @@ class LayersReader:
         if not kept:
             wanted = "wider than the number of classes" if self.chosen.rule == "published" else ""
             wanted = f"{wanted} ({num_classes})" if wanted else "beside the classifier"
-            raise ValueError(
-                f"layers: expected a layer {wanted} to run, found none (layers= takes names or a "
-                "function of (name, module))"
+            raise ArgumentError(
+                "layers",
+                f"a layer {wanted} to run",
+                "none",
+                fix="layers= takes names or a function of (name, module)",
             )
         return kept

@@ -9,6 +9,7 @@ from torch import nn
 
 from resque_ext.data.callables import current_folder_first, find_callable, returning
 from resque_ext.data.checks import describe
+from resque_ext.errors import ArgumentTypeError
 from resque_ext.model.weights import load_weights
 
 
@@ -32,9 +33,7 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
         with returning("model", name):
             model = found if isinstance(found, nn.Module) else found()
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model: expected {name!r} to return a torch.nn.Module, found {describe(model)}"
-        )
+        raise ArgumentTypeError("model", f"{name!r} to return a torch.nn.Module", describe(model))
     if weights is not None:
         load_weights(model, Path(weights))
     return model.eval()

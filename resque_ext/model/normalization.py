@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from resque_ext.data.checks import FLOATS, describe
+from resque_ext.errors import ArgumentError
 from resque_ext.model.hooks import LayerError, evaluating, forward, no_hooks_left
 from resque_ext.model.layout import channel_dim
 from resque_ext.model.pooling import matches
@@ -212,7 +213,7 @@ def adapted(
                 forward(model, inputs)
                 passed += 1
         if not passed:
-            raise ValueError("old: expected rows to match the new side to, found none")
+            raise ArgumentError("old", "rows to match the new side to", "none")
         found = observed.moments
     model = copy.deepcopy(model)
     matched = None if found is None else _Matched(model, found)
@@ -247,9 +248,12 @@ def _check_batch(
         return
     sample = isinstance(module, _InstanceNorm)
     if x[:1].numel() == x.shape[1] if sample else x.numel() == x.shape[1]:
-        raise ValueError(
-            f"new: expected two or more values a channel in every {'sample' if sample else 'batch'}"
-            f", because adapt_normalization takes their variance, found {describe(x)} at {name!r}"
+        raise ArgumentError(
+            "new",
+            "two or more values a channel in every "
+            f"{'sample' if sample else 'batch'}, because "
+            "adapt_normalization takes their variance",
+            f"{describe(x)} at {name!r}",
         )
 
 

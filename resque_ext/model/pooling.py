@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from resque_ext.data.checks import FLOATS, as_tensor, check_features, describe
+from resque_ext.errors import ArgumentError
 from resque_ext.ops import spatial_mean
 
 POOLINGS = ("auto", "mean", "first", "last")
@@ -73,9 +74,10 @@ class Features:
 def check_pooling(pooling: Any) -> None:
     """Raises ValueError for what is neither one of POOLINGS nor a function."""
     if not callable(pooling) and pooling not in POOLINGS:
-        raise ValueError(
-            f"pooling: expected {', '.join(map(repr, POOLINGS))} or a function of (x, mask), found "
-            f"{pooling!r}"
+        raise ArgumentError(
+            "pooling",
+            f"{', '.join(map(repr, POOLINGS))} or a function of (x, mask)",
+            f"{pooling!r}",
         )
 
 
@@ -112,9 +114,11 @@ def pooled(features: Any, pooling: Pooling = "mean", mask: Any = None) -> Tensor
     x = check_features(features)
     real = None if mask is None else check_mask(mask, "mask").to(x.device)
     if real is not None and not matches(x, real):
-        raise ValueError(
-            f"features, mask: expected tokens [N, T, D] and their mask [N, T], found features "
-            f"({describe(x)}) and mask ({describe(real)})"
+        raise ArgumentError(
+            "features, mask",
+            "tokens [N, T, D] and their mask [N, T]",
+            f"features ({describe(x)}) and mask",
+            fix=describe(real),
         )
     return Features(x, real).pooled(pooling)
 
@@ -127,12 +131,11 @@ def check_mask(mask: Any, name: str) -> Tensor:
     """
     real = as_tensor(mask, name) != 0
     if real.dim() != 2:
-        raise ValueError(f"{name}: expected shape [N, T], found {describe(real)}")
+        raise ArgumentError(name, "shape [N, T]", describe(real))
     empty = ~real.any(1)
     if bool(empty.any()):
-        raise ValueError(
-            f"{name}: expected a real token in every sequence, found none in row "
-            f"{int(empty.int().argmax())}"
+        raise ArgumentError(
+            name, "a real token in every sequence", f"none in row {int(empty.int().argmax())}"
         )
     return real
 
@@ -151,9 +154,8 @@ def _called(pooling: Callable[..., Any], x: Tensor, mask: Tensor | None) -> Tens
     found = pooling(x, mask) if _takes_mask(pooling) else pooling(x)
     right = isinstance(found, Tensor) and found.dim() == 2 and len(found) == len(x)
     if not right or found.dtype not in FLOATS:
-        raise ValueError(
-            f"pooling: expected the function to return floats [N, D] of {describe(x)}, found "
-            f"{describe(found)}"
+        raise ArgumentError(
+            "pooling", f"the function to return floats [N, D] of {describe(x)}", describe(found)
         )
     return found
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from resque_ext.data.checks import check_choice, describe
+from resque_ext.errors import ArgumentTypeError
 from resque_ext.model.batch import MASK, MaskOf, token_mask
 from resque_ext.model.layers import ChosenLayers, choose_layers
 from resque_ext.model.layout import CHANNELS
@@ -39,14 +40,14 @@ class Reads:
         if self.channels is not None:
             check_choice(self.channels, CHANNELS, "channels")
         if self.mask is not None and not isinstance(self.mask, str) and not callable(self.mask):
-            raise TypeError(
-                "mask: expected the key of a mapping's mask, a function of the inputs or None, "
-                f"found {describe(self.mask)}"
+            raise ArgumentTypeError(
+                "mask",
+                "the key of a mapping's mask, a function of the inputs or None",
+                describe(self.mask),
             )
         if self.batch_adapter is not None and not callable(self.batch_adapter):
-            raise TypeError(
-                f"batch_adapter: expected a function of a batch, found "
-                f"{describe(self.batch_adapter)}"
+            raise ArgumentTypeError(
+                "batch_adapter", "a function of a batch", describe(self.batch_adapter)
             )
 
     def chosen(self, model: nn.Module) -> ChosenLayers:

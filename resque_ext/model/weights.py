@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from resque_ext.data.checks import describe
+from resque_ext.errors import ArgumentError
 from resque_ext.model.hooks import unwrap
 
 # Where training scripts put a state_dict in a checkpoint, the likeliest first.
@@ -42,18 +43,17 @@ def load_weights(model: nn.Module, path: Path) -> None:
         inner.load_state_dict(state)
     except RuntimeError as error:
         done = f" (read {', '.join(changes)})" if changes else ""
-        raise ValueError(
-            f"{path}: expected the weights of {type(inner).__name__}, found others{done}: "
-            f"{' '.join(str(error).split())[:300]}"
+        raise ArgumentError(
+            path,
+            f"the weights of {type(inner).__name__}",
+            f"others{done}: {' '.join(str(error).split())[:300]}",
         ) from None
 
 
 def _read(path: Path) -> Any:
     suffix = path.suffix.lower()
     if suffix not in (".safetensors", ".pt", ".pth", ".bin"):
-        raise ValueError(
-            f"{path}: expected the suffix .safetensors, .pt, .pth or .bin, found {suffix!r}"
-        )
+        raise ArgumentError(path, "the suffix .safetensors, .pt, .pth or .bin", f"{suffix!r}")
     try:
         if suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -61,9 +61,7 @@ def _read(path: Path) -> Any:
     # Damaged bytes end in exceptions of nearly every type.
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(
-            f"{path}: expected a whole file of plain tensors, found {lines[0]}"
-        ) from None
+        raise ArgumentError(path, "a whole file of plain tensors", lines[0]) from None
 
 
 def _unpacked(found: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -79,7 +77,7 @@ def _unpacked(found: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
         held = describe(found)
         if isinstance(found, Mapping):
             held += f" of {', '.join(map(repr, list(found)[:5])) or 'nothing'}"
-        raise ValueError(f"{path}: expected tensors by name, found {held}")
+        raise ArgumentError(path, "tensors by name", held)
     return dict(found), [f"from {'.'.join(way)!r}"] if way else []
 
 

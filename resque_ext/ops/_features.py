@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from resque_ext.data.checks import describe
+from resque_ext.errors import ArgumentTypeError
 from resque_ext.ops import backend
 
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -62,7 +63,9 @@ def expect_memory(x: Tensor, name: str) -> None:
     if not x.is_contiguous():  # a sum in Python takes as long as all else here
         count = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
     if not there or (x.storage_offset() + count) * x.element_size() > size:
-        raise TypeError(
-            f"{name}: expected a tensor with its values in memory, found a {type(x).__name__} "
-            f"without ({describe(x)}): a meta, fake or freed one, or one of a torch.func transform"
+        raise ArgumentTypeError(
+            name,
+            "a tensor with its values in memory",
+            f"a {type(x).__name__} without ({describe(x)}): a meta, fake "
+            "or freed one, or one of a torch.func transform",
         )

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from resque_ext.errors import BackendError
+from resque_ext.errors import ArgumentError, BackendError
 
 BACKENDS = ("native", "torch")
 _INTERFACE = 2  # of csrc/bindings.cpp
@@ -96,7 +96,7 @@ _C, _missing = _load()
 def _initial() -> str:
     name = os.environ.get("RESQUE_BACKEND", "native")
     if name not in BACKENDS:
-        raise ValueError(f"RESQUE_BACKEND: expected one of {BACKENDS}, found {name!r}")
+        raise ArgumentError("RESQUE_BACKEND", f"one of {BACKENDS}", f"{name!r}")
     return name
 
 
@@ -123,7 +123,7 @@ def backend(name: str) -> Iterator[None]:
         ValueError: `name` is neither.
     """
     if name not in BACKENDS:
-        raise ValueError(f"name: expected one of {BACKENDS}, found {name!r}")
+        raise ArgumentError("name", f"one of {BACKENDS}", f"{name!r}")
     token = _current.set(name)
     try:
         yield

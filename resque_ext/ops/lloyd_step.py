@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from resque_ext.data.checks import as_float, describe, raises_at_once
+from resque_ext.errors import ArgumentError
 from resque_ext.ops import backend, reference
 from resque_ext.ops._features import channel_view, expect_memory, kernel_view
 from resque_ext.ops._library import define
@@ -64,17 +65,16 @@ def _check(features: Any, centers: Any) -> tuple[Tensor, Tensor]:
     for name, value, shape in (("features", features, "[N, D]"), ("centers", centers, "[K, D]")):
         x = as_float(value, name)
         if x.dim() != 2:
-            raise ValueError(f"{name}: expected {shape}, found {describe(x)}")
+            raise ArgumentError(name, shape, describe(x))
         tensors.append(x)
     x, c = tensors
     if x.shape[1] != c.shape[1] or x.device != c.device:
         what = "one width" if x.device == c.device else "one device"
-        raise ValueError(
-            f"features, centers: expected {what}, found features ({describe(x)}) and centers "
-            f"({describe(c)})"
+        raise ArgumentError(
+            "features, centers", what, f"features ({describe(x)}) and centers", fix=describe(c)
         )
     if c.shape[0] == 0:
-        raise ValueError(f"centers: expected at least one centre, found {describe(c)}")
+        raise ArgumentError("centers", "at least one centre", describe(c))
     return x, c
 
 
@@ -162,7 +162,7 @@ def _lloyd_step(features: Tensor, centers: Tensor, check: bool = False) -> tuple
         raise_for_centers(centers)
     labels, _, inertia, sums, counts, _, status = lloyd_step_status(features, centers)
     if check:
-        Status.read(status, *features.shape).raise_for_nonfinite("features", hint="")
+        Status.read(status, *features.shape).raise_for_nonfinite("features", fix=None)
     return labels, inertia, sums, counts
 
 
@@ -186,7 +186,8 @@ def raise_for_centers(centers: Tensor, name: str = "centers") -> None:
     bad = ~centers.isfinite()
     if count := int(bad.sum()):
         row, column = divmod(int(bad.flatten().int().argmax()), centers.shape[1])
-        raise ValueError(
-            f"{name}: expected finite values, found {count} NaN or infinite, the first at row "
-            f"{row}, column {column}"
+        raise ArgumentError(
+            name,
+            "finite values",
+            f"{count} NaN or infinite, the first at row {row}, column {column}",
         )

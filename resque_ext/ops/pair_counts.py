@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from resque_ext.data.checks import check_count, check_labels, check_pair, raises_at_once
+from resque_ext.errors import ArgumentError
 from resque_ext.ops import backend, reference
 from resque_ext.ops._features import expect_memory
 from resque_ext.ops._library import define
@@ -52,9 +53,7 @@ def pair_counts(
     num_a = _count(a, NAMES[0], "num_a") if num_a is None else check_count(num_a, "num_a")
     num_b = _count(b, NAMES[1], "num_b") if num_b is None else check_count(num_b, "num_b")
     if num_a * num_b >= _MOST_CELLS:
-        raise ValueError(
-            f"num_a, num_b: expected num_a * num_b < 2^31 cells, found {num_a} * {num_b}"
-        )
+        raise ArgumentError("num_a, num_b", "num_a * num_b < 2^31 cells", f"{num_a} * {num_b}")
     check = raises_at_once(check, a.device)
     return torch.ops.resque_ext.pair_counts(a, b, num_a, num_b, check)
 
@@ -63,9 +62,7 @@ def _count(labels: Tensor, name: str, size: str) -> int:
     """1 + the largest label; refused where that cannot be meant."""
     top = int(labels.max()) if len(labels) else 0
     if top >= max(100_000, len(labels)):
-        raise ValueError(
-            f"{size}: expected it to be given for {name} as large as {top}, found None"
-        )
+        raise ArgumentError(size, f"it to be given for {name} as large as {top}", "None")
     return max(top + 1, 1)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from resque_ext.data.checks import check_choice, check_features, describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.ops import backend, reference
 from resque_ext.ops._features import channel_view, kernel_view
 from resque_ext.ops._library import define
@@ -105,7 +106,7 @@ def row_distances(
         check = x.device.type == "cpu"
     for flag, name in ((shared, "shared"), (rows, "rows"), (check, "check")):
         if not isinstance(flag, (bool, np.bool_)):
-            raise TypeError(f"{name}: expected True or False, found {flag!r}")
+            raise ArgumentTypeError(name, "True or False", f"{flag!r}")
     sums, used, each, float64_edges = torch.ops.resque_ext.row_distances(
         x, y, bins, bool(shared), bool(rows), nonfinite == "skip", bool(check)
     )
@@ -121,17 +122,15 @@ def check_bins(bins: Any, name: str = "bins") -> tuple[int, ...]:
     """
     one = isinstance(bins, (int, np.integer)) and not isinstance(bins, bool)
     if isinstance(bins, (str, bytes)) or not (one or isinstance(bins, (Sequence, np.ndarray))):
-        raise TypeError(f"{name}: expected an integer or a sequence of them, found {bins!r}")
+        raise ArgumentTypeError(name, "an integer or a sequence of them", f"{bins!r}")
     found = (bins,) if one else tuple(bins)
     for b in found:
         if isinstance(b, (bool, np.bool_)) or not isinstance(b, (int, np.integer)):
-            raise TypeError(f"{name}: expected integers, found {b!r}")
+            raise ArgumentTypeError(name, "integers", f"{b!r}")
         if not 2 <= b <= 256:
-            raise ValueError(f"{name}: expected 2 to 256 bins, found {b}")
+            raise ArgumentError(name, "2 to 256 bins", b)
     if not 1 <= len(found) <= MAX_BIN_COUNTS or len(set(found)) < len(found):
-        raise ValueError(
-            f"{name}: expected 1 to {MAX_BIN_COUNTS} different numbers, found {found!r}"
-        )
+        raise ArgumentError(name, f"1 to {MAX_BIN_COUNTS} different numbers", f"{found!r}")
     return tuple(int(b) for b in found)
 
 
@@ -148,12 +147,14 @@ def check_rows(old: Tensor, new: Tensor, names: tuple[str, str]) -> None:
         ("one device", old.device, new.device),
     ):
         if mine != theirs:
-            raise ValueError(
-                f"{names[0]}, {names[1]}: expected {what}, found {names[0]} ({describe(old)}) and "
-                f"{names[1]} ({describe(new)})"
+            raise ArgumentError(
+                f"{names[0]}, {names[1]}",
+                what,
+                f"{names[0]} ({describe(old)}) and {names[1]}",
+                fix=describe(new),
             )
     if row_width(old) == 0:
-        raise ValueError(f"{names[0]}: expected at least one value a row, found {describe(old)}")
+        raise ArgumentError(names[0], "at least one value a row", describe(old))
 
 
 def check_tokens(

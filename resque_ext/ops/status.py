@@ -8,18 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from resque_ext.data.checks import IGNORED, IGNORED_HINT
-
-
-def row_error(template: str, row: int) -> ValueError:
-    """A ValueError about wrong values in a row, {row} in its message.
-
-    Whoever knows where the rows are from can put the number right: it has the attributes `template`
-    and `row`.
-    """
-    error = ValueError(template.replace("{row}", str(row)))
-    error.template, error.row = template, row  # type: ignore[attr-defined]
-    return error
+from resque_ext.data.checks import IGNORED, IGNORED_FIX
+from resque_ext.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -59,27 +49,30 @@ class Status:
     def raise_for_labels(self, name: str, num_classes: int, where: str = "") -> None:
         """ValueError with the first label out of range and its position."""
         if self.label_position is not None:
-            hint = IGNORED_HINT if self.label == IGNORED else ""
-            raise row_error(
-                f"{name}: expected class indices 0..{num_classes - 1}, found {self.label} at "
-                f"position {{row}}{where}{hint}",
-                self.label_position,
+            raise ArgumentError(
+                name,
+                f"class indices 0..{num_classes - 1}",
+                f"{self.label} at position {{row}}{where}",
+                fix=IGNORED_FIX if self.label == IGNORED else None,
+                row=self.label_position,
             )
 
     def raise_for_nonfinite(
         self,
         name: str,
         where: str = "",
-        hint: str = " (nonfinite='skip' leaves such rows out)",
+        fix: str | None = "nonfinite='skip' leaves such rows out",
     ) -> None:
         """ValueError with the number of non-finite features and the first one's position."""
         if self.nonfinite_count:
             row, column = self.nonfinite_position or (0, 0)
-            raise row_error(
-                f"{name}: expected finite values, found {self.nonfinite_count} NaN or infinite in "
-                f"{self.nonfinite_rows} rows, the first at row {{row}}, column {column}{where}"
-                f"{hint}",
-                row,
+            raise ArgumentError(
+                name,
+                "finite values",
+                f"{self.nonfinite_count} NaN or infinite in {self.nonfinite_rows} rows, "
+                f"the first at row {{row}}, column {column}{where}",
+                fix=fix,
+                row=row,
             )
 
 

@@ -18,6 +18,7 @@ from resque_ext.data.checks import (
     check_features,
     describe,
 )
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.ops import backend, reference
 from resque_ext.ops._features import channel_view, kernel_view
 from resque_ext.ops._library import define
@@ -68,10 +69,10 @@ class ValueHistogram(NamedTuple):
     def __add__(self, other: Any) -> ValueHistogram:  # type: ignore[override]
         """The histogram of both sets of values."""
         if not isinstance(other, ValueHistogram):
-            raise TypeError(f"other: expected a ValueHistogram, found {type(other).__name__}")
+            raise ArgumentTypeError("other", "a ValueHistogram", type(other).__name__)
         mine, theirs = ((h.dtype, h.bits, tuple(h.counts.shape)) for h in (self, other))
         if mine != theirs:
-            raise ValueError(f"other: expected (dtype, bits, shape) = {mine}, found {theirs}")
+            raise ArgumentError("other", f"(dtype, bits, shape) = {mine}", theirs)
         return self._replace(counts=self.counts + other.counts)
 
     def points(self) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
@@ -82,14 +83,16 @@ class ValueHistogram(NamedTuple):
             ValueError: several channels, or no values.
         """
         if self.counts.dim() != 1:
-            raise ValueError(
-                f"histogram: expected one of one channel, found counts of {describe(self.counts)} "
-                "(h._replace(counts=h.counts[c]) is the one of channel c)"
+            raise ArgumentError(
+                "histogram",
+                "one of one channel",
+                f"counts of {describe(self.counts)}",
+                fix="h._replace(counts=h.counts[c]) is the one of channel c",
             )
         counts = self.counts.cpu().numpy()
         there = np.flatnonzero(counts)
         if not len(there):
-            raise ValueError("histogram: expected at least one value, found none")
+            raise ArgumentError("histogram", "at least one value", "none")
         lower, upper, middle = (part[there] for part in bin_values(self.dtype, self.bits))
         return middle, counts[there], np.maximum(middle - lower, upper - middle)
 
@@ -112,7 +115,7 @@ class ValueHistogram(NamedTuple):
         """
         shares = np.asarray(q, dtype=np.float64)
         if not ((shares >= 0) & (shares <= 1)).all():
-            raise ValueError(f"q: expected shares from 0 to 1, found {q!r}")
+            raise ArgumentError("q", "shares from 0 to 1", f"{q!r}")
         values, counts, _ = self.points()
         up_to = counts.cumsum()
         place = np.searchsorted(up_to, shares * up_to[-1], side="left")
@@ -209,7 +212,7 @@ def value_histogram(
         check = x.device.type == "cpu"
     for value, name in ((pool, "pool"), (by_channel, "by_channel"), (check, "check")):
         if not isinstance(value, bool):
-            raise TypeError(f"{name}: expected True or False, found {value!r}")
+            raise ArgumentTypeError(name, "True or False", f"{value!r}")
     skip = nonfinite == "skip"
     counts = torch.ops.resque_ext.value_histogram(x, bits, pool, by_channel, skip, check)
     return ValueHistogram(counts, bin_dtype(pooled_dtype(x, pool)), bits)
@@ -229,7 +232,7 @@ def _check_bits(bits: int | None, dtype: torch.dtype) -> int:
     most = 16 if dtype.itemsize == 2 else MOST_BITS
     bits = check_count(bits, "bits")
     if not least <= bits <= most:
-        raise ValueError(f"bits: expected {least} <= bits <= {most} for {dtype}, found {bits}")
+        raise ArgumentError("bits", f"{least} <= bits <= {most} for {dtype}", bits)
     return bits
 
 
@@ -326,9 +329,11 @@ def check_finite(parts: Sequence[tuple[Values, Tensor]], name: str, where: str =
             total, first = total + count, place if first is None else min(first, place)
     if total:
         beyond = " (or beyond float32)" if parts[0][0].view.dtype == torch.float64 else ""
-        raise ValueError(
-            f"{name}: expected finite values, found {total} NaN or infinite{beyond}, the first "
-            f"at {first}{where} (nonfinite='skip' leaves such values out)"
+        raise ArgumentError(
+            name,
+            "finite values",
+            f"{total} NaN or infinite{beyond}, the first at {first}{where}",
+            fix="nonfinite='skip' leaves such values out",
         )
 
 

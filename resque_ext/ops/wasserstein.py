@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from resque_ext.errors import ArgumentTypeError
 from resque_ext.ops.eager import eager
 from resque_ext.ops.value_histogram import ValueHistogram
 
@@ -60,7 +61,7 @@ def wasserstein_from_histograms(a: ValueHistogram, b: ValueHistogram) -> Distanc
     """
     for histogram, name in ((a, "a"), (b, "b")):
         if not isinstance(histogram, ValueHistogram):
-            raise TypeError(f"{name}: expected a ValueHistogram, found {type(histogram).__name__}")
+            raise ArgumentTypeError(name, "a ValueHistogram", type(histogram).__name__)
     (x, n, x_reach), (y, m, y_reach) = a.points(), b.points()
     one = np.zeros(len(x) + len(y), dtype=np.int64)
     (distance,), _ = wasserstein_by_group(one, *joined(x, n, y, m), 1)

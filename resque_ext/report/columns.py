@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.screening.results import FORMAT as PAIR_FORMAT
 from resque_ext.screening.results import IndexValue, PairForecast, PairResult, PredictedCost
 from resque_ext.screening.table import places
@@ -46,20 +47,20 @@ def check_pairs(pairs: Iterable[PairResult]) -> list[PairResult]:
     found: dict[tuple[str, str], PairResult] = {}
     for pair in pairs:
         if not isinstance(pair, PairResult):
-            raise TypeError(f"pairs: expected PairResult, found {type(pair).__name__}")
+            raise ArgumentTypeError("pairs", "PairResult", type(pair).__name__)
         key = pair.candidate, pair.model
         where = f"pairs: {pair.candidate!r} on {pair.model!r}"
         if not all(isinstance(name, str) for name in key):
-            raise ValueError(f"{where}: expected text for both names, found something else")
+            raise ArgumentError(where, "text for both names", "something else")
         if key in found:
-            raise ValueError(f"{where}: expected once, found twice")
+            raise ArgumentError(where, "once", "twice")
         for name, value in _numbers(pair):
             wrong = isinstance(value, bool) or not isinstance(value, (int, float))
             if wrong or not math.isfinite(value):
-                raise ValueError(f"{where}: {name}: expected a finite number, found {value!r}")
+                raise ArgumentError(f"{where}: {name}", "a finite number", f"{value!r}")
         found[key] = pair
     if not found:
-        raise ValueError("pairs: expected at least one, found none")
+        raise ArgumentError("pairs", "at least one", "none")
     return [found[key] for key in sorted(found)]
 
 

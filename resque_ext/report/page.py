@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from resque_ext.errors import ArgumentError
 from resque_ext.report import columns
 from resque_ext.report.columns import FORMAT
 from resque_ext.screening.results import PairResult
@@ -55,7 +56,7 @@ def make_report(
         ValueError: no pair, the same pair twice, a value that is no finite number, another kind.
     """
     if kind not in HEADS:
-        raise ValueError(f"kind: expected one of {', '.join(HEADS)}, found {kind!r}")
+        raise ArgumentError("kind", f"one of {', '.join(HEADS)}", f"{kind!r}")
     checked = columns.check_pairs(pairs)
     if kind == ".csv":
         return columns.to_csv(checked)
@@ -82,13 +83,13 @@ def write_report(path: str | os.PathLike[str], text: str, force: bool = False) -
 def check_output(path: Path, force: bool) -> None:
     """Raises what `write_report` raises of a path."""
     if path.suffix not in HEADS:
-        raise ValueError(
-            f"output: expected the suffix {', '.join(HEADS)}, found {path.suffix or 'none'!r}"
+        raise ArgumentError(
+            "output", f"the suffix {', '.join(HEADS)}", f"{path.suffix or 'none'!r}"
         )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"output: expected a folder at {path.parent}, found none")
     if path.exists() and not path.is_file():
-        raise ValueError(f"output: expected a file or none at {path}, found no regular file")
+        raise ArgumentError("output", f"a file or none at {path}", "no regular file")
     if path.exists() and not force:
         with path.open("rb") as file:
             head = file.read(256)
@@ -108,7 +109,7 @@ def _criterion(pairs: list[PairResult], rank_by: str | None) -> str | None:
         if name.split(".", 1)[1] == rank_by:
             return name
     listed = [name.split(".", 1)[1] for name in known]
-    raise ValueError(f"rank_by: expected one of {listed}, found {rank_by!r}")
+    raise ArgumentError("rank_by", f"one of {listed}", f"{rank_by!r}")
 
 
 def _page(pairs: list[PairResult], header: Mapping[str, Any]) -> str:

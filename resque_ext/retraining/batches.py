@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_collate
 
 from resque_ext.data.checks import check_labels, describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.model.batch import labelled
 from resque_ext.model.hooks import to_device
 from resque_ext.retraining.random_state import Randomness
@@ -35,11 +36,12 @@ class Batches:
         self, loader: Any, name: str, device: torch.device, adapter: Adapter | None, indices: bool
     ) -> None:
         if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
-            raise TypeError(f"{name}: expected an iterable of batches, found {describe(loader)}")
+            raise ArgumentTypeError(name, "an iterable of batches", describe(loader))
         if isinstance(loader, Iterator):
-            raise TypeError(
-                f"{name}: expected batches that can be read again and again (a list, a "
-                f"DataLoader), found the one-shot iterator {type(loader).__name__}"
+            raise ArgumentTypeError(
+                name,
+                "batches that can be read again and again (a list, a DataLoader)",
+                f"the one-shot iterator {type(loader).__name__}",
             )
         self.loader, self.name, self.device = loader, name, device
         self.adapter, self.indices = adapter, indices
@@ -63,7 +65,7 @@ class Batches:
                 self._refuse_empty(lengths.index(0))
         self.count, self.samples = sizes
         if self.count == 0:
-            raise ValueError(f"{self.name}: expected at least one batch, found none")
+            raise ArgumentError(self.name, "at least one batch", "none")
 
     def __iter__(self) -> Iterator[tuple[Any, Any, int]]:
         """Inputs and labels on the device, and the number of samples.
@@ -89,21 +91,20 @@ class Batches:
         if self.indices:
             labels = check_labels(labels, f"{self.name} labels")
         elif not hasattr(labels, "__len__"):
-            raise TypeError(
-                f"{self.name} labels: expected something with a length, found {describe(labels)}"
+            raise ArgumentTypeError(
+                f"{self.name} labels", "something with a length", describe(labels)
             )
         return inputs, labels
 
     def _refuse(self, found: str) -> None:
-        raise ValueError(
-            f"{self.name}: expected {self.count} batches with {self.samples} samples in every "
-            f"pass, as in the first, found {found}"
+        raise ArgumentError(
+            self.name,
+            f"{self.count} batches with {self.samples} samples in every pass, as in the first",
+            found,
         )
 
     def _refuse_empty(self, batch: int) -> None:
-        raise ValueError(
-            f"{self.name}: expected at least one sample a batch, found none in batch {batch}"
-        )
+        raise ArgumentError(self.name, "at least one sample a batch", f"none in batch {batch}")
 
 
 def _ordinary(values: Any) -> Any:
@@ -143,8 +144,9 @@ def label_fault(labels: Tensor, classes: int, name: str) -> Tensor | None:
         return (labels.min() < 0) | (labels.max() >= classes)
     low, high = (int(value) for value in torch.aminmax(labels))
     if low < 0 or high >= classes:
-        raise ValueError(
-            f"{name} labels: expected class indices from 0 to {classes - 1}, as the model has "
-            f"{classes} outputs, found {low if low < 0 else high}"
+        raise ArgumentError(
+            f"{name} labels",
+            f"class indices from 0 to {classes - 1}, as the model has {classes} outputs",
+            low if low < 0 else high,
         )
     return None

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from resque_ext.data.checks import describe
+from resque_ext.errors import ArgumentTypeError
 from resque_ext.storage.atomic import replaced
 from resque_ext.storage.json_text import parse_json
 
@@ -159,8 +160,8 @@ def _pack(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, (list, tuple)):
         packed = [_pack(v, f"{where}.{i}", tensors) for i, v in enumerate(value)]
         return {"tuple": packed} if isinstance(value, tuple) else packed
-    raise TypeError(
-        f"checkpoint: expected tensors and plain values, found {type(value).__name__} in {where}"
+    raise ArgumentTypeError(
+        "checkpoint", "tensors and plain values", f"{type(value).__name__} in {where}"
     )
 
 

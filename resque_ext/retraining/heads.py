@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resque_ext.data.checks import check_count, describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.model.hooks import LayerError, find_layer, unwrap
 
 # Where torchvision's models, and timm's of the same shape, keep the layer that gives the classes.
@@ -47,7 +48,7 @@ def replace_head(
         TypeError: an argument of the wrong type.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, found {describe(model)}")
+        raise ArgumentTypeError("model", "a torch.nn.Module", describe(model))
     num_classes = check_count(num_classes, "num_classes")
     fresh = copy.deepcopy(unwrap(model))
     with torch.random.fork_rng(enabled=seed is not None):
@@ -56,7 +57,7 @@ def replace_head(
         if callable(head):
             given = head(fresh, num_classes)
             if given is not None and not isinstance(given, nn.Module):
-                raise TypeError(f"head: expected it to give a model or None, found {given!r}")
+                raise ArgumentTypeError("head", "it to give a model or None", f"{given!r}")
             return fresh if given is None else given
         name = _linear_name(fresh, _head_name(fresh) if head is None else head)
         _set_module(fresh, name, _like(find_layer(fresh, name), num_classes))
@@ -79,7 +80,7 @@ def freeze(
         ValueError: a pattern that matches no parameter; nothing is changed then.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, found {describe(model)}")
+        raise ArgumentTypeError("model", "a torch.nn.Module", describe(model))
     parameters = dict(unwrap(model).named_parameters())
     frozen = _matches(parameters, patterns, "patterns")
     trained = _matches(parameters, unfreeze, "unfreeze")
@@ -105,12 +106,16 @@ def _matches(names: Iterable[str], patterns: str | Iterable[str], argument: str)
     found: set[str] = set()
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         if not isinstance(pattern, str):
-            raise TypeError(f"{argument}: expected glob patterns, found {pattern!r}")
+            raise ArgumentTypeError(argument, "glob patterns", f"{pattern!r}")
         matching = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
         if not matching:
-            raise ValueError(
-                f"{argument}: expected a pattern that matches a parameter, found {pattern!r} "
-                f"(the names are like {', '.join(map(repr, list(names)[:3])) or 'none at all'})"
+            raise ArgumentError(
+                argument,
+                "a pattern that matches a parameter",
+                f"{pattern!r}",
+                fix=(
+                    f"the names are like {', '.join(map(repr, list(names)[:3])) or 'none at all'}"
+                ),
             )
         found |= matching
     return found
@@ -121,16 +126,17 @@ def _head_name(model: nn.Module) -> str:
     for name in HEADS:
         if name in children:
             return name
-    raise ValueError(
-        f"head: expected a model with one of {', '.join(map(repr, HEADS))}, or a name or function, "
-        f"found {type(model).__name__} with {', '.join(map(repr, children)) or 'no layers'}"
+    raise ArgumentError(
+        "head",
+        f"a model with one of {', '.join(map(repr, HEADS))}, or a name or function",
+        f"{type(model).__name__} with {', '.join(map(repr, children)) or 'no layers'}",
     )
 
 
 def _linear_name(model: nn.Module, name: str) -> str:
     """`name` itself, where that is a linear layer, or the name of the last one within."""
     if not isinstance(name, str):
-        raise TypeError(f"head: expected a name, a function or None, found {name!r}")
+        raise ArgumentTypeError("head", "a name, a function or None", f"{name!r}")
     try:
         inside = find_layer(model, name).named_modules(prefix=name)
     except LayerError as error:
@@ -138,7 +144,7 @@ def _linear_name(model: nn.Module, name: str) -> str:
     linears = [n for n, module in inside if isinstance(module, nn.Linear)]
     if not linears:
         found = type(find_layer(model, name)).__name__
-        raise ValueError(f"head: expected a linear layer in {name!r}, found {found} without one")
+        raise ArgumentError("head", f"a linear layer in {name!r}", f"{found} without one")
     return linears[-1]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from resque_ext.data.checks import describe
 from resque_ext.energy.meter import EnergyMeter
+from resque_ext.errors import ArgumentTypeError
 from resque_ext.retraining.outlook import Outlook, Watch
 from resque_ext.retraining.record import RetrainingCost
 from resque_ext.retraining.settings import Settings, published_optimizer
@@ -119,7 +120,7 @@ def retrain(
     """
     inner, place = check_model(model), choose_device(model, device)
     if on_forecast is not None and not callable(on_forecast):
-        raise TypeError(f"on_forecast: expected a function, found {describe(on_forecast)}")
+        raise ArgumentTypeError("on_forecast", "a function", describe(on_forecast))
     settings = Settings(
         target_accuracy=target_accuracy,
         max_epochs=max_epochs,

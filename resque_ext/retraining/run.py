@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from resque_ext.data.checks import describe
 from resque_ext.energy.sources import warn
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.model.hooks import evaluating, forward
 from resque_ext.model.outputs import score_tensors
 from resque_ext.retraining import checkpoint, run_state
@@ -222,9 +223,9 @@ class Run:
             labels = labels.to(self.device, non_blocking=True)
         loss = self.settings.loss(output, labels)
         if not isinstance(loss, Tensor) or loss.dim() != 0:
-            raise TypeError(f"loss: expected a scalar tensor, found {describe(loss)}")
+            raise ArgumentTypeError("loss", "a scalar tensor", describe(loss))
         if not loss.requires_grad:
-            raise ValueError("loss: expected one that depends on the parameters, found a constant")
+            raise ArgumentError("loss", "one that depends on the parameters", "a constant")
         return loss, None
 
     def _read_log(self) -> None:
@@ -398,11 +399,11 @@ def _logits(output: Any, rows: int) -> Tensor:
     found = {path: x for path, x in score_tensors(output) if x.dim() == 2 and x.shape[1] > 1}
     if len(found) != 1 and "logits" not in found:
         what = f"several, {', '.join(map(repr, found))}" if found else describe(output)
-        raise ValueError(f"model: expected an output [N, C] of C >= 2 classes, found {what}")
+        raise ArgumentError("model", "an output [N, C] of C >= 2 classes", what)
     logits = found.get("logits", next(iter(found.values())))
     if logits.shape[0] != rows:
-        raise ValueError(
-            f"model: expected one output a label ({rows}), found an output of {describe(logits)}"
+        raise ArgumentError(
+            "model", f"one output a label ({rows})", f"an output of {describe(logits)}"
         )
     return logits
 
@@ -422,14 +423,17 @@ def _out_of_range(name: str) -> str:
 
 def check_optimizer(optimizer: Any, parameters: list[nn.Parameter]) -> None:
     if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"optimizer: expected a function that gives a torch.optim.Optimizer, found one that "
-            f"gives {describe(optimizer)}"
+        raise ArgumentTypeError(
+            "optimizer",
+            "a function that gives a torch.optim.Optimizer",
+            f"one that gives {describe(optimizer)}",
         )
     mine = {id(parameter) for parameter in parameters}
     theirs = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if not theirs <= mine:
-        raise ValueError(
-            "optimizer: expected an optimiser of the parameters that the function is given, which "
-            f"are those of a copy of the model, found {len(theirs - mine)} others in it"
+        raise ArgumentError(
+            "optimizer",
+            "an optimiser of the parameters that the function is given, "
+            "which are those of a copy of the model",
+            f"{len(theirs - mine)} others in it",
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from resque_ext.data.checks import check_choice, check_count, describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.model.hooks import copied
 
 INTERVALS = ("step", "epoch")
@@ -67,19 +68,19 @@ class Settings:
         for name in ("optimizer", "scheduler", "loss", "transform", "augment"):
             value = getattr(self, name)
             if value is not None and not callable(value):
-                raise TypeError(f"{name}: expected a function, found {describe(value)}")
+                raise ArgumentTypeError(name, "a function", describe(value))
         check_choice(self.scheduler_interval, INTERVALS, "scheduler_interval")
         check_count(self.checks_per_epoch, "checks_per_epoch")
         if self.patience is not None:
             check_count(self.patience, "patience")
         if self.autocast not in AUTOCAST:
-            raise ValueError(
-                f"autocast: expected torch.bfloat16, torch.float16 or None, found {self.autocast!r}"
+            raise ArgumentError(
+                "autocast", "torch.bfloat16, torch.float16 or None", f"{self.autocast!r}"
             )
         if isinstance(self.seed, bool) or not isinstance(self.seed, numbers.Integral):
-            raise TypeError(f"seed: expected an integer, found {self.seed!r}")
+            raise ArgumentTypeError("seed", "an integer", f"{self.seed!r}")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed: expected 0 <= seed < 2^32, found {self.seed}")
+            raise ArgumentError("seed", "0 <= seed < 2^32", self.seed)
 
     def check_batches(self, count: int) -> frozenset[int]:
         """After which batches of an epoch of `count` the test accuracy is read.
@@ -89,9 +90,7 @@ class Settings:
         """
         checks = self.checks_per_epoch
         if checks > count:
-            raise ValueError(
-                f"checks_per_epoch: expected at most one check a batch ({count}), found {checks}"
-            )
+            raise ArgumentError("checks_per_epoch", f"at most one check a batch ({count})", checks)
         return frozenset(-(-count * i // checks) for i in range(1, checks + 1))
 
     @contextlib.contextmanager
@@ -170,11 +169,11 @@ def _check_number(
 ) -> None:
     """Raises unless above < value <= most and value is finite; `least` lets value be `above`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a number, found {value!r}")
+        raise ArgumentTypeError(name, "a number", f"{value!r}")
     if not math.isfinite(value) or value > most or value < above or (value == above and not least):
         limit = f" and at most {most:g}" if most < math.inf else ""
         start = f"from {above:g}" if least else f"above {above:g}"
-        raise ValueError(f"{name}: expected a finite number {start}{limit}, found {value!r}")
+        raise ArgumentError(name, f"a finite number {start}{limit}", f"{value!r}")
 
 
 def _plain_group(group: dict[str, Any]) -> dict[str, Any]:

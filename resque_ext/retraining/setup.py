@@ -16,6 +16,7 @@ from torch import nn
 from resque_ext import environment
 from resque_ext.data.checks import DEVICES, describe
 from resque_ext.energy.meter import EnergyMeter
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.model.hooks import unwrap
 from resque_ext.retraining.batches import Batches
 from resque_ext.retraining.checkpoint import Checkpoint
@@ -44,9 +45,7 @@ def opened(
     """
     place = settings.device
     if batch_adapter is not None and not callable(batch_adapter):
-        raise TypeError(
-            f"batch_adapter: expected a function of a batch, found {describe(batch_adapter)}"
-        )
+        raise ArgumentTypeError("batch_adapter", "a function of a batch", describe(batch_adapter))
     train = Batches(train_batches, names[0], place, batch_adapter, indices=settings.loss is None)
     test = Batches(test_batches, names[1], place, batch_adapter, indices=True)
     path, begin = check_path(checkpoint), check_start(start)
@@ -64,12 +63,12 @@ def opened(
 
 def check_model(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, found {describe(model)}")
+        raise ArgumentTypeError("model", "a torch.nn.Module", describe(model))
     inner = unwrap(model)
     parameters = list(inner.parameters())
     if not any(parameter.requires_grad for parameter in parameters):
         frozen = f"{len(parameters)} frozen ones" if parameters else "no parameters at all"
-        raise ValueError(f"model: expected trainable parameters, found {frozen}")
+        raise ArgumentError("model", "trainable parameters", frozen)
     return inner
 
 
@@ -80,16 +79,17 @@ def choose_device(model: nn.Module, device: torch.device | str | None) -> torch.
         try:
             place = torch.device(device)
         except (RuntimeError, TypeError):
-            raise ValueError(f"device: expected a cpu or cuda device, found {device!r}") from None
+            raise ArgumentError("device", "a cpu or cuda device", f"{device!r}") from None
     if place.type not in DEVICES:
-        raise ValueError(f"device: expected a cpu or cuda device, found {str(place)!r}")
+        raise ArgumentError("device", "a cpu or cuda device", f"{str(place)!r}")
     if place.type == "cpu":
         return torch.device("cpu")
     index = place.index if place.index is not None else current_cuda()
     if index >= torch.cuda.device_count():
-        raise ValueError(
-            f"device: expected one of this machine's {torch.cuda.device_count()} CUDA devices, "
-            f"found {str(place)!r}"
+        raise ArgumentError(
+            "device",
+            f"one of this machine's {torch.cuda.device_count()} CUDA devices",
+            f"{str(place)!r}",
         )
     return torch.device("cuda", index)
 
@@ -110,12 +110,12 @@ def make_meter(meter: Any, settings: Settings, stack: contextlib.ExitStack) -> E
     """The caller's meter, or one of our own for the time of the run."""
     if meter is None:
         if settings.max_joules is not None:
-            raise ValueError("meter: expected one where max_joules is given, found None")
+            raise ArgumentError("meter", "one where max_joules is given", "None")
         return None
     if isinstance(meter, EnergyMeter):
         return meter
     if meter != "auto":
-        raise TypeError(f"meter: expected an EnergyMeter, 'auto' or None, found {meter!r}")
+        raise ArgumentTypeError("meter", "an EnergyMeter, 'auto' or None", f"{meter!r}")
     gpus = (settings.device,) if settings.device.type == "cuda" else ()
     return stack.enter_context(EnergyMeter(gpus))
 
@@ -124,7 +124,7 @@ def check_start(start: Any) -> Checkpoint | None:
     """A checkpoint, or that of an object which has one."""
     found = getattr(start, "checkpoint", start)
     if start is not None and not isinstance(found, Checkpoint):
-        raise TypeError(f"start: expected a forecast with a checkpoint, found {describe(start)}")
+        raise ArgumentTypeError("start", "a forecast with a checkpoint", describe(start))
     return found
 
 
@@ -132,10 +132,10 @@ def check_path(checkpoint: Any) -> Path | None:
     if checkpoint is None:
         return None
     if not isinstance(checkpoint, (str, os.PathLike)):
-        raise TypeError(f"checkpoint: expected a path, found {checkpoint!r}")
+        raise ArgumentTypeError("checkpoint", "a path", f"{checkpoint!r}")
     path = Path(checkpoint)
     if not path.parent.is_dir():
-        raise ValueError(f"checkpoint: expected a file in a folder, found no folder {path.parent}")
+        raise ArgumentError("checkpoint", "a file in a folder", f"no folder {path.parent}")
     return path
 
 

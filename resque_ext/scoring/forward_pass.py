@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from resque_ext.data.checks import check_features, check_labels, describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError, InputError
 from resque_ext.indices.base import (
     SIDES,
     EmbeddingBatch,
@@ -172,7 +173,7 @@ class Passes:
         """The side's batches on the device, the labels left where they are."""
         count = 0
         if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
-            raise TypeError(f"{side}: expected an iterable of batches, found {describe(data)}")
+            raise ArgumentTypeError(side, "an iterable of batches", describe(data))
         iterator = iter(data) if self.watch is None else self.watch(iter(data))
         try:
             total = len(data)
@@ -187,7 +188,7 @@ class Passes:
                 count += 1
                 bar.update()
         if count == 0 and self.watch is None:
-            raise ValueError(f"{side}: expected at least one batch, found none")
+            raise ArgumentError(side, "at least one batch", "none")
 
     def _unpack(self, batch: Any, side: Side) -> Batch:
         adapter = self.reads.batch_adapter
@@ -197,10 +198,9 @@ class Passes:
         inputs, labels = labelled(batch, side, adapter, PREDICTED)
         try:
             return inputs, check_labels(labels, f"{side} labels")
-        except (TypeError, ValueError) as error:
-            raise type(error)(
-                f"{error} ({PREDICTED}batch_adapter= makes others of a batch)"
-            ) from None
+        except InputError as error:
+            more = f"{PREDICTED}batch_adapter= makes others of a batch"
+            raise error.but(fix=f"{error.fix}; {more}" if error.fix else more) from None
 
     def _needs_labels(self, side: Side) -> bool:
         predicts = self.reads.labels == "predicted"
@@ -262,21 +262,23 @@ class Passes:
         for i, before in enumerate(olds):
             after = next(news, None)
             if after is None:
-                raise ValueError(
-                    f"old, new: expected as many batches on both sides of pairs, found {i} new "
-                    "ones and more old ones"
+                raise ArgumentError(
+                    "old, new",
+                    "as many batches on both sides of pairs",
+                    f"{i} new ones and more old ones",
                 )
             labels = [each for each in (before[1], after[1]) if each is not None]
             if len(labels) == 2 and labels[0].tolist() != labels[1].tolist():
-                raise ValueError(
-                    "old, new: expected the same labels in the same order in batches of pairs, "
-                    f"found others in batch {i}: old ({describe(before[1])}) and new "
-                    f"({describe(after[1])})"
+                raise ArgumentError(
+                    "old, new",
+                    "the same labels in the same order in batches of pairs",
+                    f"others in batch {i}: old ({describe(before[1])}) and new",
+                    fix=describe(after[1]),
                 )
             yield before, lambda after=after: after
         if next(news, None) is not None:
-            raise ValueError(
-                "old, new: expected as many batches on both sides of pairs, found more new ones"
+            raise ArgumentError(
+                "old, new", "as many batches on both sides of pairs", "more new ones"
             )
 
     def _pairs(
@@ -350,9 +352,12 @@ class Passes:
             ValueError: the model is no classifier.
         """
         if scores is None:
-            raise ValueError(
-                f"labels: expected 'given', because the model is no classifier whose output [N, K] "
-                f"is its last layer's and could label the {side} side, found 'predicted'"
+            raise ArgumentError(
+                "labels",
+                "'given', because the model is no classifier whose "
+                "output [N, K] is its last layer's and could label the "
+                f"{side} side",
+                "'predicted'",
             )
         return scores.argmax(1)
 
@@ -360,7 +365,7 @@ class Passes:
         if not reader.ran:  # of an empty share, which shows nothing
             return
         if self.head is None:
-            raise ValueError(f"{side}: expected at least one row, found none")
+            raise ArgumentError(side, "at least one row", "none")
         if reader.embedding is not None and reader.embedding.name is not None:
             self.layer_name, self.token = reader.embedding.name, reader.embedding.token
             done = self.pooling["embedding"]
@@ -408,9 +413,8 @@ class _Reader:
         mask = passes.reads.token_mask(inputs, side)
         rows = len(labels) if labels is not None else rows_of(inputs)
         if rows is None:
-            raise TypeError(
-                f"{side}: expected inputs with a tensor, whose rows are the samples, found "
-                f"{describe(inputs)}"
+            raise ArgumentTypeError(
+                side, "inputs with a tensor, whose rows are the samples", describe(inputs)
             )
         embedding = self.embedding if side in self._embedding_sides else None
         layers = _LayersOfBatch(self, side, mask)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from resque_ext.data.checks import describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.indices import registry
 from resque_ext.indices.base import SIDES, Index
 from resque_ext.model.reads import Reads
@@ -33,19 +34,21 @@ def check(
     from resque_ext.distributed import Ranks
 
     if not isinstance(ranks, Ranks):
-        raise TypeError(f"ranks: expected resque_ext.distributed.Ranks, found {describe(ranks)}")
+        raise ArgumentTypeError("ranks", "resque_ext.distributed.Ranks", describe(ranks))
     ranks.expect_entered()
     kept = [name for name, index in indices.items() if not index.is_joinable]
     if kept:
         known = [name for name in indices if name not in kept] or registry.of_ranks()
-        raise ValueError(
-            f"indices: expected those whose states can be joined over ranks ({', '.join(known)}), "
-            f"found {kept[0]!r}, which needs all rows in one place"
+        raise ArgumentError(
+            "indices",
+            f"those whose states can be joined over ranks ({', '.join(known)})",
+            f"{kept[0]!r}, which needs all rows in one place",
         )
     if adapt_normalization == "match":
-        raise ValueError(
-            "adapt_normalization: expected True or False with ranks, found 'match', which goes by "
-            "the batches before"
+        raise ArgumentError(
+            "adapt_normalization",
+            "True or False with ranks",
+            "'match', which goes by the batches before",
         )
     asked = {"indices": list(indices), "paired": paired, "adapts": bool(adapt_normalization)}
     asked |= {"labels": reads.labels} | reads.plain()
@@ -65,7 +68,7 @@ def join(ranks: Ranks, passes: Passes, indices: Mapping[str, Index]) -> None:
     rows = {side: sum(each["rows"][side] for each in found) for side in SIDES}
     for side in SIDES:
         if not rows[side] and any(side in index.reads.sides for index in indices.values()):
-            raise ValueError(f"{side}: expected rows on one rank at least, found none on any")
+            raise ArgumentError(side, "rows on one rank at least", "none on any")
     ran = [each for each in found if sum(each["rows"].values())]
     same = ("layer_name", "layer_names", "head", "token")
     _expect_equal(

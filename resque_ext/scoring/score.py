@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from resque_ext.data.checks import DEVICES, check_choice, describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.indices.base import Facts
 from resque_ext.indices.registry import check_names, find, make_indices
 from resque_ext.indices.shown import results_table, with_layers
@@ -60,9 +61,10 @@ class Scores(Mapping[str, Any]):
         return len(self._results)
 
     def __float__(self) -> float:
-        raise TypeError(
-            f"scores: expected one index to make a float of, found {len(self)}: choose one of "
-            f"{', '.join(map(repr, self))}"
+        raise ArgumentTypeError(
+            "scores",
+            "one index to make a float of",
+            f"{len(self)}: choose one of {', '.join(map(repr, self))}",
         )
 
     def __repr__(self) -> str:
@@ -193,12 +195,12 @@ def score(
     _check_arguments(model, old, new, names, shift)
     reads = Reads(layer, layers, pooling, mask, channels, labels, batch_adapter)
     if isinstance(adapt_normalization, str) and adapt_normalization != "match":
-        raise ValueError(
-            f"adapt_normalization: expected True, False or 'match', found {adapt_normalization!r}"
+        raise ArgumentError(
+            "adapt_normalization", "True, False or 'match'", f"{adapt_normalization!r}"
         )
     check_choice(errors, ("raise", "keep"), "errors")
     if errors == "keep" and ranks is not None:
-        raise ValueError("errors: expected 'raise' with ranks, which go on together, found 'keep'")
+        raise ArgumentError("errors", "'raise' with ranks, which go on together", "'keep'")
     paired = bool(paired) or shift is not None
     made: dict[str, Any] = dict(make_indices(names, options, paired, bool(adapt_normalization)))
     if errors == "keep":
@@ -220,9 +222,8 @@ def score(
     if passes.reads_layers:
         reads.chosen(inner)  # what is wrong with the argument shows before any pass
     elif not isinstance(layers, str) or layers not in ("auto", "published"):
-        raise ValueError(
-            f"layers: expected 'auto', because {names} read one layer (see layer=), "
-            f"found {layers!r}"
+        raise ArgumentError(
+            "layers", f"'auto', because {names} read one layer (see layer=)", f"{layers!r}"
         )
     if shift is None and labels == "given" and batch_adapter is None and ranks is None:
         check_classes(list(made.values()), inner, old, new)
@@ -254,16 +255,16 @@ def score(
 
 def _check_arguments(model: Any, old: Any, new: Any, names: tuple[str, ...], shift: Any) -> None:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, found {describe(model)}")
+        raise ArgumentTypeError("model", "a torch.nn.Module", describe(model))
     if (new is None) == (shift is None):
         found = "both" if shift is not None else "neither"
-        raise ValueError(f"new, shift: expected one of the two, found {found}")
+        raise ArgumentError("new, shift", "one of the two", found)
     readers = [name for name in names if "old" in find(name).reads.sides]
     if old is None and (readers or shift is not None):
         reader = f"{readers[0]!r} reads it" if readers else "shift makes the new side of it"
-        raise TypeError(f"old: expected batches, because {reader}, found None")
+        raise ArgumentTypeError("old", f"batches, because {reader}", "None")
     if shift is not None and not callable(shift):
-        raise TypeError(f"shift: expected a function of a batch, found {describe(shift)}")
+        raise ArgumentTypeError("shift", "a function of a batch", describe(shift))
 
 
 def _device(model: nn.Module, device: torch.device | str | None) -> torch.device:
@@ -279,11 +280,12 @@ def checked_device(device: Any) -> torch.device:
     except (RuntimeError, TypeError):
         found = None
     if found is None or found.type not in DEVICES:
-        raise ValueError(f"device: expected a cpu or cuda device, found {device!r}")
+        raise ArgumentError("device", "a cpu or cuda device", f"{device!r}")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device: expected one of this machine's {torch.cuda.device_count()} CUDA devices, "
-            f"found {device!r}"
+        raise ArgumentError(
+            "device",
+            f"one of this machine's {torch.cuda.device_count()} CUDA devices",
+            f"{device!r}",
         )
     return found
 
@@ -306,21 +308,24 @@ def _adapted(
 ) -> nn.Module:
     """A copy of the model with its normalization taken to the new side."""
     if not normalization.reestimable(model) and not match:
-        raise ValueError(
-            "adapt_normalization: expected a model with running statistics (batch-norm, instance "
-            f"norm), found none in {type(model).__name__}; there is nothing to re-estimate"
+        raise ArgumentError(
+            "adapt_normalization",
+            "a model with running statistics (batch-norm, instance norm)",
+            f"none in {type(model).__name__}; there is nothing to re-estimate",
         )
     matchable = match and bool(normalization.matchable(model))
     if match and not matchable and not normalization.reestimable(model):
-        raise ValueError(
-            "adapt_normalization: expected a model with normalization layers, found none in "
-            f"{type(model).__name__}; there is nothing to match"
+        raise ArgumentError(
+            "adapt_normalization",
+            "a model with normalization layers",
+            f"none in {type(model).__name__}; there is nothing to match",
         )
     for side, data in (("new", new), ("old", old)):
         if isinstance(data, Iterator) and (side == "new" or matchable):
-            raise TypeError(
-                f"adapt_normalization: expected {side} data that can be read twice (a list, a "
-                f"DataLoader), found the one-shot iterator {type(data).__name__}"
+            raise ArgumentTypeError(
+                "adapt_normalization",
+                f"{side} data that can be read twice (a list, a DataLoader)",
+                f"the one-shot iterator {type(data).__name__}",
             )
 
     def news() -> Iterator[Any]:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from resque_ext.errors import ArgumentError, ArgumentTypeError
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -25,9 +27,9 @@ class Budget:
         for name, value in (("seconds", self.seconds), ("samples", self.samples)):
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if value is not None and not (number and value > 0 and math.isfinite(value)):
-                raise ValueError(f"budget: {name}: expected a number above 0, found {value!r}")
+                raise ArgumentError(f"budget: {name}", "a number above 0", f"{value!r}")
         if isinstance(self.samples, float):
-            raise TypeError(f"budget: samples: expected an integer, found {self.samples!r}")
+            raise ArgumentTypeError("budget: samples", "an integer", f"{self.samples!r}")
 
 
 def as_budget(given: Any) -> Budget:
@@ -36,7 +38,7 @@ def as_budget(given: Any) -> Budget:
         return given or Budget()
     known = ("seconds", "samples")
     if not isinstance(given, Mapping) or set(given) - set(known):
-        raise TypeError(f"budget: expected a Budget or a mapping of {known}, found {given!r}")
+        raise ArgumentTypeError("budget", f"a Budget or a mapping of {known}", f"{given!r}")
     return Budget(**given)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from resque_ext.data.checks import describe
 from resque_ext.data.sources.base import Fault
+from resque_ext.errors import ArgumentError
 from resque_ext.indices.base import EmbeddingBatch, IndexReads, Side
 from resque_ext.scoring.forward_pass import Passes
 from resque_ext.screening.candidates import INPUTS, Feed, Reading
@@ -196,9 +197,10 @@ class _Recorder:
                 or x.is_contiguous()
                 or (channels_last and x.is_contiguous(memory_format=torch.channels_last))
             ):
-                raise ValueError(
-                    f"features: expected one layout in all batches, contiguous or channels_last, "
-                    f"found {describe(x)} of strides {x.stride()}"
+                raise ArgumentError(
+                    "features",
+                    "one layout in all batches, contiguous or channels_last",
+                    f"{describe(x)} of strides {x.stride()}",
                 )
             if self._entry is None:
                 self._entry = self._stack.enter_context(self._cache.writer(self._key))

@@ -15,6 +15,7 @@ from resque_ext.data.prefetch import prefetch
 from resque_ext.data.sources import BlockOrder, Source, as_source
 from resque_ext.data.sources.base import KINDS, Fault
 from resque_ext.data.sources.regroup import cut
+from resque_ext.errors import ArgumentError, ArgumentTypeError, InputError, within
 from resque_ext.model.hooks import copied
 from resque_ext.shifts import Shift
 
@@ -43,13 +44,11 @@ class Candidate:
 
     def __post_init__(self) -> None:
         if self.data is None and self.shift is None:
-            raise ValueError("candidate: expected data or a shift of the old data, found neither")
+            raise ArgumentError("candidate", "data or a shift of the old data", "neither")
         if self.shift is not None and not callable(self.shift):
-            raise TypeError(
-                f"candidate: expected the shift to be a function, found {describe(self.shift)}"
-            )
+            raise ArgumentTypeError("candidate", "the shift to be a function", describe(self.shift))
         if self.kind not in (None, *KINDS):
-            raise ValueError(f"candidate: expected a kind among {KINDS}, found {self.kind!r}")
+            raise ArgumentError("candidate", f"a kind among {KINDS}", f"{self.kind!r}")
 
 
 def as_candidate(given: Any) -> Candidate:
@@ -181,11 +180,10 @@ class Reading:
         """An error about a row of the last batch names it as the source counts its rows."""
         try:
             yield
-        except ValueError as error:
-            if not hasattr(error, "row"):  # see ops/status.py, row_error
+        except InputError as error:
+            if error.row is None:
                 raise
-            row = self._row(self._first + error.row)
-            raise ValueError(error.template.replace("{row}", row)) from error
+            raise error.but(row=self._row(self._first + error.row)) from error
 
     def _row(self, place: int) -> str:
         row_at = getattr(self.feed.source, "row_at", None)
@@ -243,4 +241,4 @@ def open_feed(given: Any, name: str, kind: str, on_fault: str = "raise") -> Feed
         batches = not isinstance(given, Source) and not isinstance(given, (str, dict))
         return Feed(as_source(given, name, **({"kind": kind} if batches else {})), on_fault)
     except (TypeError, ValueError, OSError) as error:
-        raise type(error)(f"{name}: {error}") from None
+        raise within(name, error) from None

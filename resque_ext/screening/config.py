@@ -15,6 +15,7 @@ from typing import Any
 from resque_ext import shifts
 from resque_ext.data.sources import Source, open_source
 from resque_ext.data.transforms import Normalize, make_transform
+from resque_ext.errors import InputError
 from resque_ext.indices import registry
 from resque_ext.model.load_model import load_model
 from resque_ext.screening.budget import Budget
@@ -59,6 +60,17 @@ def read_config(path: Path) -> Config:
         ConfigError: with a line for each mistake: file, line and key, what was expected and found.
     """
     return _Reader(Document(path)).read()
+
+
+def _said(error: Exception, argument: str = "") -> tuple[bool, str]:
+    """Whether an error is about this argument, and its line, which then leaves the argument out."""
+    if not isinstance(error, InputError):
+        return False, " ".join(str(error).split())
+    place, _, rest = error.argument.partition(": ")
+    if place != argument:
+        return False, " ".join(str(error).split())
+    error = error.but(argument=rest)
+    return True, " ".join((str(error) if rest else error.reason).split())
 
 
 class _Reader:
@@ -170,7 +182,7 @@ class _Reader:
                 try:
                     registry.make_indices([name], {name: {key: value}}, paired=True)
                 except (TypeError, ValueError) as error:
-                    self.wrong((*at, key), str(error).removeprefix(f"{key}: "))
+                    self.wrong((*at, key), _said(error, key)[1])
 
     def _scheduler(self, chosen: Mapping[str, Any], budget: Mapping[str, Any]) -> None:
         if "scheduler" not in chosen:
@@ -201,11 +213,10 @@ class _Reader:
         try:
             make_plan(**{k: v for k, v in arguments.items() if k not in apart})
         except (TypeError, ValueError, OSError) as error:
-            message = " ".join(str(error).split())
-            self.wrong(*self._place(message))
+            self.wrong(*self._place(error))
 
-    def _place(self, message: str) -> tuple[KeyPath, str]:
-        """The key that a message begins with, and the rest of it."""
+    def _place(self, error: Exception) -> tuple[KeyPath, str]:
+        """The key that an error is about, and what it says of it."""
         keys = [("screen", name) for name in SCREEN]
         keys += [
             (table, name)
@@ -213,10 +224,11 @@ class _Reader:
             for name in self.document.values.get(table, {})
         ]
         for key in [*keys, *((name,) for name in TOP)]:
-            for prefix in (f"{key[-1]}: ", f"{'.'.join(key)}: "):
-                if message.startswith(prefix):
-                    return key, message.removeprefix(prefix)
-        return ("screen",), message
+            for name in (key[-1], ".".join(key)):
+                said, message = _said(error, name)
+                if said:
+                    return key, message
+        return ("screen",), _said(error)[1]
 
     def _candidate(self, at: KeyPath, right: dict[str, Any], given: Mapping[str, Any]) -> None:
         if not {"path", "dataset", "shift"} & given.keys():
@@ -261,9 +273,8 @@ class _Reader:
         )
         try:
             model.reads  # noqa: B018 (checks them)
-        except ValueError as error:
-            key, _, message = str(error).partition(": ")
-            self.wrong((*at, key), message)
+        except InputError as error:
+            self.wrong((*at, error.argument), error.reason)
         return model
 
     def _source(self, at: KeyPath, given: Mapping[str, Any]) -> Source | None:
@@ -271,9 +282,9 @@ class _Reader:
         try:
             return open_source(spec | {"name": ".".join(at)}, self.folder)
         except (TypeError, ValueError, OSError) as error:
-            message = " ".join(str(error).split()).removeprefix("source: ")
-            key = next((k for k in spec if message.startswith(f"{k}: ")), None)
-            self.wrong((*at, key) if key else at, message.removeprefix(f"{key}: "))
+            message = _said(error, "source")[1]
+            key = next((k for k in spec if _said(error, k)[0]), None)
+            self.wrong((*at, key) if key else at, _said(error, key)[1] if key else message)
             return None
 
     def _olds(

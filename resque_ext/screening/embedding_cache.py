@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from resque_ext.data.checks import check_features, check_labels, check_pair, describe
 from resque_ext.data.sources.base import Fault, Source
 from resque_ext.data.sources.npy import NpySource
+from resque_ext.errors import ArgumentError
 from resque_ext.model.digest import weights_digest
 from resque_ext.storage.atomic import sync_folder
 from resque_ext.storage.json_text import parse_json
@@ -77,9 +78,11 @@ class CacheKey:
         """
         found = source.fingerprint()
         if found is None:
-            raise ValueError(
-                f"source: expected {source.name} to have a fingerprint, found None: nothing would "
-                "tell when its data are others (fingerprint= gives one)"
+            raise ArgumentError(
+                "source",
+                f"{source.name} to have a fingerprint",
+                "None: nothing would tell when its data are others",
+                fix="fingerprint= gives one",
             )
         weights = model if isinstance(model, str) else weights_digest(model)
         return cls(weights, layer, found, tuple(transforms), dtype)
@@ -135,7 +138,7 @@ class EmbeddingCache:
         verify: bool = False,
     ) -> None:
         if limit_bytes is not None and (isinstance(limit_bytes, bool) or limit_bytes < 0):
-            raise ValueError(f"limit_bytes: expected at least 0 or None, found {limit_bytes!r}")
+            raise ArgumentError("limit_bytes", "at least 0 or None", f"{limit_bytes!r}")
         self.folder, self.limit_bytes, self.verify = Path(folder), limit_bytes, verify
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_left_over()
@@ -168,9 +171,9 @@ class EmbeddingCache:
             size, digest = manifest["files"][file]
             found = (path / file).stat().st_size
             if found != size:
-                raise ValueError(f"{file}: expected {size} bytes, found {found}")
+                raise ArgumentError(file, f"{size} bytes", found)
             if self.verify and _file_digest(path / file) != digest:
-                raise ValueError(f"{file}: expected the content of its checksum, found another")
+                raise ArgumentError(file, "the content of its checksum", "another")
 
     @staticmethod
     def _warn(path: Path, error: Exception) -> None:
@@ -326,9 +329,10 @@ class EntryWriter:
         x = x.float() if x.dtype == torch.bfloat16 else x
         first = self._first = x[:0].cpu() if self._first is None else self._first
         if x.shape[1:] != first.shape[1:] or x.dtype != first.dtype:
-            raise ValueError(
-                f"features: expected rows of shape {tuple(first.shape[1:])}, {first.dtype}, as "
-                f"the first, found {describe(x)}"
+            raise ArgumentError(
+                "features",
+                f"rows of shape {tuple(first.shape[1:])}, {first.dtype}, as the first",
+                describe(x),
             )
         for file, values in zip(self._files, (x, y.long()), strict=True):
             file.write(memoryview(_bytes(values)))
@@ -344,7 +348,7 @@ class EntryWriter:
         """The entry is there from now on; the headers last, when the number of rows is known."""
         first, files = self._first, self._files
         if first is None or self.rows == 0:
-            raise ValueError("batches: expected at least one row, found none")
+            raise ArgumentError("batches", "at least one row", "none")
         shapes = (self.rows, *first.shape[1:]), (self.rows,)
         kinds = _DTYPES[first.dtype], "<i8"
         for file, shape, kind in zip(files, shapes, kinds, strict=True):

@@ -14,6 +14,7 @@ from torch import nn
 
 from resque_ext.data.checks import describe
 from resque_ext.data.sources.base import Fault
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.indices.registry import make_indices
 from resque_ext.model.batch import MASK, MaskOf
 from resque_ext.model.digest import NoDigestError, model_digest
@@ -68,9 +69,10 @@ class ShelfModel:
         """
         made = self.make if isinstance(self.make, nn.Module) else self.make()  # type: ignore[misc]
         if not isinstance(made, nn.Module):
-            raise TypeError(
-                f"models[{name!r}]: expected a function that returns a torch.nn.Module, found one "
-                f"that returns {describe(made)}"
+            raise ArgumentTypeError(
+                f"models[{name!r}]",
+                "a function that returns a torch.nn.Module",
+                f"one that returns {describe(made)}",
             )
         inner = unwrap(made)
         check_observable(inner)
@@ -82,9 +84,10 @@ def as_shelf_model(given: Any, name: str) -> ShelfModel:
         return given
     if given is None or callable(given):  # a Module is callable too
         return ShelfModel(given)
-    raise TypeError(
-        f"models[{name!r}]: expected a torch.nn.Module, a function that makes one, or None for "
-        f"embeddings, found {describe(given)}"
+    raise ArgumentTypeError(
+        f"models[{name!r}]",
+        "a torch.nn.Module, a function that makes one, or None for embeddings",
+        describe(given),
     )
 
 
@@ -229,6 +232,6 @@ def run(passes: Passes, model: nn.Module | None, batches: Any, kind: str, side: 
     if kind == EMBEDDINGS:
         passes.embeddings(batches, side)
     elif model is None:
-        raise ValueError(f"{side}: expected embeddings, because there is no model, found inputs")
+        raise ArgumentError(side, "embeddings, because there is no model", "inputs")
     else:
         passes.side(model, batches, side)

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 from resque_ext.data.sources.base import Fault
+from resque_ext.errors import ArgumentError
 from resque_ext.indices.base import IndexReads
 from resque_ext.indices.registry import find
 from resque_ext.scoring.score import score
@@ -362,9 +363,10 @@ def predict(
     given = {predictor_of(name): value.value for name, value in values.items()}
     lacking = [name for name in cost_model.predictors if name not in given]
     if lacking:
-        raise ValueError(
-            f"cost_model: expected the predictors {', '.join(cost_model.predictors)}, found none "
-            f"of {', '.join(lacking)} for this candidate"
+        raise ArgumentError(
+            "cost_model",
+            f"the predictors {', '.join(cost_model.predictors)}",
+            f"none of {', '.join(lacking)} for this candidate",
         )
     found = cost_model.predict(given, **({"extrapolate": "flag"} | dict(options or {})))
     return predicted_costs(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from resque_ext.errors import ArgumentError
 from resque_ext.indices import registry
 from resque_ext.screening.candidates import INPUTS, Feed
 from resque_ext.screening.old_side import ShelfModel
@@ -25,16 +26,18 @@ def read_indices(
         ValueError: another way; a predictor of the cost model that no index is.
     """
     if way not in WAYS:
-        raise ValueError(f"adapt_normalization: expected True, False or 'match', found {way!r}")
+        raise ArgumentError("adapt_normalization", "True, False or 'match'", f"{way!r}")
     adapted = list(names) if way else []
     plain = list(names)
     known = {predictor_of(name): name for name in registry.names()}
     for predictor in () if cost_model is None else cost_model.predictors:
         name = known.get(predictor.removesuffix(REESTIMATED))
         if name is None:
-            raise ValueError(
-                f"cost_model: expected predictors that are indices ({', '.join(known)}, each also "
-                f"with {REESTIMATED} behind), found {predictor!r}"
+            raise ArgumentError(
+                "cost_model",
+                f"predictors that are indices ({', '.join(known)}, each "
+                f"also with {REESTIMATED} behind)",
+                f"{predictor!r}",
             )
         where = adapted if predictor.endswith(REESTIMATED) else plain
         if name not in where:

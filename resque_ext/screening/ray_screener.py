@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from resque_ext.errors import ArgumentError
 from resque_ext.model.digest import weights_digest
 from resque_ext.screening.old_side import OldSide
 from resque_ext.screening.pair_reading import error_line, failed
@@ -40,14 +41,17 @@ def check_plan(plan: Plan) -> None:
         ModuleNotFoundError: Ray is not installed.
     """
     if plan.budget.seconds is not None or plan.budget.samples is not None:
-        raise ValueError(
-            "scheduler: expected no budget with 'ray', because no pair knows what the others "
-            f"spend, found {plan.budget}"
+        raise ArgumentError(
+            "scheduler",
+            "no budget with 'ray', because no pair knows what the others spend",
+            plan.budget,
         )
     if plan.anytime:
-        raise ValueError(
-            "scheduler: expected anytime=False with 'ray', because when a pair may stop depends on "
-            "all others of its model, found anytime=True"
+        raise ArgumentError(
+            "scheduler",
+            "anytime=False with 'ray', because when a pair may stop "
+            "depends on all others of its model",
+            "anytime=True",
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # what Ray starts then says nothing
     try:
@@ -237,9 +241,10 @@ def _model(token: str, shared: list[Any], name: str) -> tuple[Plan, OldSide, Exc
         error = None
         try:
             if old.entry.make is not None and weights_digest(old.model) != digest:  # type: ignore[arg-type]
-                raise ValueError(
-                    f"models[{name!r}]: expected a function that makes the same weights each time, "
-                    "found others in a worker"
+                raise ArgumentError(
+                    f"models[{name!r}]",
+                    "a function that makes the same weights each time",
+                    "others in a worker",
                 )
             if state is not None:
                 old.load_bytes(state)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from resque_ext.data.sources.base import Fault
+from resque_ext.errors import ArgumentError
 from resque_ext.storage.json_text import parse_json
 
 FORMAT = "resque_ext.PairResult/1"
@@ -144,7 +145,7 @@ class PairResult:
         values = parse_json(text)
         found = values.get("format") if isinstance(values, Mapping) else type(values).__name__
         if found != FORMAT:
-            raise ValueError(f"pair: expected format {FORMAT!r}, found {found!r}")
+            raise ArgumentError("pair", f"format {FORMAT!r}", f"{found!r}")
         wrong = (set(values) ^ {"format", *_FIELDS}) - (set(_LATER) - set(values))
         if wrong:
             raise ValueError(f"pair: expected the keys {list(_FIELDS)}, differs in {sorted(wrong)}")

@@ -17,6 +17,7 @@ import torch
 
 from resque_ext.data.checks import check_choice, check_count, describe
 from resque_ext.environment import environment
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.forecasting.result import UNITS
 from resque_ext.indices.registry import check_names, find, lower_is_cheaper, make_indices
 from resque_ext.model.reads import Reads
@@ -173,7 +174,7 @@ def screen(
     )
     screener = _screener(plan, scheduler, workers)
     if store is not None and not isinstance(store, (str, os.PathLike)):
-        raise TypeError(f"store: expected a path or None, found {describe(store)}")
+        raise ArgumentTypeError("store", "a path or None", describe(store))
     if cache is not None:
         plan = replace(plan, cache=_opened_cache(cache))
         _say_what_is_not_kept(plan)
@@ -187,14 +188,16 @@ def _screener(plan: Plan, scheduler: str | None, workers: int | None) -> Callabl
     """What does it, where that can be done so."""
     ranks = _world_size()
     if ranks > 1:
-        raise ValueError(
-            f"screen: expected one process, found {ranks} ranks of torch.distributed, of which "
-            "each would do all of it: scheduler='ray' reads many pairs at once, score(..., ranks=) "
-            "one pair by all ranks"
+        raise ArgumentError(
+            "screen",
+            "one process",
+            f"{ranks} ranks of torch.distributed, of which each would do "
+            "all of it: scheduler='ray' reads many pairs at once, "
+            "score(..., ranks=) one pair by all ranks",
         )
     if scheduler is None:
         if workers is not None:
-            raise ValueError(f"workers: expected None without scheduler='ray', found {workers!r}")
+            raise ArgumentError("workers", "None without scheduler='ray'", f"{workers!r}")
         return Screener
     check_choice(scheduler, ("ray",), "scheduler")
     from resque_ext.screening.ray_screener import RayScreener, check_plan
@@ -206,7 +209,7 @@ def _screener(plan: Plan, scheduler: str | None, workers: int | None) -> Callabl
 
 def _opened_cache(folder: Any) -> EmbeddingCache:
     if not isinstance(folder, (str, os.PathLike)):
-        raise TypeError(f"cache: expected a folder or None, found {describe(folder)}")
+        raise ArgumentTypeError("cache", "a folder or None", describe(folder))
     try:
         # Absolute, because a model or a worker may go to another folder. Checksums too: a changed
         # byte would be a wrong result that nobody notices.
@@ -282,14 +285,14 @@ def make_plan(
     check_count(seed, "seed", least=0)
     check_count(batch_size, "batch_size")
     if not isinstance(confidence, (int, float)) or not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number between 0 and 1, found {confidence!r}")
+        raise ArgumentError("confidence", "a number between 0 and 1", f"{confidence!r}")
     make_indices(names, options, paired=True)  # what is wrong with the options shows now
     StoppingRule(width, top)  # likewise
     looks = _checked_looks(looks)
     _check_cost_model(cost_model, cost_options)
     target = as_target(target_accuracy, probe, forecast_options)
     if target is not None and cost_model is not None:
-        raise ValueError("target_accuracy: expected None beside a cost_model, found both")
+        raise ArgumentError("target_accuracy", "None beside a cost_model", "both")
     names, adapted, way = read_indices(names, cost_model, adapt_normalization)
     rank_by = _rank_key(rank_by, (*names, *adapted_names(adapted)), cost_model, target)
     budget = as_budget(budget)
@@ -361,38 +364,36 @@ def header(plan: Plan, rank_by: str) -> Header:
 def _named(given: Any, what: str) -> Mapping[str, Any]:
     right = isinstance(given, Mapping) and all(isinstance(name, str) and name for name in given)
     if not right:
-        raise TypeError(f"{what}: expected a mapping by name, found {describe(given)}")
+        raise ArgumentTypeError(what, "a mapping by name", describe(given))
     if not given:
-        raise ValueError(f"{what}: expected at least one, found none")
+        raise ArgumentError(what, "at least one", "none")
     for name in given:  # as names of files are that are no text
         if name.encode(errors="ignore").decode() != name:
-            raise ValueError(f"{what}: expected names that UTF-8 can write, found {name!r}")
+            raise ArgumentError(what, "names that UTF-8 can write", f"{name!r}")
     return given
 
 
 def _checked_looks(looks: Any) -> tuple[int, float]:
     right = isinstance(looks, (tuple, list)) and len(looks) == 2
     if not right or any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in looks):
-        raise TypeError(
-            "looks: expected samples of the first look and a growth above 1, as (256, 1.25), found "
-            f"{looks!r}"
+        raise ArgumentTypeError(
+            "looks", "samples of the first look and a growth above 1, as (256, 1.25)", f"{looks!r}"
         )
     first, growth = check_count(looks[0], "looks"), float(looks[1])
     if not 1 < growth < math.inf:
-        raise ValueError(f"looks: expected a growth above 1, found {looks[1]!r}")
+        raise ArgumentError("looks", "a growth above 1", f"{looks[1]!r}")
     return first, growth
 
 
 def _check_cost_model(cost_model: Any, cost_options: Any) -> None:
     if cost_model is not None and not hasattr(cost_model, "measures"):
-        raise TypeError(
-            f"cost_model: expected a CostModel (CostModel.load reads one), found "
-            f"{describe(cost_model)}"
+        raise ArgumentTypeError(
+            "cost_model", "a CostModel (CostModel.load reads one)", describe(cost_model)
         )
     if cost_options is not None and not isinstance(cost_options, Mapping):
-        raise TypeError(f"cost_options: expected a mapping, found {describe(cost_options)}")
+        raise ArgumentTypeError("cost_options", "a mapping", describe(cost_options))
     if cost_options and cost_model is None:
-        raise ValueError("cost_options: expected a cost_model beside them, found None")
+        raise ArgumentError("cost_options", "a cost_model beside them", "None")
 
 
 def _rank_key(
@@ -410,9 +411,10 @@ def _olds(
 ) -> dict[str, Feed | None]:
     each = isinstance(old, Mapping) and set(old) == set(shelf)
     if isinstance(old, Mapping) and not each and not {"path", "dataset"} & set(old):
-        raise ValueError(
-            f"old: expected data of every model ({', '.join(shelf)}), found those of "
-            f"{', '.join(map(str, old)) or 'none'}"
+        raise ArgumentError(
+            "old",
+            f"data of every model ({', '.join(shelf)})",
+            f"those of {', '.join(map(str, old)) or 'none'}",
         )
     opened: dict[tuple[int, str], Feed] = {}  # data of several models are opened once
     found: dict[str, Feed | None] = {}
@@ -420,7 +422,7 @@ def _olds(
         data = old[name] if each else old
         if data is None:
             if any("old" in find(index).reads.sides for index in names):
-                raise TypeError(f"old: expected data of {name!r}, found None")
+                raise ArgumentTypeError("old", f"data of {name!r}", "None")
             found[name] = None
             continue
         kind = EMBEDDINGS if entry.make is None else INPUTS
@@ -447,7 +449,7 @@ def _feeds(
             if candidate.data is None:
                 feed = olds[model]
                 if feed is None:
-                    raise TypeError(f"{where}: expected old data to shift, found None")
+                    raise ArgumentTypeError(where, "old data to shift", "None")
             else:
                 kind = candidate.kind or (EMBEDDINGS if entry.make is None else INPUTS)
                 if kind not in opened:
@@ -455,7 +457,7 @@ def _feeds(
                 feed = opened[kind]
             if candidate.shift is not None:
                 if feed.kind != INPUTS:
-                    raise ValueError(f"{where}: expected inputs to shift, found {feed.kind}")
+                    raise ArgumentError(where, "inputs to shift", feed.kind)
                 feed = Feed(feed.source, on_fault, candidate.shift)
             _check_runs(feed, entry, where, model)
             found[model, name] = feed
@@ -473,18 +475,17 @@ def _check_classes(olds: Mapping[str, Feed | None], feeds: Mapping[PairKey, Feed
         places = {name: i for i, name in enumerate(there)}
         for i, name in enumerate(here):
             if places.get(name, i) != i:
-                raise ValueError(
-                    f"candidates.{candidate}: expected classes in the order of the old data, found "
-                    f"{name!r} as class {i}, and as class {places[name]} there: give both the same "
-                    "classes=[...]"
+                raise ArgumentError(
+                    f"candidates.{candidate}",
+                    "classes in the order of the old data",
+                    f"{name!r} as class {i}, and as class {places[name]} "
+                    "there: give both the same classes=[...]",
                 )
 
 
 def _check_runs(feed: Feed | None, entry: ShelfModel, where: str, model: str) -> None:
     if feed is not None and feed.kind == INPUTS and entry.make is None:
-        raise ValueError(
-            f"{where}: expected embeddings, because {model!r} is no model to run, found inputs"
-        )
+        raise ArgumentError(where, f"embeddings, because {model!r} is no model to run", "inputs")
 
 
 def _check_indices(
@@ -497,7 +498,7 @@ def _check_indices(
     for name in names:
         if not any(possible([name], f, candidates[key[1]].paired) for key, f in feeds.items()):
             needs = "paired candidates" if reads_pairs(name) else "inputs of a model"
-            raise ValueError(f"indices: expected {needs} for {name!r}, found none")
+            raise ArgumentError("indices", f"{needs} for {name!r}", "none")
 
 
 def _cost_digest(cost_model: Any, options: Mapping[str, Any] | None) -> str | None:

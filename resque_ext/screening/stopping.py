@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resque_ext.data.checks import check_count
+from resque_ext.errors import ArgumentError
 
 Decision = Literal["continue", "separated", "width"]
 
@@ -30,9 +31,8 @@ class Estimate:
 
     def __post_init__(self) -> None:
         if not self.low <= self.value <= self.high:
-            raise ValueError(
-                f"estimate: expected low <= value <= high, found {self.low}, {self.value}, "
-                f"{self.high}"
+            raise ArgumentError(
+                "estimate", "low <= value <= high", f"{self.low}, {self.value}, {self.high}"
             )
 
 
@@ -44,7 +44,7 @@ def look_sizes(first: int, growth: float = 1.5, last: int | None = None) -> Iter
     """
     check_count(first, "first")
     if not growth > 1:
-        raise ValueError(f"growth: expected a number above 1, found {growth!r}")
+        raise ArgumentError("growth", "a number above 1", f"{growth!r}")
     size = first
     while last is None or size < last:
         yield size
@@ -79,7 +79,7 @@ class StoppingRule:
     def __init__(self, width: float | None = None, top: int | None = None) -> None:
         number = isinstance(width, (int, float)) and not isinstance(width, bool)
         if width is not None and not (number and width > 0):
-            raise ValueError(f"width: expected a number above 0 or None, found {width!r}")
+            raise ArgumentError("width", "a number above 0 or None", f"{width!r}")
         self.width = width
         self.top = None if top is None else check_count(top, "top")
         self.estimates: dict[Hashable, Estimate | None] = {}

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resque_ext.errors import ArgumentError
 from resque_ext.indices.registry import lower_is_cheaper
 from resque_ext.plots.canvas import words
 from resque_ext.plots.charts import interval_chart
@@ -140,7 +141,7 @@ class Screening(Sequence[Ranked]):
         found = [(row.result, interval(row.result, by)) for row in ranked]
         rows = [(r.candidate, r.model, *known) for r, known in found if known is not None]
         if not rows:
-            raise ValueError(f"rank_by: expected what some pair has, found {by!r}")
+            raise ArgumentError("rank_by", "what some pair has", f"{by!r}")
         return interval_chart(rows, words(by), "model")
 
     def _repr_html_(self) -> str:

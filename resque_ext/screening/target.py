@@ -13,6 +13,7 @@ from torch import Tensor
 
 from resque_ext.data.checks import check_count, describe
 from resque_ext.data.sources.regroup import cut, join
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.forecasting import Forecast, forecast
 from resque_ext.retraining.settings import function_name
 from resque_ext.screening.candidates import ALL, INPUTS, Feed
@@ -136,22 +137,23 @@ def as_target(accuracy: Any, probe: Any, options: Any) -> Target | None:
     if accuracy is None:
         for name, value in (("probe", probe or None), ("forecast_options", options)):
             if value is not None:
-                raise ValueError(f"{name}: expected a target_accuracy beside it, found None")
+                raise ArgumentError(name, "a target_accuracy beside it", "None")
         return None
     if isinstance(accuracy, bool) or not isinstance(accuracy, (int, float)):
-        raise TypeError(f"target_accuracy: expected a number, found {describe(accuracy)}")
+        raise ArgumentTypeError("target_accuracy", "a number", describe(accuracy))
     if not 0 < accuracy <= 1:
-        raise ValueError(f"target_accuracy: expected above 0 and at most 1, found {accuracy!r}")
+        raise ArgumentError("target_accuracy", "above 0 and at most 1", f"{accuracy!r}")
     if options is not None and not isinstance(options, Mapping):
-        raise TypeError(f"forecast_options: expected a mapping, found {describe(options)}")
+        raise ArgumentTypeError("forecast_options", "a mapping", describe(options))
     given = dict(options or {})
     size = check_count(given.pop("batch_size", BATCH), "forecast_options: batch_size")
     steps = tuple(given.pop("steps", (16, 32)))
     unknown = [name for name in given if name in OWN]
     if unknown:
-        raise ValueError(
-            f"forecast_options: expected arguments of forecast among {', '.join(OPTIONS)}, "
-            f"batch_size or steps, found {unknown[0]!r}"
+        raise ArgumentError(
+            "forecast_options",
+            f"arguments of forecast among {', '.join(OPTIONS)}, batch_size or steps",
+            f"{unknown[0]!r}",
         )
     return Target(float(accuracy), check_count(probe, "probe", least=0), steps, size, given)
 

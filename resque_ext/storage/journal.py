@@ -22,6 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
+from resque_ext.errors import ArgumentError
 from resque_ext.storage.atomic import in_place, replaced, sync_folder
 from resque_ext.storage.json_text import parse_json
 
@@ -203,7 +204,7 @@ class Journal(ABC):
         """
         written = {LINES: cls.lines, ".csv": cls.csv}.get(output.suffix.lower())
         if written is None:
-            raise ValueError(f"output: expected the suffix .jsonl or .csv, found {output.suffix!r}")
+            raise ArgumentError("output", "the suffix .jsonl or .csv", f"{output.suffix!r}")
         content = written(path)
         with replaced(output) as beside:
             beside.write_bytes(content)

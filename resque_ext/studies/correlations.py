@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from resque_ext.data.checks import check_choice, check_count, describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.plots.html import table
 from resque_ext.retraining.record import MEASURES
 from resque_ext.studies import bootstrap
@@ -182,7 +183,7 @@ def correlate(
     """
     found = checked_runs(runs)
     if not found:
-        raise ValueError("runs: expected at least one, found none")
+        raise ArgumentError("runs", "at least one", "none")
     names = _check_names(predictors, "predictors", {n: None for r in found for n in r.predictors})
     chosen = _check_names(measures, "measures", MEASURES)
     if predictors is None:
@@ -193,9 +194,9 @@ def correlate(
     check_choice(censored, CENSORED, "censored")
     resamples = check_count(resamples, "resamples")
     if isinstance(confidence, bool) or not isinstance(confidence, numbers.Real):
-        raise TypeError(f"confidence: expected a number, found {confidence!r}")
+        raise ArgumentTypeError("confidence", "a number", f"{confidence!r}")
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence: expected a number between 0 and 1, found {confidence}")
+        raise ArgumentError("confidence", "a number between 0 and 1", confidence)
     check_count(seed, "seed", least=0)
     options = {
         "censored_runs": censored,
@@ -306,13 +307,11 @@ def _check_names(given: Any, name: str, known: Iterable[str]) -> list[str]:
     if given is None:
         return known
     if not isinstance(given, Iterable):
-        raise TypeError(f"{name}: expected names, found {describe(given)}")
+        raise ArgumentTypeError(name, "names", describe(given))
     names = [given] if isinstance(given, str) else list(given)
     unknown = [n for n in names if n not in known]
     if unknown or not names or len(set(names)) < len(names):
-        raise ValueError(
-            f"{name}: expected names among {', '.join(known)}, each once, found {unknown or names}"
-        )
+        raise ArgumentError(name, f"names among {', '.join(known)}, each once", unknown or names)
     return names
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from resque_ext import shifts as registry
 from resque_ext.data.checks import describe
+from resque_ext.errors import ArgumentError, ArgumentTypeError, within
 
 COVERAGE = 0.9  # of a cost model's intervals, where nothing else is asked for
 ROUNDING = 1e-9  # weights of a thousand kinds of a thousand runs add up to well within this
@@ -56,18 +57,18 @@ def make_grid(
         TypeError, ValueError: naming the kind.
     """
     if not isinstance(shifts, Mapping):
-        raise TypeError(f"shifts: expected a mapping of kinds to levels, found {describe(shifts)}")
+        raise ArgumentTypeError("shifts", "a mapping of kinds to levels", describe(shifts))
     if not shifts:
-        raise ValueError("shifts: expected at least one kind of shift, found none")
+        raise ArgumentError("shifts", "at least one kind of shift", "none")
     units = {} if units is None else units
     own = [kind for kind, levels in shifts.items() if isinstance(levels, Mapping)]
     if not isinstance(units, Mapping):
-        raise TypeError(f"units: expected a mapping of kinds to texts, found {describe(units)}")
+        raise ArgumentTypeError("units", "a mapping of kinds to texts", describe(units))
     for kind, unit in units.items():
         if kind not in own:
-            raise ValueError(f"units: expected kinds among {own} of your own, found {kind!r}")
+            raise ArgumentError("units", f"kinds among {own} of your own", f"{kind!r}")
         if not isinstance(unit, str):
-            raise TypeError(f"units[{kind!r}]: expected a text, found {unit!r}")
+            raise ArgumentTypeError(f"units[{kind!r}]", "a text", f"{unit!r}")
     return tuple(
         case for kind, levels in shifts.items() for case in _cases(kind, levels, units, seed)
     )
@@ -81,26 +82,26 @@ def case_seed(seed: int, kind: str, level: float) -> int:
 
 def _cases(kind: Any, levels: Any, units: Mapping[str, str], seed: int) -> list[Case]:
     if not isinstance(kind, str) or not kind:
-        raise TypeError(f"shifts: expected kinds with a name, found {kind!r}")
+        raise ArgumentTypeError("shifts", "kinds with a name", f"{kind!r}")
     name = f"shifts[{kind!r}]"
     if isinstance(levels, (str, bytes)) or not isinstance(levels, Iterable):
-        raise TypeError(f"{name}: expected levels, found {levels!r}")
+        raise ArgumentTypeError(name, "levels", f"{levels!r}")
     given = list(levels)
     if not given:
-        raise ValueError(f"{name}: expected at least one level, found none")
+        raise ArgumentError(name, "at least one level", "none")
     for level in given:
         if isinstance(level, bool) or not isinstance(level, numbers.Real):
-            raise TypeError(f"{name}: expected numbers for levels, found {level!r}")
+            raise ArgumentTypeError(name, "numbers for levels", f"{level!r}")
         if not math.isfinite(level):
-            raise ValueError(f"{name}: expected finite levels, found {level!r}")
+            raise ArgumentError(name, "finite levels", f"{level!r}")
     numbers_ = [float(level) for level in given]
     if len(set(numbers_)) < len(numbers_):
-        raise ValueError(f"{name}: expected every level once, found {numbers_}")
+        raise ArgumentError(name, "every level once", numbers_)
     known = kind in registry.SHIFTS
     if isinstance(levels, Mapping):
         if known:
-            raise ValueError(
-                f"{name}: expected levels, because resque_ext.shifts has that kind, found functions"
+            raise ArgumentError(
+                name, "levels, because resque_ext.shifts has that kind", "functions"
             )
         functions = [_function(name, levels[level], level) for level in given]
         unit = units.get(kind, "")
@@ -108,9 +109,11 @@ def _cases(kind: Any, levels: Any, units: Mapping[str, str], seed: int) -> list[
         functions = [_registered(name, kind, level) for level in numbers_]
         unit = registry.SHIFTS[kind].unit
     else:
-        raise ValueError(
-            f"{name}: expected one of {', '.join(registry.SHIFTS)}, or a mapping of levels to "
-            f"functions for a kind of your own, found {kind!r}"
+        raise ArgumentError(
+            name,
+            f"one of {', '.join(registry.SHIFTS)}, or a mapping of levels "
+            "to functions for a kind of your own",
+            f"{kind!r}",
         )
     seeds = [case_seed(seed, kind, level) for level in numbers_]
     return [
@@ -121,8 +124,8 @@ def _cases(kind: Any, levels: Any, units: Mapping[str, str], seed: int) -> list[
 
 def _function(name: str, function: Any, level: Any) -> Callable[[int], Callable[[Any], Any]]:
     if not callable(function):
-        raise TypeError(
-            f"{name}: expected functions of a batch, found {describe(function)} for level {level}"
+        raise ArgumentTypeError(
+            name, "functions of a batch", f"{describe(function)} for level {level}"
         )
     return lambda _: function
 
@@ -131,7 +134,7 @@ def _registered(name: str, kind: str, level: float) -> Callable[[int], registry.
     try:
         registry.make(kind, level)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from None
+        raise within(name, error) from None
     return lambda seed: registry.make(kind, level, seed)
 
 

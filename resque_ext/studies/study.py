@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from resque_ext.data.checks import describe
 from resque_ext.energy.meter import EnergyMeter
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.indices.registry import check_names
 from resque_ext.model.batch import MASK, MaskOf
 from resque_ext.model.pooling import Pooling
@@ -216,17 +217,14 @@ def study(
     sides = _check_sides(base_data)
     name = type(inner).__name__ if model_name is None else model_name
     if not isinstance(name, str):
-        raise TypeError(f"model_name: expected a text, found {describe(name)}")
+        raise ArgumentTypeError("model_name", "a text", describe(name))
     if on_run is not None and not callable(on_run):
-        raise TypeError(f"on_run: expected a function of a run, found {describe(on_run)}")
+        raise ArgumentTypeError("on_run", "a function of a run", describe(on_run))
     if adapt_normalization is not True and adapt_normalization != "match":
-        raise ValueError(
-            f"adapt_normalization: expected True or 'match', found {adapt_normalization!r}"
-        )
+        raise ArgumentError("adapt_normalization", "True or 'match'", f"{adapt_normalization!r}")
     if index_options is not None and not isinstance(index_options, Mapping):
-        raise TypeError(
-            f"index_options: expected a mapping of indices to their arguments, found "
-            f"{describe(index_options)}"
+        raise ArgumentTypeError(
+            "index_options", "a mapping of indices to their arguments", describe(index_options)
         )
     reads = {"pooling": pooling, "mask": mask, "channels": channels, "labels": labels}
     Reads(**reads)  # what is wrong with them shows now
@@ -383,22 +381,24 @@ def _settings(
 ) -> Settings:
     unknown = [name for name in given if name not in OPTIONS]
     if unknown:
-        raise TypeError(
-            f"retraining: expected options among {', '.join(OPTIONS)}, found {unknown[0]!r}"
+        raise ArgumentTypeError(
+            "retraining", f"options among {', '.join(OPTIONS)}", f"{unknown[0]!r}"
         )
     return make_settings(place, given, target_accuracy=target_accuracy, seed=seed)
 
 
 def _check_sides(base_data: Any) -> dict[str, Any]:
     if not isinstance(base_data, Mapping):
-        raise TypeError(
-            f"base_data: expected a mapping of {', '.join(map(repr, SIDES))} to batches, found "
-            f"{describe(base_data)}"
+        raise ArgumentTypeError(
+            "base_data",
+            f"a mapping of {', '.join(map(repr, SIDES))} to batches",
+            describe(base_data),
         )
     if set(base_data) - {SAMPLE} != set(SIDES):
-        raise ValueError(
-            f"base_data: expected batches for {', '.join(map(repr, SIDES))} ('new'), found "
-            f"{', '.join(map(repr, base_data)) or 'none'}"
+        raise ArgumentError(
+            "base_data",
+            f"batches for {', '.join(map(repr, SIDES))} ('new')",
+            ", ".join(map(repr, base_data)) or "none",
         )
     return {side: base_data[side] for side in (*SIDES, SAMPLE) if side in base_data}
 

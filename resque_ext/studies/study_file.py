@@ -11,6 +11,7 @@ from typing import Any
 
 from resque_ext.data.checks import describe
 from resque_ext.data.files import read_bytes
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.retraining.record import RecordError
 from resque_ext.storage.journal import ABSENT, Journal, Place, Table, differences, is_sqlite
 from resque_ext.storage.json_text import parse_json
@@ -211,12 +212,12 @@ def check_path(path: Any) -> Path:
         TypeError, ValueError: it is not.
     """
     if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path: expected a path, found {describe(path)}")
+        raise ArgumentTypeError("path", "a path", describe(path))
     path = Path(path)
     if not path.parent.is_dir():
-        raise ValueError(f"path: expected a file in a folder, found no folder {path.parent}")
+        raise ArgumentError("path", "a file in a folder", f"no folder {path.parent}")
     if path.exists() and not path.is_file():
-        raise ValueError(f"path: expected a file, found a folder or the like at {path}")
+        raise ArgumentError("path", "a file", f"a folder or the like at {path}")
     return path
 
 

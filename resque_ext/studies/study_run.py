@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from resque_ext.data.checks import describe
+from resque_ext.errors import ArgumentTypeError
 from resque_ext.indices import registry
 from resque_ext.retraining.record import RecordError, RetrainingCost
 from resque_ext.storage.json_text import parse_json
@@ -107,15 +108,13 @@ def checked_runs(runs: Iterable[StudyRun]) -> list[StudyRun]:
         TypeError: something else, or something else among them.
     """
     if isinstance(runs, (str, bytes, os.PathLike)):
-        raise TypeError(
-            f"runs: expected StudyRuns, which read_runs reads of a file, found {runs!r}"
-        )
+        raise ArgumentTypeError("runs", "StudyRuns, which read_runs reads of a file", f"{runs!r}")
     if not isinstance(runs, Iterable):
-        raise TypeError(f"runs: expected StudyRuns, found {describe(runs)}")
+        raise ArgumentTypeError("runs", "StudyRuns", describe(runs))
     found = list(runs)
     for run in found:
         if not isinstance(run, StudyRun):
-            raise TypeError(f"runs: expected StudyRuns, found {describe(run)} among them")
+            raise ArgumentTypeError("runs", "StudyRuns", f"{describe(run)} among them")
     return found
 
 

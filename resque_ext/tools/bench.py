@@ -13,6 +13,7 @@ from torch import Tensor
 
 from resque_ext import ops
 from resque_ext.environment import devices, environment
+from resque_ext.errors import ArgumentError
 from resque_ext.ops.backend import BackendError, backend
 
 WIDTH = 512
@@ -82,9 +83,9 @@ def run(
         ArithmeticError: class_moments gave a wrong result, which is a bug.
     """
     if not 0 < seconds <= 3600:
-        raise ValueError(f"seconds: expected 0 < seconds <= 3600, found {seconds}")
+        raise ArgumentError("seconds", "0 < seconds <= 3600", seconds)
     if rows is not None and not 1 <= rows < 2**31:
-        raise ValueError(f"rows: expected 1 <= rows < 2^31, found {rows}")
+        raise ArgumentError("rows", "1 <= rows < 2^31", rows)
     start = time.perf_counter()
     deadline = start + seconds
     names = [d["device"] for d in devices()][:2]  # the CPU and the first GPU

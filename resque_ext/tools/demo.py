@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from resque_ext import shifts
 from resque_ext.environment import environment
+from resque_ext.errors import ArgumentError
 from resque_ext.indices import ResqueDistResult
 from resque_ext.retraining import StudyRun, correlate, leave_one_kind_out, study
 from resque_ext.scoring.score import Scores, score
@@ -133,7 +134,7 @@ def run(seed: int = 0, progress: Callable[[str, float], None] = lambda *_: None)
         ValueError: `seed` is out of range.
     """
     if not 0 <= seed < 2**32:
-        raise ValueError(f"seed: expected 0 <= seed < 2^32, found {seed}")
+        raise ArgumentError("seed", "0 <= seed < 2^32", seed)
     start = time.perf_counter()
     progress("training", 0.0)
     old, held_out = load_digits(seed)

@@ -75,7 +75,7 @@ def test_the_others_keep_their_results(make):
         with pytest.raises(ValueError, match=MISSING):
             float(found[name])
     plain = json.loads(json.dumps(found.to_dict()))
-    assert plain["resque_dist"]["error"].startswith("ValueError: labels: expected every class")
+    assert plain["resque_dist"]["error"].startswith("ArgumentError: labels: expected every class")
     assert plain["arm"] == json.loads(json.dumps(alone.to_dict()))
     assert "resque_dist=ValueError: labels" in repr(found)
     assert "arm=0." in repr(found)

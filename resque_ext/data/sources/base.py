@@ -14,6 +14,7 @@ from torch import Tensor
 from resque_ext.data.checks import check_choice, check_count
 from resque_ext.data.sources.order import BlockOrder
 from resque_ext.data.sources.regroup import regroup
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 
 Kind = Literal["inputs", "embeddings"]
 Access = Literal["rows", "blocks", "shards", "sequence"]
@@ -180,12 +181,12 @@ class SourceBase(ABC):
         world_size = check_count(world_size, "world_size")
         rank = check_count(rank, "rank", least=0)
         if rank >= world_size:
-            raise ValueError(f"rank: expected 0 <= rank < world_size = {world_size}, found {rank}")
+            raise ArgumentError("rank", f"0 <= rank < world_size = {world_size}", rank)
         if order is not None and not isinstance(order, BlockOrder):
-            raise TypeError(f"order: expected a BlockOrder or None, found {order!r}")
+            raise ArgumentTypeError("order", "a BlockOrder or None", f"{order!r}")
         check_choice(on_fault, ("raise", "skip"), "on_fault")
         if on_fault == "skip" and not isinstance(faults, list):
-            raise TypeError(f"faults: expected a list that names what is skipped, found {faults!r}")
+            raise ArgumentTypeError("faults", "a list that names what is skipped", f"{faults!r}")
         reading = Reading(
             check_count(batch_size, "batch_size"),
             check_position(start, "start"),
@@ -201,18 +202,17 @@ class SourceBase(ABC):
     def _check(self, reading: Reading) -> None:
         """Raises where this kind cannot read in the way that was asked for."""
         if reading.order is not None and self.access == "sequence":
-            raise ValueError(
-                f"order: expected None for {self.name}, which is read in its own order, found "
-                f"{reading.order}"
+            raise ArgumentError(
+                "order", f"None for {self.name}, which is read in its own order", reading.order
             )
 
 
 def check_position(value: Any, name: str) -> int:
     """A row's place: an integer of at least 0, of any size."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an integer, found {value!r}")
+        raise ArgumentTypeError(name, "an integer", f"{value!r}")
     if (value := value.__index__()) < 0:
-        raise ValueError(f"{name}: expected at least 0, found {value}")
+        raise ArgumentError(name, "at least 0", value)
     return value
 
 

@@ -20,6 +20,7 @@ from resque_ext.data.sources.base import Batch, Kind, Reading, check_kind, stamp
 from resque_ext.data.sources.order import Spans, rows_of
 from resque_ext.data.sources.rows import RowsSource, Take
 from resque_ext.data.transforms import Transforms
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 
 
 class ItemSource(RowsSource):
@@ -43,7 +44,7 @@ def batch_of(items: Sequence[tuple[Tensor, int] | None], where: Any) -> Batch | 
         return None
     dtypes = {str(x.dtype) for x, _ in read}
     if len(dtypes) > 1:
-        raise ValueError(f"{where}: expected rows of one dtype, found {', '.join(sorted(dtypes))}")
+        raise ArgumentError(where, "rows of one dtype", ", ".join(sorted(dtypes)))
     return stack_images([x for x, _ in read], where), torch.tensor([y for _, y in read])
 
 
@@ -74,7 +75,7 @@ class ImageFolderSource(ItemSource):
         if not self._path.exists():
             raise FileNotFoundError(f"{path}: expected a folder of images, found none")
         if not self._path.is_dir():
-            raise ValueError(f"{path}: expected a folder of images, found a file")
+            raise ArgumentError(path, "a folder of images", "a file")
         self._decode, self._transforms = image_decoder(), Transforms(transforms)
         self.classes, self._files = list_images(self._path, classes)
         self.rows = len(self._files)
@@ -126,14 +127,13 @@ class DatasetSource(ItemSource):
         fingerprint: dict[str, Any] | None = None,
     ) -> None:
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
-            raise TypeError(
-                f"{name}: expected a dataset with __len__ and __getitem__, found "
-                f"{describe(dataset)}"
+            raise ArgumentTypeError(
+                name, "a dataset with __len__ and __getitem__", describe(dataset)
             )
         self._dataset, self.name, self.kind = dataset, name, check_kind(kind)
         self.rows = len(dataset)
         if self.rows == 0:
-            raise ValueError(f"{name}: expected at least one row, found none")
+            raise ArgumentError(name, "at least one row", "none")
         self._columns = self._check_columns(columns)
         self._transforms = Transforms(transforms)
         self._decode: Callable[[Any], Tensor] | None = None
@@ -145,17 +145,15 @@ class DatasetSource(ItemSource):
         listed = ", ".join(map(repr, (present or [])[:8]))
         if columns is None:
             if present is not None:
-                raise ValueError(
-                    f"{self.name}: columns: expected the names of two of {listed}, found None"
+                raise ArgumentError(
+                    f"{self.name}: columns", f"the names of two of {listed}", "None"
                 )
             return None
         if isinstance(columns, str) or len(columns) != 2:
-            raise ValueError(f"{self.name}: columns: expected two names, found {columns!r}")
+            raise ArgumentError(f"{self.name}: columns", "two names", f"{columns!r}")
         for column in columns:
             if present is not None and column not in present:
-                raise ValueError(
-                    f"{self.name}: columns: expected two of {listed}, found {column!r}"
-                )
+                raise ArgumentError(f"{self.name}: columns", f"two of {listed}", f"{column!r}")
         return columns[0], columns[1]
 
     def _own_fingerprint(self) -> dict[str, Any] | None:
@@ -196,14 +194,16 @@ class DatasetSource(ItemSource):
             if isinstance(item, Mapping) and all(c in item for c in self._columns):
                 return item[self._columns[0]], item[self._columns[1]]
             found = sorted(item) if isinstance(item, Mapping) else describe(item)
-            raise ValueError(
-                f"{self.name}: row {row}: expected the columns {list(self._columns)}, found {found}"
+            raise ArgumentError(
+                f"{self.name}: row {row}", f"the columns {list(self._columns)}", found
             )
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             found = f"dict of {sorted(item)}" if isinstance(item, Mapping) else describe(item)
-            raise TypeError(
-                f"{self.name}: row {row}: expected a pair (inputs, label), found {found} "
-                "(columns= names two of a mapping)"
+            raise ArgumentTypeError(
+                f"{self.name}: row {row}",
+                "a pair (inputs, label)",
+                found,
+                fix="columns= names two of a mapping",
             )
         return item[0], item[1]
 

@@ -10,6 +10,7 @@ import numpy as np
 from resque_ext.data.checks import as_tensor, check_labels, describe
 from resque_ext.data.sources.base import Batch, Kind, Reading, SourceBase, check_kind
 from resque_ext.data.sources.regroup import cut, rows_in
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 
 
 class BatchSource(SourceBase):
@@ -42,13 +43,14 @@ class BatchSource(SourceBase):
         batch_adapter: Callable[[Any], tuple[Any, Any]] | None = None,
     ) -> None:
         if isinstance(batches, Iterator):
-            raise TypeError(
-                f"{name}: expected batches that can be read again (a DataLoader, a list, or a "
-                f"function that returns an iterable), found the one-shot iterator "
-                f"{type(batches).__name__}"
+            raise ArgumentTypeError(
+                name,
+                "batches that can be read again (a DataLoader, a list, "
+                "or a function that returns an iterable)",
+                f"the one-shot iterator {type(batches).__name__}",
             )
         if not callable(batches) and not isinstance(batches, Iterable):
-            raise TypeError(f"{name}: expected an iterable of batches, found {describe(batches)}")
+            raise ArgumentTypeError(name, "an iterable of batches", describe(batches))
         self._made, self._adapter = batches, batch_adapter
         self.name, self.kind, self.rows = name, check_kind(kind), rows
         self._fingerprint = fingerprint
@@ -59,9 +61,10 @@ class BatchSource(SourceBase):
     def _pieces(self, reading: Reading) -> Iterator[Batch]:
         made = self._made if isinstance(self._made, Iterable) else self._made()
         if not isinstance(made, Iterable):
-            raise TypeError(
-                f"{self.name}: expected a function that returns an iterable of batches, found one "
-                f"that returns {describe(made)}"
+            raise ArgumentTypeError(
+                self.name,
+                "a function that returns an iterable of batches",
+                f"one that returns {describe(made)}",
             )
         row = number = 0
         for batch in made:
@@ -76,23 +79,26 @@ class BatchSource(SourceBase):
             if reading.stop is not None and row >= reading.stop:
                 return
         if number == 0:
-            raise ValueError(f"{self.name}: expected at least one batch, found none")
+            raise ArgumentError(self.name, "at least one batch", "none")
         if self.rows is not None and row != self.rows:
-            raise ValueError(f"{self.name}: expected {self.rows} rows as it says, found {row}")
+            raise ArgumentError(self.name, f"{self.rows} rows as it says", row)
 
     def _pair(self, batch: Any, number: int) -> Batch:
         if self._adapter is not None:
             batch = self._adapter(batch)
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise TypeError(
-                f"{self.name}: expected batches (inputs, labels), found {describe(batch)}; "
-                "batch_adapter= turns any batch into such a pair"
+            raise ArgumentTypeError(
+                self.name,
+                "batches (inputs, labels)",
+                f"{describe(batch)}; batch_adapter= turns any batch into such a pair",
             )
         x, y = batch[0], check_labels(batch[1], f"{self.name}: labels")
         x = as_tensor(x, f"{self.name}: inputs") if isinstance(x, np.ndarray) else x
         if rows_in(x) != len(y):
-            raise ValueError(
-                f"{self.name}: expected one label a row, found batch {number} of inputs "
-                f"({describe(x)}) and labels ({describe(y)})"
+            raise ArgumentError(
+                self.name,
+                "one label a row",
+                f"batch {number} of inputs ({describe(x)}) and labels",
+                fix=describe(y),
             )
         return x, y

@@ -13,6 +13,7 @@ import torch
 from resque_ext.data.files import content, npy_header
 from resque_ext.data.sources.base import Kind
 from resque_ext.data.sources.raw import RawArray, RawSource
+from resque_ext.errors import ArgumentError
 
 _DTYPES = {
     np.dtype(name): getattr(torch, name)
@@ -55,7 +56,7 @@ class NpySource(RawSource):
             labels = path / "labels.npy" if labels is None else labels
             path = path / ("features.npy" if kind == "embeddings" else "inputs.npy")
         if labels is None:
-            raise ValueError(f"{path}: expected labels, the path of a .npy file, found None")
+            raise ArgumentError(path, "labels, the path of a .npy file", "None")
         super().__init__(
             "npy",
             open_npy(path),
@@ -76,23 +77,21 @@ def open_npy(path: Path) -> RawArray:
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected a .npy file, found none")
     if not path.is_file():
-        raise ValueError(f"{path}: expected a .npy file, found no regular file")
+        raise ArgumentError(path, "a .npy file", "no regular file")
     found = content(path)
     if found != "a single .npy array":
-        raise ValueError(f"{path}: expected a single .npy array, found {found}")
+        raise ArgumentError(path, "a single .npy array", found)
     with path.open("rb") as file:
         try:
             shape, columns_first, dtype = npy_header(file)
         except ValueError as error:
-            raise ValueError(f"{path}: expected numbers, found {error}") from None
+            raise ArgumentError(path, "numbers", error) from None
         offset = file.tell()
     native = dtype.newbyteorder("=")
     if native not in _DTYPES:
-        raise ValueError(
-            f"{path}: expected one of {', '.join(map(str, _DTYPES))}, found numpy {dtype}"
-        )
+        raise ArgumentError(path, f"one of {', '.join(map(str, _DTYPES))}", f"numpy {dtype}")
     if len(shape) == 0:
-        raise ValueError(f"{path}: expected at least one axis, found a single number")
+        raise ArgumentError(path, "at least one axis", "a single number")
     array = RawArray(
         path,
         None,
@@ -111,6 +110,4 @@ def check_size(array: RawArray, size: int) -> None:
     wanted = array.offset + array.row_bytes * array.shape[0]
     if size != wanted:
         how = "truncated" if size < wanted else "with something behind the array"
-        raise ValueError(
-            f"{array.path}: expected {wanted} bytes for {array.describe()}, found {size} ({how})"
-        )
+        raise ArgumentError(array.path, f"{wanted} bytes for {array.describe()}", size, fix=how)

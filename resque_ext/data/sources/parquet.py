@@ -28,6 +28,7 @@ from resque_ext.data.sources.base import (
 from resque_ext.data.sources.items import batch_of
 from resque_ext.data.sources.order import Plan, permutation
 from resque_ext.data.transforms import Transforms
+from resque_ext.errors import ArgumentError
 from resque_ext.storage.json_text import parse_json
 
 _SAMPLE = 256  # rows that are read at once to find the first one's shape
@@ -76,7 +77,7 @@ class ParquetSource(SourceBase):
         self._columns = features or ("features" if kind == "embeddings" else "inputs"), labels
         self._paths = [path for text in given for path in _expanded(text)]
         if not self._paths:
-            raise ValueError("path: expected at least one Parquet file, found an empty list")
+            raise ArgumentError("path", "at least one Parquet file", "an empty list")
         self._transforms = Transforms(transforms)
         groups: list[tuple[int, int]] = []  # file, row group
         rows: list[int] = []
@@ -90,14 +91,12 @@ class ParquetSource(SourceBase):
             rows += counts
         if len(kinds) > 1:
             (first, path), (second, other) = list(kinds.items())[:2]
-            raise ValueError(
-                f"{other}: {self._columns[0]}: expected {first} as in {path}, found {second}"
-            )
+            raise ArgumentError(f"{other}: {self._columns[0]}", f"{first} as in {path}", second)
         self._groups = groups
         self._edges = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]).astype(np.int64)
         self.rows = int(self._edges[-1])
         if self.rows == 0:
-            raise ValueError(f"{self.name}: expected at least one row, found none")
+            raise ArgumentError(self.name, "at least one row", "none")
         self.block_rows = max(rows)
         self._decode = image_decoder() if next(iter(kinds)) == "images" else None
         self._shape = () if self._decode else self._find_shape()
@@ -117,26 +116,25 @@ class ParquetSource(SourceBase):
         for column in self._columns:
             count = schema.names.count(column)
             if count != 1:
-                raise ValueError(
-                    f"{path}: expected the columns {self._columns[0]!r} and "
-                    f"{self._columns[1]!r}, found {', '.join(map(repr, schema.names[:8]))} "
-                    f"({column!r} {'missing' if count == 0 else 'more than once'})"
+                raise ArgumentError(
+                    path,
+                    f"the columns {self._columns[0]!r} and {self._columns[1]!r}",
+                    ", ".join(map(repr, schema.names[:8])),
+                    fix=(f"{column!r} {'missing' if count == 0 else 'more than once'}"),
                 )
         x, y = (schema.field(column).type for column in self._columns)
         if not (pa.types.is_integer(_value_type(y)) or _is_text(_value_type(y))):
-            raise ValueError(
-                f"{path}: {self._columns[1]}: expected integers or names of classes, found {y}"
-            )
+            raise ArgumentError(f"{path}: {self._columns[1]}", "integers or names of classes", y)
         if self.kind == "inputs" and _is_image(x):
             return "images"
         leaf, nested = _storage(x), False
         while _is_list(leaf):
             if pa.types.is_fixed_size_list(leaf) and leaf.list_size == 0:
-                raise ValueError(f"{path}: {self._columns[0]}: expected values, found {x}")
+                raise ArgumentError(f"{path}: {self._columns[0]}", "values", x)
             leaf, nested = _storage(leaf.value_type), True
         if not nested or not (pa.types.is_floating(leaf) or pa.types.is_integer(leaf)):
             wanted = "lists of numbers" if self.kind == "embeddings" else "lists of numbers, images"
-            raise ValueError(f"{path}: {self._columns[0]}: expected {wanted}, found {x}")
+            raise ArgumentError(f"{path}: {self._columns[0]}", wanted, x)
         return leaf
 
     def _find_shape(self) -> tuple[int, ...]:
@@ -153,7 +151,7 @@ class ParquetSource(SourceBase):
                             shape = _first_shape(batch.column(0))
                             if shape is not None:
                                 return shape
-        raise ValueError(f"{self.name}: {self._columns[0]}: expected values, found nulls alone")
+        raise ArgumentError(f"{self.name}: {self._columns[0]}", "values", "nulls alone")
 
     def _find_classes(self, given: Sequence[str] | None) -> tuple[str, ...] | None:
         _, pa = _library()
@@ -175,9 +173,10 @@ class ParquetSource(SourceBase):
 
     def _check(self, reading: Reading) -> None:
         if reading.order is not None and reading.order.rows is not None:
-            raise ValueError(
-                f"order: expected rows=None for {self.name}, whose blocks are its row groups, "
-                f"found {reading.order.rows}"
+            raise ArgumentError(
+                "order",
+                f"rows=None for {self.name}, whose blocks are its row groups",
+                reading.order.rows,
             )
 
     def _pieces(self, reading: Reading) -> Iterator[Batch]:
@@ -300,7 +299,7 @@ class ParquetSource(SourceBase):
         found = value.as_py()
         data = found.get("bytes") if isinstance(found, dict) else found
         if data is None:
-            raise ValueError(f"{self._columns[0]}: expected the bytes of an image, found null")
+            raise ArgumentError(self._columns[0], "the bytes of an image", "null")
         return self._transforms.one(self._decode(io.BytesIO(data)))  # type: ignore[misc]
 
 
@@ -366,7 +365,7 @@ def _expanded(text: str) -> list[Path]:
         if not file.exists():
             raise FileNotFoundError(f"{file}: expected {what}, found none")
         if not file.is_file():
-            raise ValueError(f"{file}: expected {what}, found no regular file")
+            raise ArgumentError(file, what, "no regular file")
     if not found:
         raise FileNotFoundError(f"{text}: expected {what}, found none")
     return found
@@ -460,7 +459,7 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         first = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: expected a whole Parquet file, found {first}") from None
+        raise ArgumentError(path, "a whole Parquet file", first) from None
 
 
 def _library() -> tuple[Any, Any]:
@@ -471,8 +470,7 @@ def _library() -> tuple[Any, Any]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "pyarrow":
             raise
-        raise ValueError(
-            "data: expected pyarrow, which reads Parquet, found none: "
-            "pip install 'resque-ext[files]'"
+        raise ArgumentError(
+            "data", "pyarrow, which reads Parquet", "none: pip install 'resque-ext[files]'"
         ) from None
     return pyarrow.parquet, pyarrow

@@ -31,6 +31,7 @@ from resque_ext.data.sources.buffers import Buffers
 from resque_ext.data.sources.order import Spans
 from resque_ext.data.sources.rows import RowsSource, Take
 from resque_ext.data.transforms import Transforms
+from resque_ext.errors import ArgumentError
 
 # Up to this size a file is in the page cache after one pass, and single rows cost little.
 SINGLE_ROWS_BYTES = 2**30
@@ -181,12 +182,13 @@ def check_arrays(features: RawArray, labels: RawArray, kind: Kind) -> None:
     ranks = (2, 3, 4) if kind == "embeddings" else range(2, 9)
     if len(x.shape) not in ranks or 0 in x.shape[1:]:
         wanted = "[N, D], [N, C, H, W] or [N, T, D]" if kind == "embeddings" else "[N, ...]"
-        raise ValueError(f"{x.where}: expected {wanted}, found {x.describe()}")
+        raise ArgumentError(x.where, wanted, x.describe())
     if y.dtype.is_floating_point or len(y.shape) != 1:
         hint = " (one-hot labels: save their argmax)" if len(y.shape) == 2 else ""
-        raise ValueError(f"{y.where}: expected integer labels [N], found {y.describe()}{hint}")
+        raise ArgumentError(y.where, "integer labels [N]", f"{y.describe()}{hint}")
     if x.shape[0] != y.shape[0] or x.shape[0] == 0:
-        raise ValueError(
-            f"{x.where}: expected rows and as many labels, found {x.shape[0]} rows and "
-            f"{y.shape[0]} labels in {y.where}"
+        raise ArgumentError(
+            x.where,
+            "rows and as many labels",
+            f"{x.shape[0]} rows and {y.shape[0]} labels in {y.where}",
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from resque_ext.data.checks import describe
+from resque_ext.errors import ArgumentError
 
 
 def regroup(pieces: Iterable[tuple[Any, Tensor]], size: int) -> Iterator[tuple[Any, Tensor]]:
@@ -65,9 +66,11 @@ def _join(xs: tuple[Any, ...]) -> Any:
                 first.shape[1:],
                 first.dtype,
             ):
-                raise ValueError(
-                    "inputs: expected rows of one shape and dtype, found "
-                    f"({describe(first)}) and ({describe(x)})"
+                raise ArgumentError(
+                    "inputs",
+                    "rows of one shape and dtype",
+                    f"({describe(first)}) and",
+                    fix=describe(x),
                 )
         return torch.cat(xs)
     if isinstance(first, Mapping):

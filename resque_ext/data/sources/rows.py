@@ -20,6 +20,7 @@ from resque_ext.data.sources.base import (
 )
 from resque_ext.data.sources.order import BlockOrder, Plan, Spans, rows_of
 from resque_ext.data.transforms import Transforms
+from resque_ext.errors import ArgumentError
 
 Take = Callable[[Spans], Batch | None]
 
@@ -85,9 +86,11 @@ class ArraySource(RowsSource):
         self.classes = None if names is None else tuple(names.tolist())
         y = check_labels(labels)
         if x.dim() < 2 or len(x) != len(y) or len(y) == 0:
-            raise ValueError(
-                f"{named}, labels: expected {named} [N, ...] and as many labels, found {named} "
-                f"({describe(x)}) and labels ({describe(y)})"
+            raise ArgumentError(
+                f"{named}, labels",
+                f"{named} [N, ...] and as many labels",
+                f"{named} ({describe(x)}) and labels",
+                fix=describe(y),
             )
         self._features, self._labels, self.rows = x, y, len(y)
         self._fingerprint, self._transforms = fingerprint, Transforms(transforms)

@@ -20,6 +20,7 @@ from resque_ext.data.sources.parquet import ParquetSource
 from resque_ext.data.sources.rows import ArraySource
 from resque_ext.data.sources.tar import TarSource
 from resque_ext.data.sources.tensors import SafetensorsSource, open_npz
+from resque_ext.errors import ArgumentError, ArgumentTypeError, InputError
 
 _SUFFIXES = {
     ".npy": "npy",
@@ -73,18 +74,18 @@ def open_source(
     if isinstance(spec, (str, os.PathLike)):
         spec = {"path": os.fspath(spec)}
     if not isinstance(spec, Mapping):
-        raise TypeError(f"source: expected a path or a mapping, found {describe(spec)}")
+        raise ArgumentTypeError("source", "a path or a mapping", describe(spec))
     form = _format(spec, Path(folder))
     known = _KEYS[form]
     for key, value in spec.items():
         if key not in known:
-            raise ValueError(
-                f"source: expected the keys {', '.join(known)} of format {form!r}, found {key!r}"
+            raise ArgumentError(
+                "source", f"the keys {', '.join(known)} of format {form!r}", f"{key!r}"
             )
         if not _fits(value, known[key]):
-            raise ValueError(f"source: {key}: expected {known[key]}, found {value!r}")
+            raise ArgumentError(f"source: {key}", known[key], f"{value!r}")
     if "kind" in spec and spec["kind"] not in KINDS:
-        raise ValueError(f"source: kind: expected one of {KINDS}, found {spec['kind']!r}")
+        raise ArgumentError("source: kind", f"one of {KINDS}", f"{spec['kind']!r}")
     options = {k: v for k, v in spec.items() if k not in ("path", "format", "dataset")}
     if form == "dataset":
         return _open_dataset(spec["dataset"], options)
@@ -100,12 +101,13 @@ def open_source(
 def _format(spec: Mapping[str, Any], folder: Path) -> str:
     given = spec.get("format")
     if given is not None and given not in _KEYS:
-        raise ValueError(f"source: format: expected one of {', '.join(_KEYS)}, found {given!r}")
+        raise ArgumentError("source: format", f"one of {', '.join(_KEYS)}", f"{given!r}")
     wanted = "dataset" if given == "dataset" or "dataset" in spec else "path"
     if wanted not in spec or (given not in (None, "dataset") and wanted == "dataset"):
-        raise ValueError(
-            f"source: expected the key {'path' if given != 'dataset' else 'dataset'}, found "
-            f"{', '.join(map(str, spec)) or 'no key at all'}"
+        raise ArgumentError(
+            "source",
+            f"the key {'path' if given != 'dataset' else 'dataset'}",
+            ", ".join(map(str, spec)) or "no key at all",
         )
     if given is not None or wanted == "dataset":
         return given or "dataset"
@@ -113,7 +115,7 @@ def _format(spec: Mapping[str, Any], folder: Path) -> str:
     if isinstance(path, (list, tuple)):
         return "parquet" if str(path[:1]).lower().endswith(".parquet']") else "tar"
     if not isinstance(path, str):
-        raise ValueError(f"source: path: expected a text, found {path!r}")
+        raise ArgumentError("source: path", "a text", f"{path!r}")
     where = folder / path
     if where.is_dir():
         if (where / "features.npy").exists() or (where / "inputs.npy").exists():
@@ -123,9 +125,11 @@ def _format(spec: Mapping[str, Any], folder: Path) -> str:
     if form is None:
         if not where.exists():
             raise FileNotFoundError(f"{where}: expected a file or a folder, found none")
-        raise ValueError(
-            f"{where}: expected a folder or the suffix {', '.join(_SUFFIXES)}, found "
-            f"{where.suffix or 'none'!r} (format= says what it is)"
+        raise ArgumentError(
+            where,
+            f"a folder or the suffix {', '.join(_SUFFIXES)}",
+            f"{where.suffix or 'none'!r}",
+            fix="format= says what it is",
         )
     return form
 
@@ -144,9 +148,8 @@ def _open_dataset(name: str, options: dict[str, Any]) -> Source:
     options.setdefault("name", name)
     if isinstance(made, Source):
         if len(options) > 1:
-            raise ValueError(
-                f"dataset: expected no options for {name!r}, which returns a source, found "
-                f"{', '.join(options)}"
+            raise ArgumentError(
+                "dataset", f"no options for {name!r}, which returns a source", ", ".join(options)
             )
         return made
     try:
@@ -163,7 +166,7 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if str(error).startswith("dataset: "):
+        if isinstance(error, InputError) and error.argument == "dataset":
             raise
         raise _failed(name, error) from error
 
@@ -171,7 +174,7 @@ def _named(name: str) -> Iterator[None]:
 def _failed(name: str, error: Exception) -> ValueError:
     line = " ".join(str(error).split())
     found = f"{type(error).__name__}: {line}" if line else type(error).__name__
-    return ValueError(f"dataset: expected {name!r} to return a dataset, found {found}")
+    return ArgumentError("dataset", f"{name!r} to return a dataset", found)
 
 
 def as_source(data: Any, name: str | None = None, **options: Any) -> Source:
@@ -202,7 +205,8 @@ def as_source(data: Any, name: str | None = None, **options: Any) -> Source:
         return DatasetSource(data, **named, **options)
     if isinstance(data, Iterable) or callable(data):
         return BatchSource(data, **named, **options)
-    raise TypeError(
-        "data: expected a source, a path, a mapping, arrays (features, labels), a dataset or "
-        f"batches, found {describe(data)}"
+    raise ArgumentTypeError(
+        "data",
+        "a source, a path, a mapping, arrays (features, labels), a dataset or batches",
+        describe(data),
     )

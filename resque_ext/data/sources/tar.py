@@ -33,6 +33,7 @@ from resque_ext.data.sources.base import (
 from resque_ext.data.sources.items import batch_of
 from resque_ext.data.sources.order import BlockOrder, mixed, permutation
 from resque_ext.data.transforms import Transforms
+from resque_ext.errors import ArgumentError
 from resque_ext.storage.json_text import parse_json
 
 # Samples that a seeded order holds to choose from: places, not data, so they cost little.
@@ -150,18 +151,17 @@ class TarSource(SourceBase):
         self.name, self.kind, self.rows = name or " ".join(given), check_kind(kind), rows
         self._paths = [Path(p) for pattern in given for p in expand(pattern)]
         if not self._paths:
-            raise ValueError("path: expected at least one shard, found an empty list")
+            raise ArgumentError("path", "at least one shard", "an empty list")
         for path in self._paths:
             if not path.exists():
                 raise FileNotFoundError(f"{path}: expected a tar shard, found none")
             if not path.is_file():
-                raise ValueError(f"{path}: expected a tar shard, found no regular file")
+                raise ArgumentError(path, "a tar shard", "no regular file")
         with self._paths[0].open("rb") as file:
             first = next(_headers(file), None)
         if isinstance(first, str):
-            raise ValueError(
-                f"{self._paths[0]}: expected an uncompressed tar archive, found "
-                f"{content(self._paths[0])} ({first})"
+            raise ArgumentError(
+                self._paths[0], "an uncompressed tar archive", content(self._paths[0]), fix=first
             )
         self._label_key, self._transforms = label_key, Transforms(transforms)
         self._decode = image_decoder() if kind == "inputs" else None
@@ -190,7 +190,7 @@ class TarSource(SourceBase):
                 mine = []
         else:
             if place == 0 and not reading.faults:
-                raise ValueError(f"{self.name}: expected samples in the shards, found none")
+                raise ArgumentError(self.name, "samples in the shards", "none")
         yield from self._load(mine, reading)
 
     def _entries(self, order: BlockOrder | None) -> Iterator[_Sample | _Damage]:
@@ -296,15 +296,15 @@ class TarSource(SourceBase):
         if labels[0].endswith("cls"):
             text = content.decode("ascii", "replace").strip()
             if not re.fullmatch(r"-?\d{1,18}", text, re.ASCII):
-                raise ValueError(f".cls: expected an integer, found {text[:80]!r}")
+                raise ArgumentError(".cls", "an integer", f"{text[:80]!r}")
             return int(text)
         try:
             found = parse_json(content)
         except ValueError as error:
-            raise ValueError(f".json: expected JSON, found {error}") from None
+            raise ArgumentError(".json", "JSON", error) from None
         label = found.get(self._label_key) if isinstance(found, dict) else None
         if isinstance(label, bool) or not isinstance(label, int) or abs(label) >= 2**63:
-            raise ValueError(f".json: expected an integer {self._label_key!r}, found {label!r}")
+            raise ArgumentError(".json", f"an integer {self._label_key!r}", f"{label!r}")
         return label
 
 
@@ -368,7 +368,7 @@ def _array(data: io.BytesIO) -> np.ndarray:
         data.seek(0)
         return np.lib.format.read_array(data, allow_pickle=False)
     except ValueError as error:
-        raise ValueError(f".npy: expected a numeric array, found it damaged: {error}") from None
+        raise ArgumentError(".npy", "a numeric array", f"it damaged: {error}") from None
 
 
 def _listed(sample: _Sample) -> str:
@@ -384,11 +384,11 @@ def expand(pattern: str) -> list[str]:
     found = re.search(r"\{([^{}]*)\}", pattern)
     if found is None:
         if "{" in pattern or "}" in pattern:
-            raise ValueError(f"path: expected braces as in {{000..010}}, found {pattern!r}")
+            raise ArgumentError("path", "braces as in {000..010}", f"{pattern!r}")
         return [pattern]
     ends = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9})", found[1], re.ASCII)
     if ends is None or int(ends[1]) > int(ends[2]) or int(ends[2]) - int(ends[1]) >= _MOST_SHARDS:
-        raise ValueError(f"path: expected braces as in {{000..010}}, found {found[0]!r}")
+        raise ArgumentError("path", "braces as in {000..010}", f"{found[0]!r}")
     tails = expand(pattern[found.end() :])
     return [
         f"{pattern[: found.start()]}{number:0{len(ends[1])}d}{tail}"

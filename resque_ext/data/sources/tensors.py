@@ -16,6 +16,7 @@ from resque_ext.data.files import content, load_arrays
 from resque_ext.data.sources.base import Kind, check_kind, file_fingerprint
 from resque_ext.data.sources.raw import RawArray, RawSource
 from resque_ext.data.sources.rows import ArraySource
+from resque_ext.errors import ArgumentError
 
 _DTYPES = {
     "F16": torch.float16,
@@ -73,21 +74,21 @@ def _open_safetensors(path: Path, names: tuple[str, ...]) -> list[RawArray]:
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected a .safetensors file, found none")
     if not path.is_file():
-        raise ValueError(f"{path}: expected a .safetensors file, found no regular file")
+        raise ArgumentError(path, "a .safetensors file", "no regular file")
     try:
         # The library's check of the whole header against the length of the file.
         with safetensors.safe_open(path, framework="pt", device="cpu") as archive:
             present = sorted(archive.keys())
     except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path}: expected a whole safetensors file, found {content(path)} ({error})"
-        ) from None
+        raise ArgumentError(path, "a whole safetensors file", content(path), fix=error) from None
     absent = [name for name in names if name not in present]
     if absent:
-        raise ValueError(
-            f"{path}: expected the tensors {', '.join(map(repr, names))}, found "
-            f"{', '.join(map(repr, present[:8])) or 'none at all'}"
-            f"{', ...' if len(present) > 8 else ''} ({', '.join(map(repr, absent))} missing)"
+        raise ArgumentError(
+            path,
+            f"the tensors {', '.join(map(repr, names))}",
+            (", ".join(map(repr, present[:8])) or "none at all")
+            + (", ..." if len(present) > 8 else ""),
+            fix=f"{', '.join(map(repr, absent))} missing",
         )
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
@@ -96,11 +97,9 @@ def _open_safetensors(path: Path, names: tuple[str, ...]) -> list[RawArray]:
     for name in names:
         entry = header[name]
         if entry["dtype"] not in _DTYPES:
-            raise ValueError(
-                f"{path}: {name}: expected one of {', '.join(_DTYPES)}, found {entry['dtype']}"
-            )
+            raise ArgumentError(f"{path}: {name}", f"one of {', '.join(_DTYPES)}", entry["dtype"])
         if not entry["shape"]:
-            raise ValueError(f"{path}: {name}: expected at least one axis, found a single number")
+            raise ArgumentError(f"{path}: {name}", "at least one axis", "a single number")
         offset = 8 + length + entry["data_offsets"][0]
         found.append(RawArray(path, name, offset, tuple(entry["shape"]), _DTYPES[entry["dtype"]]))
     return found

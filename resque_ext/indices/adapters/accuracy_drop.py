@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from resque_ext.errors import ArgumentError
 from resque_ext.indices.base import Facts, Index, IndexReads, IndexResult, expect_kind
 
 
@@ -21,9 +22,11 @@ class AccuracyDrop(Index):
 
     def compute(self, facts: Facts) -> IndexResult:
         if facts.old_accuracy is None or facts.new_accuracy is None:
-            raise ValueError(
-                "model: expected a classifier, whose output [N, K] is that of its last layer, and "
-                "labels of both sides for 'accuracy_drop', found no accuracy"
+            raise ArgumentError(
+                "model",
+                "a classifier, whose output [N, K] is that of its last "
+                "layer, and labels of both sides for 'accuracy_drop'",
+                "no accuracy",
             )
         drop = facts.old_accuracy - facts.new_accuracy
         return IndexResult(drop, labels=facts.labels, **facts.of_accuracy())

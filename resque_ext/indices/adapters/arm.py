@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 
 from resque_ext.indices._arm_result import ArmResult
-from resque_ext.indices._hints import BY_HAND, of_side
+from resque_ext.indices._hints import BY_HAND, reworded
 from resque_ext.indices._streamed import AccumulatorIndex
 from resque_ext.indices.arm import Arm
 from resque_ext.indices.base import Facts, IndexReads, LayerBatch
@@ -32,7 +32,7 @@ class ArmIndex(AccumulatorIndex):
         try:
             self.acc.update(batch.layers, batch.side, batch.mask)
         except (ValueError, TypeError) as error:
-            raise of_side(error, batch.side, nonfinite=BY_HAND.format("Arm")) from error
+            raise reworded(error, batch.side, nonfinite=BY_HAND.format("Arm")) from error
 
     def discard(self, layers: Iterable[str]) -> None:
         self.acc.discard(layers)

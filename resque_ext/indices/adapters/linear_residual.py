@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from resque_ext.indices._hints import BY_HAND, expect_both_sides, without_hint
+from resque_ext.indices._hints import BY_HAND, expect_both_sides, reworded
 from resque_ext.indices._streamed import ClassSumsIndex
 from resque_ext.indices.base import SIDES, EmbeddingBatch, Facts, IndexReads
 from resque_ext.indices.linear_residual import LinearResidual, LinearResidualResult
@@ -42,5 +42,5 @@ class LinearResidualIndex(ClassSumsIndex):
         try:
             result = acc.compute(ignore_unseen=True)
         except ValueError as error:
-            raise ValueError(without_hint(str(error), _HINT)) from error
+            raise reworded(error, missing=_HINT) from error
         return dataclasses.replace(result, **facts.of_embedding(), **facts.of_accuracy())

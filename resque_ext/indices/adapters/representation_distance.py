@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from resque_ext.indices._hints import BY_HAND, without_hint
+from resque_ext.indices._hints import BY_HAND, reworded
 from resque_ext.indices._streamed import AccumulatorIndex
 from resque_ext.indices.base import Facts, IndexReads, PairBatch
 from resque_ext.indices.preindex import PairDistanceResult, PreIndexOptions
@@ -47,4 +47,4 @@ def add_pairs(acc: RepresentationDistance, batch: PairBatch) -> None:
         acc.update(paired_layers(batch.old, batch.new), *batch.masks)
     except (ValueError, TypeError) as error:
         hint = BY_HAND.format("RepresentationDistance")
-        raise type(error)(without_hint(str(error), nonfinite=hint)) from error
+        raise reworded(error, nonfinite=hint) from error

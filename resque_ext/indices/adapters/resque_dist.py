@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resque_ext.data.checks import check_choice
-from resque_ext.indices._hints import BY_HAND, MISSING_OPTION, expect_both_sides, without_hint
+from resque_ext.indices._hints import BY_HAND, MISSING_OPTION, expect_both_sides, reworded
 from resque_ext.indices._streamed import ClassSumsIndex
 from resque_ext.indices.base import SIDES, Facts, IndexReads
 from resque_ext.indices.resque_dist import ResqueDist, ResqueDistResult
@@ -62,7 +62,7 @@ class ResqueDistIndex(ClassSumsIndex):
         try:
             result = acc.compute(ignore_unseen=True)
         except ValueError as error:
-            raise ValueError(without_hint(str(error), MISSING_OPTION)) from error
+            raise reworded(error, missing=MISSING_OPTION) from error
         return dataclasses.replace(result, **facts.of_embedding(), **facts.of_accuracy())
 
     def interval(self, confidence: float, ended: bool) -> tuple[float, float, float] | None:
