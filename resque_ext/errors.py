@@ -35,12 +35,10 @@ class InputError(Exception):
         side: str | None = None,
         row: int | str | None = None,
     ) -> None:
-        super().__init__(
-            str(argument), str(expected), str(found)
-        )  # strings, so that it can be sent
         self.argument, self.expected, self.found = str(argument), str(expected), str(found)
         self.fix = None if fix is None else str(fix)
         self.side, self.row = side, row
+        super().__init__(str(self))
 
     @property
     def reason(self) -> str:
@@ -56,10 +54,15 @@ class InputError(Exception):
 
     def but(self: _Error, **changes: Any) -> _Error:
         """The same error with other fields."""
-        names = ("argument", "expected", "found", "fix", "side", "row")
-        fields = {name: getattr(self, name) for name in names} | changes
-        argument, expected, found = (fields.pop(name) for name in names[:3])
-        return type(self)(argument, expected, found, **fields)
+        return _made(type(self), self.__dict__ | changes)
+
+    def __reduce__(self) -> Any:  # an error is sent between processes
+        return _made, (type(self), dict(self.__dict__))
+
+
+def _made(kind: type[_Error], fields: dict[str, Any]) -> _Error:
+    names = ("argument", "expected", "found", "fix", "side", "row")
+    return kind(**{name: fields[name] for name in names})
 
 
 class ArgumentError(InputError, ValueError):

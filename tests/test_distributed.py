@@ -91,8 +91,8 @@ def test_a_rank_that_leaves_early_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("scenario", "message"),
     [
-        ("unlike", "ValueError: accumulators: expected the same on all ranks, found {"),
-        ("widths", "ValueError: accumulators: expected one width on all ranks, found {2, 3}"),
+        ("unlike", "ArgumentError: accumulators: expected the same on all ranks, found {"),
+        ("widths", "ArgumentError: accumulators: expected one width on all ranks, found {2, 3}"),
     ],
 )
 def test_what_does_not_fit_together(scenario, message, tmp_path):

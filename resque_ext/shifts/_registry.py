@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resque_ext.errors import ArgumentError, ArgumentTypeError, InputError
+
 
 @dataclass(frozen=True)
 class ShiftKind:
@@ -103,21 +105,21 @@ def describe(value: Any) -> str:
 
 
 def expect(
-    holds: bool, argument: str, expected: str, found: Any, error: type[Exception] = ValueError
+    holds: bool, argument: str, expected: str, found: Any, error: type[InputError] = ArgumentError
 ) -> None:
     if not holds:
-        raise error(f"{argument}: expected {expected}, found {found}")
+        raise error(argument, expected, found)
 
 
 def check_type(argument: str, value: Any, kind: Any, expected: str) -> None:
     holds = isinstance(value, kind) and not isinstance(value, bool)
-    expect(holds, argument, expected, describe(value), TypeError)
+    expect(holds, argument, expected, describe(value), ArgumentTypeError)
 
 
 def check_options(name: str, kind: ShiftKind, options: Mapping[str, Any]) -> None:
     for option in options:
         expected = f"only options of {name} ({', '.join(kind.options) or 'it has none'})"
-        expect(option in kind.options, "options", expected, repr(option), TypeError)
+        expect(option in kind.options, "options", expected, repr(option), ArgumentTypeError)
 
 
 def check_level(name: str, kind: ShiftKind, level: Any) -> float:
@@ -136,7 +138,7 @@ def check_tensor(argument: str, tensor: Any) -> None:
     kind = "meta" if tensor.is_meta else "nested" if tensor.is_nested else tensor.layout
     expect(kind == torch.strided, argument, "a dense tensor with data", f"a {kind} one", TypeError)
     expected = "dtype float32, float64, float16 or bfloat16 (integers: divide by 255)"
-    expect(tensor.dtype in _DTYPES, argument, expected, tensor.dtype, TypeError)
+    expect(tensor.dtype in _DTYPES, argument, expected, tensor.dtype, ArgumentTypeError)
 
 
 def check_values(argument: str, tensor: Tensor, remedy: str = "", slack: float = 0.0) -> None:

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from resque_ext.data.files import load_arrays
+from resque_ext.errors import ArgumentError
 
 X = np.arange(12, dtype=np.float32).reshape(4, 3)
 Y = np.array([0, 1, 1, 0])
@@ -231,7 +232,7 @@ def test_bad_file_is_one_clear_line(tmp_path, make):
     name, message = make(tmp_path)
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         load_arrays(tmp_path / name)
-    assert type(caught.value) is ValueError
+    assert type(caught.value) is ArgumentError
     assert str(caught.value).startswith(f"{tmp_path / name}: expected ")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "unpickled").exists()

@@ -77,7 +77,7 @@ def test_the_others_keep_their_results(make):
     plain = json.loads(json.dumps(found.to_dict()))
     assert plain["resque_dist"]["error"].startswith("ArgumentError: labels: expected every class")
     assert plain["arm"] == json.loads(json.dumps(alone.to_dict()))
-    assert "resque_dist=ValueError: labels" in repr(found)
+    assert "resque_dist=ArgumentError: labels" in repr(found)
     assert "arm=0." in repr(found)
 
 

@@ -258,7 +258,8 @@ def test_shift_repeats_its_sequence(name, device):
         assert torch.equal(again(images), first)
         assert torch.equal(again(images), second)
     # Splitting a batch: the same images without draws, other noise with them.
-    halves = torch.cat([shifts.apply(part, name, strong(name)) for part in images.split(2)])
+    other = seeded(device, 4)
+    halves = torch.cat([shifts.apply(part, name, strong(name), other) for part in images.split(2)])
     assert torch.equal(first, halves) != drawing
     torch.manual_seed(3)  # the default is the device's global generator
     default = shifts.apply(images, name, strong(name))
