@@ -18,6 +18,7 @@ from resque_ext.cost_model.scaling import Prediction, check_number
 from resque_ext.data.checks import check_count
 from resque_ext.energy import EnergyMeter, Figure
 from resque_ext.energy.measurement import unknown
+from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.forecasting import indices
 from resque_ext.forecasting.costs import Costs, Steps
 from resque_ext.forecasting.probe import Probe
@@ -111,9 +112,8 @@ def forecast(
     inner, place = setup.check_model(model), setup.choose_device(model, device)
     strange = [name for name in recipe if name not in RECIPE]
     if strange:
-        raise TypeError(
-            f"forecast: expected arguments of retrain among {', '.join(RECIPE)}, found "
-            f"{strange[0]!r}"
+        raise ArgumentTypeError(
+            "forecast", f"arguments of retrain among {', '.join(RECIPE)}", f"{strange[0]!r}"
         )
     settings = make_settings(
         place, recipe, target_accuracy=target_accuracy, max_epochs=max_epochs, seed=seed
@@ -153,18 +153,18 @@ class _Limits:
     @classmethod
     def checked(cls, steps: Any, max_share: Any, width: Any, coverage: Any) -> _Limits:
         if isinstance(steps, (str, bytes)) or not isinstance(steps, Iterable):
-            raise TypeError(f"steps: expected numbers such as (16, 32), found {steps!r}")
+            raise ArgumentTypeError("steps", "numbers such as (16, 32)", f"{steps!r}")
         lengths = tuple(check_count(length, "steps") for length in steps)
         powers = all(n >= SHORTEST_PROBE and n.bit_count() == 1 for n in lengths)
         if not powers or any(a >= b for a, b in itertools.pairwise(lengths)):
-            raise ValueError(f"steps: expected ascending powers of two from 16, found {steps!r}")
+            raise ArgumentError("steps", "ascending powers of two from 16", f"{steps!r}")
         share = check_number("max_share", max_share, above=0.0)
         if share > 1:
-            raise ValueError(f"max_share: expected at most 1, found {max_share!r}")
+            raise ArgumentError("max_share", "at most 1", f"{max_share!r}")
         if check_number("width", width) < 1:
-            raise ValueError(f"width: expected a factor of at least 1, found {width!r}")
+            raise ArgumentError("width", "a factor of at least 1", f"{width!r}")
         if not 0.5 <= check_number("coverage", coverage) < 1:
-            raise ValueError(f"coverage: expected 0.5 <= coverage < 1, found {coverage!r}")
+            raise ArgumentError("coverage", "0.5 <= coverage < 1", f"{coverage!r}")
         return cls(lengths, share, float(width), float(coverage))
 
     def enough(self, steps: Steps | None, taken: int) -> bool:

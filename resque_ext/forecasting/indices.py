@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from resque_ext.errors import ArgumentError
 from resque_ext.model import normalization
 from resque_ext.retraining.batches import Batches
 from resque_ext.retraining.random_state import Randomness
@@ -72,23 +73,20 @@ def choose_way(model: nn.Module, way: Any, has_old: bool) -> bool | str:
         ValueError: a way that the model or the data do not allow.
     """
     if way not in WAYS:
-        raise ValueError(
-            f"adapt_normalization: expected 'auto', True, 'match' or False, found {way!r}"
-        )
+        raise ArgumentError("adapt_normalization", "'auto', True, 'match' or False", f"{way!r}")
     statistics = bool(normalization.reestimable(model))
     matchable = bool(normalization.matchable(model))
     if way == "auto":
         return "match" if matchable and has_old else statistics
     if way is True and not statistics:
-        raise ValueError(
-            "adapt_normalization: expected a model with running statistics (batch-norm, instance "
-            f"norm), found none in {type(model).__name__}"
+        raise ArgumentError(
+            "adapt_normalization",
+            "a model with running statistics (batch-norm, instance norm)",
+            f"none in {type(model).__name__}",
         )
     if way == "match" and not (has_old and matchable):
         found = "no normalization layers" if has_old else "no old data"
-        raise ValueError(
-            f"adapt_normalization: expected old data and normalization to match, found {found}"
-        )
+        raise ArgumentError("adapt_normalization", "old data and normalization to match", found)
     return way
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from resque_ext.errors import ArgumentError
 from resque_ext.plots.html import number, table
 
 HEADS = ("index", "value", "± se", "noise floor", "reliable")
@@ -33,8 +34,9 @@ def with_layers(results: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     found = {name: getattr(result, "layer_values", None) for name, result in results.items()}
     known = {name: values for name, values in found.items() if values}
     if not known:
-        raise ValueError(
-            "plot: expected a result with values of layers (arm, preindex, "
-            f"representation_distance), found {', '.join(results)}; add one to indices="
+        raise ArgumentError(
+            "plot",
+            "a result with values of layers (arm, preindex, representation_distance)",
+            f"{', '.join(results)}; add one to indices=",
         )
     return known

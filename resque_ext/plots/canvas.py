@@ -11,6 +11,8 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from resque_ext.errors import ArgumentError
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -41,8 +43,8 @@ def styled() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        raise ValueError(
-            "figures: expected matplotlib, found none: pip install 'resque-ext[plots]'"
+        raise ArgumentError(
+            "figures", "matplotlib", "none: pip install 'resque-ext[plots]'"
         ) from None
     # Not the backend: a look at it would choose one, and import what that needs.
     names = [name for name in matplotlib.rcParamsDefault if not name.startswith("backend")]

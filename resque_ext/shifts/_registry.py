@@ -86,8 +86,10 @@ def find(
     """The shift that these arguments of `make` and `apply` ask for, and its level."""
     table, how = SHIFTS, ""
     if severity is not None:
-        expect(level is None, "severity", "no level beside it", level, TypeError)
-        expect(not published, "severity", "no published=True beside it", published, TypeError)
+        expect(level is None, "severity", "no level beside it", level, ArgumentTypeError)
+        expect(
+            not published, "severity", "no published=True beside it", published, ArgumentTypeError
+        )
         table, how, level = CORRUPTIONS, " with severity=", severity
     elif published:
         table, how = PUBLISHED, " with published=True"
@@ -136,7 +138,13 @@ def check_level(name: str, kind: ShiftKind, level: Any) -> float:
 def check_tensor(argument: str, tensor: Any) -> None:
     check_type(argument, tensor, Tensor, "a torch.Tensor")
     kind = "meta" if tensor.is_meta else "nested" if tensor.is_nested else tensor.layout
-    expect(kind == torch.strided, argument, "a dense tensor with data", f"a {kind} one", TypeError)
+    expect(
+        kind == torch.strided,
+        argument,
+        "a dense tensor with data",
+        f"a {kind} one",
+        ArgumentTypeError,
+    )
     expected = "dtype float32, float64, float16 or bfloat16 (integers: divide by 255)"
     expect(tensor.dtype in _DTYPES, argument, expected, tensor.dtype, ArgumentTypeError)
 

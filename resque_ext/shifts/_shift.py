@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from resque_ext.data.transforms import Normalize, as_normalize
+from resque_ext.errors import ArgumentTypeError
 from resque_ext.shifts._registry import (
     check_tensor,
     check_type,
@@ -51,7 +52,7 @@ class Shift:
         self.severity = None if severity is None else int(severity)
         self.published = bool(published)
         one = (mean is None) != (std is None)
-        expect(not one, "mean, std", "both or neither", "one of them", TypeError)
+        expect(not one, "mean, std", "both or neither", "one of them", ArgumentTypeError)
         self.normalize = None if mean is None else as_normalize(mean, std)
         if key is not None:
             check_type("key", key, str, "a text")

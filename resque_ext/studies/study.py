@@ -89,9 +89,10 @@ class Study(Sequence[StudyRun]):
         panels = {name: _with_both(self.runs, name, measure) for name in wanted}
         panels = {name: found for name, found in panels.items() if found}
         if not panels:
-            raise ValueError(
-                f"study: expected runs with one of {list(wanted)} and {measure!r}, found none of "
-                f"{len(self)}; choose another predictor or measure"
+            raise ArgumentError(
+                "study",
+                f"runs with one of {list(wanted)} and {measure!r}",
+                f"none of {len(self)}; choose another predictor or measure",
             )
         return cost_chart(panels, words(measure))
 

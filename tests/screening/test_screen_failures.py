@@ -1,6 +1,5 @@
 """What an error of a pair says of the row that it is of; a failed pair leaves no thread."""
 
-import pickle
 import threading
 
 import numpy as np
@@ -12,7 +11,6 @@ from torch import nn
 import resque_ext
 from resque_ext import shifts
 from resque_ext.data.sources import ArraySource, BatchSource
-from resque_ext.ops.status import row_error
 from resque_ext.screening import Candidate
 
 BAD = 1234
@@ -90,13 +88,6 @@ def test_rows_whose_number_is_not_known_are_counted_as_they_are_read():
 
     found = error(Items(), anytime=False, on_fault="skip")
     assert "the first at row 280 in reading order, column 0" in found
-
-
-def test_a_row_error_travels():
-    found = pickle.loads(pickle.dumps(row_error("x: at row {row}, column 2", 7)))
-    assert type(found) is ValueError
-    assert str(found) == "x: at row 7, column 2"
-    assert (found.template, found.row) == ("x: at row {row}, column 2", 7)
 
 
 def test_the_hint_names_what_can_be_said_to_screen_and_score():
