@@ -79,16 +79,16 @@ def make_table(title: str, *columns: str) -> Table:
 @contextlib.contextmanager
 def progress_bar() -> Iterator[Callable[[str, float], None]]:
     """A bar on stderr while the block runs; nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from tqdm.auto import tqdm
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda what, share: bar.update(task, description=escape(what), completed=share)
+    form, hidden = "{desc} |{bar:40}| {elapsed}", not sys.stderr.isatty()
+    with tqdm(total=1.0, leave=False, bar_format=form, disable=hidden) as bar:
+
+        def tell(what: str, share: float) -> None:
+            bar.set_description_str(what, refresh=False)
+            bar.update(share - bar.n)
+
+        yield tell
 
 
 def print_warnings(console: Console, name: str, result: Any) -> None:

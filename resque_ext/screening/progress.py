@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
+from tqdm.auto import tqdm
+
 from resque_ext.screening.results import PairResult
+
+FORMAT = "{desc} |{bar:20}| {postfix} [{elapsed}<{remaining}]"
 
 
 class Progress:
@@ -31,43 +36,24 @@ class Progress:
 
 
 class ProgressBar(Progress):
-    """A bar by rich.
+    """A bar on stderr, in a notebook a widget.
 
     Args:
         pairs: how many there are in all.
     """
 
     def __init__(self, pairs: int) -> None:
-        from rich import progress
-        from rich.console import Console
-
-        console = Console(stderr=True)
-        self._bar = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.TextColumn("{task.fields[pairs]}/{task.fields[of]} pairs"),
-            progress.TextColumn("{task.fields[rate]}"),
-            progress.TimeElapsedColumn(),
-            progress.TimeRemainingColumn(),
-            console=console,
-            transient=console.is_terminal,  # a log keeps the last line
-        )
-        self._task = self._bar.add_task("", total=pairs, pairs=0, of=pairs, rate="")
+        self._bar = tqdm(total=pairs, bar_format=FORMAT, leave=not sys.stderr.isatty())
+        self._start = time.perf_counter()
         self._shares: dict[tuple[str, str], float] = {}
         self._samples: dict[tuple[str, str], int] = {}
         self._pairs = 0
 
-    def __enter__(self) -> Progress:
-        self._bar.start()
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._bar.close()
 
     def begin(self, what: str) -> None:
-        from rich.markup import escape
-
-        self._bar.update(self._task, description=escape(what))
+        self._bar.set_description_str(what)
 
     def at(self, key: tuple[str, str], pair: Any) -> None:
         rows = pair.feed.rows
@@ -81,13 +67,13 @@ class ProgressBar(Progress):
         self._show()
 
     def _show(self) -> None:
-        elapsed = self._bar.tasks[0].elapsed or 0.0
-        rate = f"{sum(self._samples.values()) / elapsed:,.0f} samples/s" if elapsed > 0 else ""
-        self._bar.update(
-            self._task, completed=sum(self._shares.values()), pairs=self._pairs, rate=rate
-        )
+        rate = sum(self._samples.values()) / (time.perf_counter() - self._start)
+        told = f"{self._pairs}/{self._bar.total} pairs"
+        self._bar.set_postfix_str(f"{told}, {rate:,.0f} samples/s" if rate else told, refresh=False)
+        self._bar.update(sum(self._shares.values()) - self._bar.n)
 
 
 def make_progress(wanted: bool | None, pairs: int) -> Progress:
-    """A bar where one is wanted; None: where stderr is a terminal."""
-    return ProgressBar(pairs) if wanted or (wanted is None and sys.stderr.isatty()) else Progress()
+    """A bar where one is wanted; None: where stderr is a terminal or a notebook."""
+    seen = sys.stderr.isatty() or type(sys.stderr).__module__.startswith("ipykernel.")
+    return ProgressBar(pairs) if wanted or (wanted is None and seen) else Progress()
