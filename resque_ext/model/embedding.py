@@ -13,7 +13,7 @@ from resque_ext.model.head import Head, Run, tokens_read
 from resque_ext.model.hooks import LayerError
 from resque_ext.model.layers import OUTPUT, Place
 from resque_ext.model.layout import Layouts
-from resque_ext.model.outputs import sentence_path
+from resque_ext.model.outputs import score_tensors, sentence_path
 from resque_ext.model.pooling import Features, Pooling
 
 Consumer = Callable[[Features, Pooling], None]
@@ -112,10 +112,13 @@ class EmbeddingReader:
         if path is not None:
             place = Place(f"{OUTPUT}:{path}", self._model, path=path)
             return place, place.tensor(output, "layer").clone()
-        vectors = isinstance(output, Tensor) and output.dtype in FLOATS
-        vectors = vectors and output.dim() in (2, 3, 4)
-        if vectors and min(output.shape[1], output.shape[-1]) > 1:
-            return Place(OUTPUT, self._model), output.clone()
+        if isinstance(output, Tensor):
+            return (Place(OUTPUT, self._model), output.clone()) if _is_embedding(output) else None
+        # Of maps at several depths the last; several tensors of another kind say nothing.
+        parts = {key: x for key, x in score_tensors(output) if _is_embedding(x)}
+        if len(parts) == 1 or (parts and all(x.dim() == 4 for x in parts.values())):
+            path, x = list(parts.items())[-1]
+            return Place(f"{OUTPUT}:{path}", self._model, path=path), x.clone()
         return None
 
     def end(self, head: Head, scores: Tensor | None, consume: Consumer) -> None:
@@ -197,3 +200,11 @@ class EmbeddingReader:
         if not self.done or (features.mask is not None and "masked" not in self.done):
             self.done = done
         consume(features, self._pooling)
+
+
+def _is_embedding(x: Tensor) -> bool:
+    """Vectors, tokens or maps that are more than one number each position; pooled maps, too."""
+    if x.dtype not in FLOATS or x.dim() not in (2, 3, 4):
+        return False
+    size = x.shape[1:].numel()
+    return size > 1 and (min(x.shape[1], x.shape[-1]) > 1 or max(x.shape[1:]) == size)

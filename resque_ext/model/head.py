@@ -7,11 +7,13 @@ or one token's of it, or the mean over positions.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from torch.nn.modules.conv import _ConvNd
 
 from resque_ext.data.checks import FLOATS
@@ -20,6 +22,9 @@ from resque_ext.model.outputs import LOGITS, score_tensors
 from resque_ext.model.pooling import masked_mean
 
 _NARROW = (torch.float16, torch.bfloat16)
+# How the scores of a coarse grid are brought to the size of the image.
+_GROWN = 2e-2  # of the largest: half precision, and what devices make of a resize
+_RESIZED = (("bilinear", False), ("bilinear", True), ("bicubic", False), ("nearest", None))
 
 
 @dataclass(frozen=True)
@@ -67,9 +72,14 @@ class HeadFinder:
             for n, m in model.named_modules()
             if _could_score(m) and not isinstance(m, torch.jit.ScriptModule)
         }
-        self.last: Run | None = None
+        # Two, for the auxiliary head that a segmentation model runs behind its own.
+        self._latest: deque[Run] = deque(maxlen=2)
         self._vectors: dict[int, list[Run]] = {}  # by width, those that gave one vector a sample
         self._times: dict[nn.Module, int] = {}
+
+    @property
+    def last(self) -> Run | None:
+        return self._latest[-1] if self._latest else None
 
     def attach(self) -> list[Any]:
         """Registers the hooks; the caller removes them."""
@@ -82,7 +92,7 @@ class HeadFinder:
         self._times[module] = self._times.get(module, 0) + 1
         # Copies: what comes after may change them in place.
         run = Run(self._modules[module], module, read.clone(), gave.clone(), self._times[module])
-        self.last = run
+        self._latest.append(run)
         if gave.dim() == 2:
             self._vectors.setdefault(gave.shape[1], []).append(run)
 
@@ -92,14 +102,19 @@ class HeadFinder:
         for path, scores in score_tensors(output):
             scored = scores.dim() == 2 and scores.shape[1] > 1 and len(scores) == rows
             classes = scores.shape[1] if scored else None
+            if scores.shape[2:].numel() == 1:  # [N, K, 1, 1] too
+                scores = scores.flatten(1)
             vectors = self._vectors.get(scores.shape[-1], [])
-            for run in dict.fromkeys((self.last, *vectors[-1:])):
-                if run is not None and (reads := _relation(scores, run.gave, mask)) is not None:
+            for run in dict.fromkeys((*reversed(self._latest), *vectors[-1:])):
+                if (reads := _relation(scores, run.gave, mask)) is not None:
                     return Head(run.name, path, reads, classes), run
             several = len(vectors) > 1 and all(run.gave.shape == scores.shape for run in vectors)
             if several and _close(scores, sum(run.gave.double() for run in vectors) / len(vectors)):
                 names = tuple(run.name for run in vectors)
                 return Head(names[0], path, "vector", classes, names[1:]), vectors[0]
+            if len(both := [run.gave for run in self._latest]) == 2 and _resized(scores, *both):
+                names = tuple(run.name for run in reversed(self._latest))
+                return Head(names[0], path, "positions", classes, names[1:]), self.last
             if path == LOGITS and named.path is None:
                 named = Head(path=path, classes=classes)  # it says itself what it is
         return named, None
@@ -138,9 +153,20 @@ def _relation(scores: Tensor, given: Tensor, mask: Tensor | None) -> str | None:
         return "mean" if any(_close(scores, mean) for mean in means) else None
     if scores.shape == given.shape:
         return "positions" if _close(scores, given) else None
-    # Scores of pixels, brought to the size of the image.
-    pixels = scores.dim() == given.dim() == 4 and scores.shape[:2] == given.shape[:2]
-    return "positions" if pixels else None
+    return "positions" if _resized(scores, given) else None
+
+
+def _resized(scores: Tensor, *given: Tensor) -> bool:
+    """Scores of pixels [N, K, H, W] are those of a coarser grid, or the sum of several, brought to
+    the image's size. A map that was pooled, as at the end of a backbone, is not."""
+    size, grid = scores.shape[2:], given[0].shape
+    if scores.dim() != 4 or any(x.shape != grid for x in given) or len(grid) != 4:
+        return False
+    if scores.shape[:2] != grid[:2] or any(a < b for a, b in zip(size, grid[2:], strict=True)):
+        return False
+    coarse = torch.stack([x.float() for x in given]).sum(0)
+    grown = (interpolate(coarse, size, mode=m, align_corners=a) for m, a in _RESIZED)
+    return any(_near(scores.double(), x.double(), _GROWN) for x in grown)
 
 
 def _follows(scores: Tensor, given: Tensor) -> bool:

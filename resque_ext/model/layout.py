@@ -117,6 +117,8 @@ class Layouts:
         if found is None and source is self._root:
             # An activation or dropout: what the rest of the model says of such a width.
             found = _agreed(source, x) or _format(source)
+        if found is None:
+            found = _single(x)
         if found is None and x.dim() == 3 and not _votes(source, x, is_input):
             found = LAST  # tokens
         if found is None:
@@ -144,6 +146,13 @@ def _own(module: nn.Module, x: Tensor) -> str | None:
     if _integer(module, "out_features", "nf") == x.shape[-1]:
         return LAST
     return _format(module)
+
+
+def _single(x: Tensor) -> str | None:
+    """Of one position: the channels are what is left."""
+    if x.shape[2:].numel() == 1:
+        return FIRST
+    return LAST if x.shape[1:-1].numel() == 1 else None
 
 
 def _format(module: nn.Module) -> str | None:
