@@ -10,6 +10,7 @@ from typing import Any
 
 from resque_ext.data.files import read_bytes
 from resque_ext.energy.measurement import Measurement
+from resque_ext.plots.html import number, table
 from resque_ext.storage.json_text import parse_json
 
 FORMAT = "resque_ext.RetrainingCost/1"
@@ -178,6 +179,22 @@ class RetrainingCost:
             "kg_co2": training.emissions.value,
             "kg_co2_estimated": training.estimated_emissions.value,
         }
+
+    def _repr_html_(self) -> str:
+        end = "reached" if self.reached else f"not reached (stopped by {self.stopped})"
+        start, best = (
+            "unknown" if each is None else f"{each:.1%}"
+            for each in (self.start_accuracy, self.best_accuracy)
+        )
+        return table(
+            f"{self.target_accuracy:.1%} of the test data {end}; from {start}, best {best}",
+            ("cost", "measured", "unit"),
+            (
+                (name, number(value), MEASURES[name])
+                for name, value in self.measures().items()
+                if value is not None
+            ),
+        )
 
     def without_times(self) -> dict[str, Any]:
         """`to_dict` without times, energy, and how often the run was resumed.

@@ -113,6 +113,14 @@ def test_every_run_of_a_study_is_drawn():
         found.plot("nope")
 
 
+def test_a_cost_as_a_table():
+    run = random_runs(np.random.default_rng(0), kinds=1, levels=1, noise=0.1, limit=3.0)[0]
+    rows = Cells(run.cost._repr_html_()).rows
+    known = {name: value for name, value in run.cost.measures().items() if value is not None}
+    assert [row[0] for row in rows[1:]] == list(known)
+    assert [float(row[1]) for row in rows[1:]] == pytest.approx(list(known.values()), rel=1e-3)
+
+
 def test_correlations_as_a_table():
     runs = random_runs(np.random.default_rng(0), kinds=4, levels=3, noise=0.1, limit=3.0)
     found = Study(runs).correlations(measures=["epochs"])
