@@ -35,7 +35,7 @@ class Figure:
 
     Attributes:
         part: "cpu", "ram", "gpu:0" (NVML's index), or "all" for a sum.
-        value: the amount, None where it is not known; never 0 for an unknown.
+        value: the amount, None if unknown; never 0 for an unknown.
         unit: "J", "kg CO2e" or "g CO2e/kWh".
         source: a key of `SOURCES`.
         resolution: amount by which `value` may be off because of how it was read, in `unit`; None

@@ -36,7 +36,7 @@ def adjusted_rand_index(table: Any) -> float:
         without samples, and if both sides are one cluster or one cluster a sample.
 
     Raises:
-        TypeError: counts that are no integers.
+        TypeError: counts that are not integers.
         ValueError: another rank, or a negative count.
 
     Source: L. Hubert and P. Arabie, Comparing partitions, 1985.
@@ -108,7 +108,7 @@ class Bootstrap:
 
 
 def bootstrap(counts: NDArray[np.int64], seed: int, replicates: int = 1000) -> Bootstrap | None:
-    """Samples drawn anew, with replacement, from a table; None for fewer than two.
+    """Samples drawn again, with replacement, from a table; None for fewer than two.
 
     A sample keeps its cell, so this is the uncertainty from which samples there happened to be,
     with both labellings as they stand, and no more.

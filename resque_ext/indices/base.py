@@ -126,7 +126,7 @@ class Facts:
         layer: the embedding's layer.
         layers: the layers that were read.
         skipped: layers that were not, each with the reason.
-        old_accuracy, new_accuracy: of the model, where it is a classifier.
+        old_accuracy, new_accuracy: of the model, if it is a classifier.
         pooling: what was done to the positions of the embedding.
         layer_pooling: what was done to those of the layers.
         labels: where labels are from.
@@ -189,7 +189,7 @@ class IndexResult(Result):
         std_error, noise_floor: of `value`; None where they are not known.
         reliable: whether `value` can be relied on; `warnings` says why not, and what to do.
         layer, pooling, labels: of the embedding, where one was read.
-        old_accuracy, new_accuracy: of the model, where it is a classifier.
+        old_accuracy, new_accuracy: of the model, if it is a classifier.
     """
 
     value: float
@@ -318,7 +318,7 @@ class Index(ABC):
         known before any pass."""
 
     def interval(self, confidence: float, ended: bool) -> tuple[float, float, float] | None:
-        """(value, low, high) without the bias of few samples, or None where that is not known yet.
+        """(value, low, high) without the bias of few samples, or None if unknown yet.
 
         Args:
             confidence: of the interval, between 0 and 1.

@@ -44,7 +44,7 @@ class PreIndexResult(Result):
         distances: the representation distance of every layer, number of bins and name.
         inv_ari: 1 - ARI of the embeddings: "new", from its own class means; "old"; and
             "new_from_old_centers", the new side from the old side's class means.
-        chance: what permuted labels give in the place of the chosen 1 - ARI: see :class:`Chance`;
+        chance: what permuted labels give in place of the chosen 1 - ARI: see :class:`Chance`;
             None where it was not asked for, and for a single class.
         reliable: whether both parts of `value` say something; `warnings` says why not, and what to
             do.
@@ -189,7 +189,7 @@ class PairDistanceResult(Result):
         distance, bins, ranges: as asked.
         std_error: of `value`, by a jackknife; None with fewer than two samples.
         skipped: layers of the model that were not read, each with the reason.
-        old_accuracy, new_accuracy: of the model, where it is a classifier and labels were given.
+        old_accuracy, new_accuracy: of the model, if it is a classifier and labels were given.
         pooling: how positions became a vector, see :class:`ArmResult`; tokens are compared side by
             side, not pooled, unless `score(pooling=)` says otherwise.
     """
@@ -354,7 +354,7 @@ def _cluster(
         )
     task = named("new_embedding", resque_task, new, init=centers, **plain)
     if options.ari == "new_from_old_centers" and len(centers) > 1:
-        # Its centres are made of the labels too, so they are made anew of the permuted ones.
+        # Its centres are made from the labels too, so they are made again of the permuted ones.
         y, _ = open_classes(labels)
 
         def value_of(order: Tensor) -> float:

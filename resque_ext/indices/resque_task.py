@@ -82,7 +82,7 @@ def resque_task(
             iteration. All give the same bits.
         labels: [N] class indices of any values, or names of classes; likewise an array, the path of
             a .npy file or a list of shards. None where batches are pairs (features, labels), which
-            takes one pass more.
+            takes one more pass.
         num_classes: K, the number of clusters; by default that of the distinct labels. Another one
             needs an `init` other than "class-means".
         init: "class-means", the means of the classes; "k-means++", K rows as scikit-learn would

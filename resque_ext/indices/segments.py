@@ -200,7 +200,7 @@ def open_source(features: Any, labels: Tensor | None) -> Source:
     Args:
         features: a tensor, an array or what converts to one, rows as a list, the path of a .npy
             file, a list or tuple of any of these, one after another; or a function that returns an
-            iterable of batches, or an iterable that begins anew every time, such as a DataLoader.
+            iterable of batches, or an iterable that begins again every time, such as a DataLoader.
         labels: [N], or None where batches bring them.
 
     Raises:

@@ -91,7 +91,7 @@ def class_labels(labels: Any) -> Tensor | None:
 
 
 def rows_of(inputs: Any) -> int | None:
-    """The rows of inputs: those of the first tensor or array in them; None where there is none."""
+    """The rows of inputs: those of the first tensor or array in them; None if there is none."""
     if isinstance(inputs, (Tensor, np.ndarray)):
         return inputs.shape[0] if inputs.ndim else None
     parts = inputs.values() if isinstance(inputs, Mapping) else inputs

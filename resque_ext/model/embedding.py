@@ -107,7 +107,7 @@ class EmbeddingReader:
         return self.attach()
 
     def _of_output(self, output: Any) -> tuple[Place, Tensor] | None:
-        """The model's output as its embedding, where it is no scores."""
+        """The model's output as its embedding, where it is not scores."""
         path = sentence_path(output)
         if path is not None:
             place = Place(f"{OUTPUT}:{path}", self._model, path=path)

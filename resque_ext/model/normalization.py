@@ -115,7 +115,7 @@ class _Layers(ABC):
 
     @abstractmethod
     def take(self, key: Key, x: Tensor, channel: int) -> Tensor | None:
-        """What the layer reads in the place of x; None: x itself."""
+        """What the layer reads in place of x; None: x itself."""
 
 
 class _Observed(_Layers):

@@ -14,7 +14,7 @@ from resque_ext.errors import ArgumentError
 
 @dataclass(frozen=True)
 class Status:
-    """Faults of one call, None where there is none.
+    """Faults of one call, None if there is none.
 
     Attributes:
         label_position: position of the first label out of range, and `label` its value.

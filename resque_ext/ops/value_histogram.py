@@ -225,7 +225,7 @@ def _check_values(features: Any, channels: bool) -> Tensor:
 
 
 def _check_bits(bits: int | None, dtype: torch.dtype) -> int:
-    """The number of bits, 16 by default, that values of `dtype` can be told apart by."""
+    """The number of bits, 16 by default, that values of `dtype` can be distinguished by."""
     if bits is None:
         return 16
     least = 6 if dtype == torch.float16 else 9

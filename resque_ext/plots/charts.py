@@ -118,7 +118,7 @@ def forecast_chart(
     Args:
         points: (step, error) of the probe.
         target: the error that the target accuracy allows.
-        steps: value, low and high of the forecast; None where it is not known.
+        steps: value, low and high of the forecast; None if unknown.
         verdict: of the forecast, for the title.
     """
     with styled():

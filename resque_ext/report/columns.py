@@ -42,7 +42,7 @@ def check_pairs(pairs: Iterable[PairResult]) -> list[PairResult]:
 
     Raises:
         TypeError: something else than PairResult.
-        ValueError: none at all, the same pair twice, a value that is no finite number.
+        ValueError: none at all, the same pair twice, a value that is not a finite number.
     """
     found: dict[tuple[str, str], PairResult] = {}
     for pair in pairs:

@@ -53,7 +53,7 @@ def make_report(
 
     Raises:
         TypeError: `pairs` has something else than PairResult.
-        ValueError: no pair, the same pair twice, a value that is no finite number, another kind.
+        ValueError: no pair, the same pair twice, a value that is not a finite number, another kind.
     """
     if kind not in HEADS:
         raise ArgumentError("kind", f"one of {', '.join(HEADS)}", f"{kind!r}")
@@ -71,7 +71,7 @@ def write_report(path: str | os.PathLike[str], text: str, force: bool = False) -
 
     Raises:
         FileNotFoundError: its folder does not exist.
-        FileExistsError: there is something that is no report of this kind, and `force` is off.
+        FileExistsError: there is something that is not a report of this kind, and `force` is off.
         ValueError: a folder, or another suffix.
     """
     path = Path(path)

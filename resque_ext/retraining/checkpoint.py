@@ -27,7 +27,7 @@ FORMAT = "resque_ext.retrain/1"
 
 
 class CheckpointError(ValueError):
-    """A file that is no checkpoint, or that of another run."""
+    """A file that is not a checkpoint, or that of another run."""
 
 
 class Checkpoint:

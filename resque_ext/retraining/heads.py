@@ -36,7 +36,7 @@ def replace_head(
             last linear layer is replaced. Or a function of (copied model, num_classes) that changes
             the copy in place or returns another model. By default the first of `fc`, `classifier`,
             `heads`, `head` that the model has.
-        seed: of the initialisation; torch's generators are put back afterwards. None draws from
+        seed: of the initialisation; torch's generators are restored afterwards. None draws from
             the global one.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Every random number of a run from one seed, and all generators put back afterwards.
+"""Every random number of a run from one seed, and all generators restored afterwards.
 
 There are torch's generator of the CPU, that of the device, NumPy's and Python's global ones, and
 those that data loaders bring along.

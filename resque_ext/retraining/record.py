@@ -35,7 +35,7 @@ MEASURES = {
 
 
 class RecordError(ValueError):
-    """Something that is no record of a retraining."""
+    """Something that is not a record of a retraining."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def opened(
     start: Any = None,
     names: tuple[str, str] = ("train_batches", "test_batches"),
 ) -> Iterator[Run]:
-    """A run that has not begun, with the process's generators seeded for it and put back after it.
+    """A run that has not begun, with the process's generators seeded for it and restored after it.
 
     Args:
         names: of the arguments with batches, for messages. The others are those of `retrain`.

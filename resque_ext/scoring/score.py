@@ -41,7 +41,7 @@ class Scores(Mapping[str, Any]):
         layer: the embedding's layer, where an index reads one.
         layers: the layers that were read, where an index reads them.
         skipped: layers that were not read, each with the reason.
-        old_accuracy, new_accuracy: of the model, where it is a classifier and the side was run.
+        old_accuracy, new_accuracy: of the model, if it is a classifier and the side was run.
         pooling, labels: of the embedding, as in a result.
     """
 
@@ -115,7 +115,7 @@ def score(
     """What reusing `model` on new data will cost, from one forward pass over each side.
 
     Args:
-        model: a trained model; run in eval mode without gradients, and given back as it came.
+        model: a trained model; run in eval mode without gradients, and returned unchanged.
         old, new: batches ``(inputs, labels)``; labels are class indices [N], inputs what the model
             takes (a mapping as keyword arguments). A mapping that has "labels" is such a pair by
             itself. Indices that read no labels ("arm", "representation_distance") take inputs alone
@@ -127,7 +127,7 @@ def score(
             labels), "accuracy_drop", "linear_probe" and "nearest_class_mean" (errors of simple
             classifiers), or one that another package adds. p and "preindex" compare every sample
             with itself and need `shift` or `paired`. "linear_residual" with `adapt_normalization`
-            takes one pass more over the new side, under the model as it is.
+            takes one more pass over the new side, under the model as it is.
         layer: what the embedding is: a module's output ("NAME"), a part of it ("NAME:KEY",
             "NAME:0"), what it reads ("NAME:input"), or the model's own output ("output",
             "output:KEY"). [N, D], tokens [N, T, D] and maps [N, C, H, W] or [N, H, W, C] are taken.

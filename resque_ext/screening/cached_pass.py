@@ -69,8 +69,11 @@ class Keeper:
     def of(
         cls, old: OldSide, passes: Passes, reading: Reading, seed: int | None = None
     ) -> Keeper | None:
-        """Of a reading, where it can be kept: inputs with an identity, of which no index reads
-        more than the embedding's vector, through a model with one."""
+        """A keeper for this reading, or None if it cannot be cached.
+
+        Caching needs inputs with a fingerprint, a model with a digest, and indices that read only
+        the embedding's vector.
+        """
         feed, cache = reading.feed, old.cache
         if cache is None or feed.kind != INPUTS or passes.reads_layers or not has_identity(feed):
             return None

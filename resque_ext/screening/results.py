@@ -58,7 +58,7 @@ class PairForecast:
         target_accuracy: of the held-out part of the candidate.
         stage, verdict, never_probability: as of :class:`resque_ext.Forecast`.
         accuracy, adapted_accuracy: of the held-out part, before any training; with adapted
-            normalization, None where there is none.
+            normalization, None if there is none.
         linear_probe_error: of the embeddings of the other part.
         formula: that the steps are from; None where they are known.
         coverage: of the intervals.
@@ -100,7 +100,7 @@ class PairResult:
         pooling: what was done to the positions of the embedding; None where no index reads it.
         labels: "given" or "predicted", where the labels are from; None where no index reads any.
             Both are None in stores of before they were recorded.
-        old_accuracy, new_accuracy: of the model on either side, where it is a classifier.
+        old_accuracy, new_accuracy: of the model on either side, if it is a classifier.
         forecast: to the target; None where none was asked for.
     """
 

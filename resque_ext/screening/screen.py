@@ -367,7 +367,7 @@ def _named(given: Any, what: str) -> Mapping[str, Any]:
         raise ArgumentTypeError(what, "a mapping by name", describe(given))
     if not given:
         raise ArgumentError(what, "at least one", "none")
-    for name in given:  # as names of files are that are no text
+    for name in given:  # as names of files are that are not text
         if name.encode(errors="ignore").decode() != name:
             raise ArgumentError(what, "names that UTF-8 can write", f"{name!r}")
     return given

@@ -85,7 +85,7 @@ class StoppingRule:
         self.estimates: dict[Hashable, Estimate | None] = {}
 
     def observe(self, key: Hashable, estimate: Estimate | None) -> None:
-        """Takes the newest estimate of a pair; None where there is none yet."""
+        """Takes the newest estimate of a pair; None if there is none yet."""
         self.estimates[key] = estimate
 
     def decide(self) -> dict[Hashable, Decision]:
@@ -126,7 +126,7 @@ class StoppingRule:
 
 
 def ranks(estimates: dict[Hashable, Estimate | None]) -> dict[Hashable, tuple[int, int]]:
-    """The places that every pair may have, from 1: (best, worst), equal where there is no tie.
+    """The places that every pair may have, from 1: (best, worst), equal if there is no tie.
 
     A pair's best place is one more than the number of pairs surely below it, its worst the number
     of pairs not surely above it. Pairs without an estimate may have any place.

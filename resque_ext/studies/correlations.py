@@ -28,7 +28,7 @@ class Correlation:
 
     Attributes:
         value: -1 to 1; None where `reason` says why.
-        low, high: ends of the bootstrap interval; None where there is none.
+        low, high: ends of the bootstrap interval; None if there is none.
         runs: how many runs it is of, the censored among them included.
         censored: how many of these are censored and enter as tied above all others.
         dropped: how many were left out: censored ones, and those without a value.

@@ -173,8 +173,8 @@ def study(
             that ends in ".sqlite", ".sqlite3" or ".db", of a SQLite row a run. A study that was
             killed goes on from there: finished runs are not done again, an unfinished retraining
             goes on from a checkpoint beside the file. The grid may grow from one call to the next;
-            everything else has to be the same. Data are told apart by their numbers of batches and
-            samples alone.
+            everything else has to be the same. Data are distinguished only by their numbers of
+            batches and samples.
         units: what the levels of a kind of your own count, by its name.
         seed: of the study; every case's own seed (shift and retraining) is made of it, the kind and
             the level.

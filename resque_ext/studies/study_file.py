@@ -38,7 +38,7 @@ class StudyFile(Journal):
         TypeError: no path.
         ValueError: no folder to put it in, or a folder in its place.
         StudyError: another study's file, or one that another process writes.
-        RecordError: an entry that is no run, an unfinished last line aside.
+        RecordError: an entry that is not a run, an unfinished last line aside.
         OSError: it cannot be written.
     """
 
@@ -149,7 +149,7 @@ def export_runs(path: str | os.PathLike[str], output: str | os.PathLike[str]) ->
 
 
 class Runs(Iterator[StudyRun]):
-    """The runs of a file. Every loop begins anew; `next` goes on with an iteration of its own."""
+    """The runs of a file. Every loop begins again; `next` goes on with an iteration of its own."""
 
     def __init__(self, path: str | os.PathLike[str], content: bytes) -> None:
         self.path = path
@@ -178,7 +178,7 @@ def read_runs(path: str | os.PathLike[str]) -> Runs:
         FileNotFoundError: there is no such file.
         ValueError: a folder, a device or a FIFO.
         StudyError: a SQLite file of something else.
-        RecordError: any other line that is no run, when it is reached; the message gives its
+        RecordError: any other line that is not a run, when it is reached; the message gives its
             number.
     """
     if is_sqlite(Path(path)):

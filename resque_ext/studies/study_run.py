@@ -35,7 +35,7 @@ class StudyRun:
         predictors: value by name: an index by its name in `score`, "accuracy_drop",
             "linear_probe_error", "nearest_class_mean_error"; each with `REESTIMATED` behind its
             name after re-estimating normalization. None where it does not exist.
-        std_errors: likewise; None where there is none.
+        std_errors: likewise; None if there is none.
         reasons: why a predictor is None, by its name.
         index_seconds: wall seconds that all predictors took together.
         cost: of the retraining.

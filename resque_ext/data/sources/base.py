@@ -44,7 +44,7 @@ class Source(Protocol):
     Attributes:
         name: how reports call it.
         kind: "inputs", batches for a model, or "embeddings", features that need none.
-        rows: how many; None where that is not known before all has been read. Where something
+        rows: how many; None if unknown before all has been read. Where something
             cannot be read and is skipped, fewer come.
         classes: names of the classes, where the data have names for them.
         access: what a seeded order shuffles; an early stop samples these. "rows": single rows,

@@ -38,7 +38,7 @@ class ItemSource(RowsSource):
 
 
 def batch_of(items: Sequence[tuple[Tensor, int] | None], where: Any) -> Batch | None:
-    """The items that were read as a batch; None where there is none."""
+    """The items that were read as a batch; None if there is none."""
     read = [item for item in items if item is not None]
     if not read:
         return None

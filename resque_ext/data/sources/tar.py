@@ -103,7 +103,7 @@ def _whole(members: Mapping[str, Any], stem: str) -> bool:
 
 @dataclass(frozen=True)
 class _Damage:
-    """Something of a shard that is no sample."""
+    """Something of a shard that is not a sample."""
 
     shard: int
     member: str | None
