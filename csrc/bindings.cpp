@@ -93,6 +93,15 @@ ClassMoments class_moments(const HeldFeatures& x, Memory<const int32_t> order,
     return {x, order, offsets, groups, squares, skip_nonfinite, counts, sums, sumsq, status, workspace};
 }
 
+LabelledMoments labelled_moments(const HeldFeatures& x, Labels labels, bool labels_int64,
+                                 int64_t label_stride, int64_t classes, int64_t blocks, bool squares,
+                                 bool skip_nonfinite, bool zeroed, Memory<int64_t> seen,
+                                 Memory<int64_t> counts, Memory<double> sums, Memory<double> sumsq,
+                                 Memory<int64_t> status) {
+    return {x,       labels,         labels_int64, label_stride, classes, blocks, squares,
+            skip_nonfinite, zeroed, seen,         counts,       sums,    sumsq,  status};
+}
+
 PairCounts pair_counts(Labels labels_a, bool int64_a, int64_t stride_a, Labels labels_b, bool int64_b,
                        int64_t stride_b, int64_t n, int64_t count_a, int64_t count_b,
                        Memory<int64_t> table, Memory<int64_t> status_a, Memory<int64_t> status_b,
@@ -193,7 +202,7 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-    m.attr("interface") = 2;  // what Python expects of this file: see ops/backend.py
+    m.attr("interface") = 3;  // what Python expects of this file: see ops/backend.py
     py::class_<HeldFeatures>(m, "Features", py::module_local()).def(py::init(&features));
 
     m.def("build_info", &build_info);
@@ -205,6 +214,7 @@ PYBIND11_MODULE(_C, m) {
     cpu.def("class_order", on_threads(&class_order, &cpu::class_order));
     cpu.def("class_moments_workspace", sized(&cpu::class_moments_workspace));
     cpu.def("class_moments", on_threads(&class_moments, &cpu::class_moments));
+    cpu.def("labelled_moments", on_threads(&labelled_moments, &cpu::labelled_moments));
     cpu.def("pair_counts_workspace", &cpu::pair_counts_workspace);
     cpu.def("pair_counts", on_threads(&pair_counts, &cpu::pair_counts));
     cpu.def("lloyd_step_workspace", sized(&cpu::lloyd_step_workspace));

@@ -62,6 +62,26 @@ struct ClassMoments {
     double* sumsq;           // [groups, channels] out, unused without squares
     int64_t* status;         // [kStatusWords] in and out
     void* workspace;         // class_moments_workspace() bytes
+    bool zeroed = false;     // on the CPU: sums and sumsq are zero, and stay untouched without rows
+};
+
+// labelled_moments, on the CPU alone: class_order, then class_moments of its groups, in one call that
+// finds its own workspace. With `seen` the moments are added to what is there, all of them or, where
+// the status tells of a fault, none.
+struct LabelledMoments {
+    Features x;
+    const void* labels;  // [n] int32 or int64
+    bool labels_int64;
+    int64_t label_stride;
+    int64_t classes, blocks;  // groups = classes * blocks, as class_order deals rows to them
+    bool squares;
+    bool skip_nonfinite;  // as class_moments does; else such rows are a fault
+    bool zeroed;          // as in class_moments
+    int64_t* seen;        // [classes] in and out: rows of each class so far, or null
+    int64_t* counts;      // [groups]
+    double* sums;         // [groups, channels]
+    double* sumsq;        // [groups, channels], unused without squares
+    int64_t* status;      // [kStatusWords] out
 };
 
 // pair_counts: how many rows carry each pair of labels. A row with a label outside 0..count-1 on either
@@ -161,6 +181,8 @@ void class_order(const ClassOrder& args, int threads);
 
 int64_t class_moments_workspace(const Features& x, int64_t groups, bool squares);
 void class_moments(const ClassMoments& args, int threads);
+
+void labelled_moments(const LabelledMoments& args, int threads);
 
 int64_t pair_counts_workspace(int64_t n, int64_t count_a, int64_t count_b);
 void pair_counts(const PairCounts& args, int threads);

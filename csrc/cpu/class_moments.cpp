@@ -31,7 +31,6 @@
 // one from memory in some 4 ns.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "cpu/class_moments_rows.h"
@@ -127,12 +126,15 @@ class Worker {
             while (group[1] <= i) ++group;
             const int64_t g = group - a_.offsets, stop = std::min(group[1], end);
             const bool whole = group[0] >= begin && group[1] <= end;
-            double* sums = slots_ + (whole ? 2 : group[0] >= begin) * plan_.slot;
-            double* sumsq = Squares ? sums + a_.x.channels : nullptr;
-            clear(sums, sumsq);
-            add(a_.order + i, stop - i, ahead, sums, sumsq);
+            const bool at_once = whole && stop - i <= plan_.rows;  // written once anyway
+            double* slot = slots_ + (whole ? 2 : group[0] >= begin) * plan_.slot;
+            double* sums = at_once ? a_.sums + g * a_.x.channels : slot;
+            double* sumsq = !Squares ? nullptr
+                            : at_once ? a_.sumsq + g * a_.x.channels
+                                      : slot + a_.x.channels;
+            add(a_.order + i, stop - i, ahead, true, sums, sumsq);
             mend(g, a_.order + i, stop - i, sums, sumsq);
-            if (whole) {
+            if (whole && !at_once) {
                 std::copy_n(sums, a_.x.channels, a_.sums + g * a_.x.channels);
                 if (Squares) std::copy_n(sumsq, a_.x.channels, a_.sumsq + g * a_.x.channels);
             }
@@ -165,7 +167,7 @@ class Worker {
         int64_t at = 0;
         for (int64_t r = 0; r < run; ++r) {
             const int64_t g = r % a_.groups;
-            add(rows_ + at, runs[r], ahead, sums(g), sumsq(g));
+            add(rows_ + at, runs[r], ahead, false, sums(g), sumsq(g));
             at += runs[r];
         }
         for (int64_t g = 0; g < a_.groups; ++g) {
@@ -189,7 +191,9 @@ class Worker {
         if (Squares) std::fill_n(sumsq, a_.x.channels, 0.0);
     }
 
-    void add(const int32_t* rows, int64_t count, Ahead& ahead, double* sums, double* sumsq) {
+    // Adds rows to the sums, or, `fresh`, makes the sums those of the rows.
+    void add(const int32_t* rows, int64_t count, Ahead& ahead, bool fresh, double* sums,
+             double* sumsq) {
         const int soon = plan_.rows, later = soon + soon / 2, page = 2 * soon;
         for (int64_t i = 0; i < count; i += plan_.rows) {
             if ((unasked_ += plan_.rows * a_.x.channels * a_.x.positions) >= kUnasked) {
@@ -203,7 +207,7 @@ class Worker {
                     pool_(a_.x, row(rows[i + r]), pooled_ + r * a_.x.channels);
                     mean[r] = pooled_ + r * a_.x.channels;
                 }
-                add_pooled_(mean, some, nullptr, nullptr, a_.x.channels, sums, sumsq);
+                add_pooled_(mean, some, nullptr, nullptr, a_.x.channels, fresh && i == 0, sums, sumsq);
                 continue;
             }
             const T *at[kRows], *next[kRows], *after[kRows];
@@ -214,7 +218,7 @@ class Worker {
             }
             for (int r = 0; r < some; ++r) __builtin_prefetch(row(ahead.row(page + r)), 0, 2);
             ahead.at += some;
-            add_rows_(at, some, next, after, a_.x.channels, sums, sumsq);
+            add_rows_(at, some, next, after, a_.x.channels, fresh && i == 0, sums, sumsq);
         }
     }
 
@@ -222,15 +226,12 @@ class Worker {
     // floats. Where it is not, this looks for the values, and sums the run again without their rows
     // if those are to be skipped.
     void mend(int64_t g, const int32_t* rows, int64_t count, double* sums, double* sumsq) {
-        constexpr double kMost = std::numeric_limits<double>::max();
-        bool finite = true;  // bit by bit, so that the compiler may take several at once
-        for (int64_t c = 0; c < a_.x.channels; ++c) finite &= std::abs(sums[c]) <= kMost;
-        if (finite) return;
+        if (all_finite_(sums, a_.x.channels)) return;
         const int64_t keep = keep_finite(rows, count);
         if (!a_.skip_nonfinite || keep == count) return;
         clear(sums, sumsq);
         Ahead ahead{rows_, 0, std::max<int64_t>(keep, 1)};
-        add(rows_, keep, ahead, sums, sumsq);
+        add(rows_, keep, ahead, false, sums, sumsq);
         __atomic_fetch_sub(&a_.counts[g], count - keep, __ATOMIC_RELAXED);
     }
 
@@ -261,37 +262,21 @@ class Worker {
     double* pooled_;
     int64_t unasked_ = 0;
     int32_t* rows_;  // [window] scratch: rows in another order, or those that are kept
-    void (*add_rows_)(const T* const*, int, const T* const*, const T* const*, int64_t, double*, double*) =
-        RESQUE_PICK(add_rows<T, Squares>);
+    void (*add_rows_)(const T* const*, int, const T* const*, const T* const*, int64_t, bool, double*,
+                      double*) = RESQUE_PICK(add_rows<T, Squares>);
     void (*add_pooled_)(const double* const*, int, const double* const*, const double* const*, int64_t,
-                        double*, double*) =
-        RESQUE_PICK(add_rows<double, Squares>);
+                        bool, double*, double*) = RESQUE_PICK(add_rows<double, Squares>);
     void (*pool_)(const Features&, const T*, double*) = RESQUE_PICK(pool_row<T>);
+    bool (*all_finite_)(const double*, int64_t) = RESQUE_PICK(all_finite);
 };
 
-// Adds slots in their order, each column with Neumaier's compensation, so that their number costs no
-// accuracy. Of two, the compensated sum is the rounded one.
-void add_slots(const std::vector<const double*>& slots, const ClassMoments& a, int64_t g, int64_t size) {
-    const int64_t channels = a.x.channels;
+// Adds slots in their order. Of two, the compensated sum is the rounded one.
+void merge_slots(std::vector<const double*>& slots, int64_t channels, double* out) {
     if (slots.size() == 2) {
-        const auto add = [](double x, double y) { return x + y; };
-        std::transform(slots[0], slots[0] + channels, slots[1], a.sums + g * channels, add);
-        if (size > channels) {
-            std::transform(slots[0] + channels, slots[0] + size, slots[1] + channels,
-                           a.sumsq + g * channels, add);
-        }
-        return;
-    }
-    for (int64_t c = 0; c < size; ++c) {
-        double sum = 0, lost = 0;
-        for (const double* slot : slots) {
-            const double x = slot[c], next = sum + x;
-            lost += std::abs(sum) >= std::abs(x) ? (sum - next) + x : (x - next) + sum;
-            sum = next;
-        }
-        // Where the sum left the finite numbers `lost` is NaN, and the sum alone is the answer.
-        double* out = c < channels ? a.sums + g * channels + c : a.sumsq + g * channels + c - channels;
-        *out = std::isfinite(sum) ? sum + lost : sum;
+        std::transform(slots[0], slots[0] + channels, slots[1], out,
+                       [](double x, double y) { return x + y; });
+    } else {
+        RESQUE_PICK(add_slots)(slots.data(), static_cast<int64_t>(slots.size()), channels, out);
     }
 }
 
@@ -304,8 +289,10 @@ void run(const ClassMoments& a, int threads) {
     // Gathering reads `order` up to the rows that have a group; the windows behind have nothing to do.
     const int64_t windows = plan.streaming ? plan.windows : (total + plan.window - 1) / plan.window;
 
-    prefer_huge_pages(a.sums, a.groups * channels * 8);
-    if (Squares) prefer_huge_pages(a.sumsq, a.groups * channels * 8);
+    if (!a.zeroed) {  // else most of a large page would be zeroed for nothing
+        prefer_huge_pages(a.sums, a.groups * channels * 8);
+        if (Squares) prefer_huge_pages(a.sumsq, a.groups * channels * 8);
+    }
     parallel_apart(windows, threads, bytes, [&](int64_t w) {
         Work work(a, plan, w);
         plan.streaming ? work.stream() : work.gather();
@@ -319,6 +306,7 @@ void run(const ClassMoments& a, int threads) {
             if (plan.streaming) {
                 for (int64_t w = 0; w < windows; ++w) slots.push_back(Work(a, plan, w).slot(g));
             } else if (begin == end) {
+                if (a.zeroed) continue;
                 std::fill_n(a.sums + g * channels, channels, 0.0);
                 if (Squares) std::fill_n(a.sumsq + g * channels, channels, 0.0);
                 continue;
@@ -327,7 +315,10 @@ void run(const ClassMoments& a, int threads) {
                 if (first == last) continue;
                 for (int64_t w = first; w <= last; ++w) slots.push_back(Work(a, plan, w).slot(w == first));
             }
-            add_slots(slots, a, g, plan.slot);
+            merge_slots(slots, channels, a.sums + g * channels);
+            if (!Squares) continue;
+            for (const double*& slot : slots) slot += channels;
+            merge_slots(slots, channels, a.sumsq + g * channels);
         }
     });
     for (int64_t w = 0; w < windows; ++w) {

@@ -53,7 +53,8 @@ def as_tensor(x: Any, name: str) -> Tensor:
         raise ArgumentTypeError(name, "a dense real tensor", kind, fix=describe(x))
     if not (x.is_cpu or x.is_cuda):
         raise ArgumentTypeError(name, "a tensor on cpu or cuda", describe(x))
-    return x.detach().resolve_neg()
+    # A view more is what a small batch would feel.
+    return (x.detach() if type(x) is not Tensor or x.requires_grad else x).resolve_neg()
 
 
 def as_array(x: Any, name: str, row_dims: int = 1) -> Any:

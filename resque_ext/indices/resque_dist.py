@@ -28,7 +28,7 @@ from resque_ext.indices._class_sums import ClassSums, filled_groups
 from resque_ext.indices._debiased import DebiasedAngle, debiased
 from resque_ext.indices._resque_dist_result import ResqueDistResult, warnings_of
 from resque_ext.indices.base import SIDES, Accumulator, DeferredFaults, Side, expect_kind
-from resque_ext.ops.class_moments import SEGMENT_ROWS, grouped_moments
+from resque_ext.ops.class_moments import SEGMENT_ROWS, add_labelled, grouped_moments, in_one_call
 from resque_ext.ops.class_order import class_order
 from resque_ext.ops.eager import eager
 from resque_ext.ops.status import Status
@@ -137,6 +137,16 @@ class ResqueDist(Accumulator):
                 f"width {state.sums.shape[1]} on {state.sums.device} as in earlier updates",
                 describe(x),
             )
+        if in_one_call(x):
+            skip = self.nonfinite == "skip"
+            status = add_labelled(x, y, state.seen, state.counts, state.sums, skip_nonfinite=skip)
+            if any(status.tolist()):
+                self._check(status, len(x), width, 0)  # raises only where nothing was added
+            self._sides = sides
+            if skip:
+                state.nonfinite_rows.add_(status[4])
+            self._updates[side] += 1
+            return
         parts, checks = [], []
         seen, bad_rows = state.seen, 0
         for start in range(0, max(len(x), 1), SEGMENT_ROWS):

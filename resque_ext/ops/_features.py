@@ -39,6 +39,18 @@ def channel_view(features: Tensor) -> Tensor:
     return x if adjacent else x.contiguous()
 
 
+def features_view(features: Tensor) -> Any:
+    """What the extension takes for features [N, D], [N, C, H, W] or [N, T, D], and holds."""
+    if features.dim() == 2:  # most are, and a small batch is to cost little
+        n, width = features.shape
+        stride_n, stride_c = features.stride()
+        if stride_c == 1 and n and width:
+            expect_memory(features, "features")
+            code = DTYPE_CODES[features.dtype]
+            return backend.extension().Features(features, code, n, width, 1, stride_n, 1, 1)
+    return kernel_view(channel_view(features))
+
+
 def kernel_view(x: Tensor, name: str = "features") -> Any:
     """What the extension takes for :func:`channel_view`'s result, and holds."""
     expect_memory(x, name)

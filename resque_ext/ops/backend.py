@@ -20,7 +20,7 @@ import torch
 from resque_ext.errors import ArgumentError, BackendError
 
 BACKENDS = ("native", "torch")
-_INTERFACE = 2  # of csrc/bindings.cpp
+_INTERFACE = 3  # of csrc/bindings.cpp
 _REINSTALL = "install it from its checkout with: pip install --force-reinstall --no-deps ."
 
 
@@ -146,8 +146,8 @@ def kernels(device: torch.device) -> ModuleType:
     Raises:
         BackendError: there is no extension, or it was built without CUDA kernels.
     """
-    module = extension()
-    if device.type == "cuda" and not hasattr(module, "cuda"):
+    found = getattr(extension(), device.type, None)
+    if found is None:
         raise BackendError(
             "features: expected tensors on the CPU, found them on "
             f"{device}: resque_ext was built without CUDA kernels (no nvcc, or RESQUE_CUDA=0). "
@@ -155,7 +155,7 @@ def kernels(device: torch.device) -> ModuleType:
             "makes a missing nvcc an error). Meanwhile resque_ext.backend('torch') runs on plain "
             "PyTorch."
         )
-    return getattr(module, device.type)
+    return found
 
 
 def launch(name: str, device: torch.device, *arguments: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import torch
@@ -16,13 +17,16 @@ from resque_ext.data.checks import (
     raises_at_once,
 )
 from resque_ext.ops import backend, reference
-from resque_ext.ops._features import channel_view, expect_memory, kernel_view
+from resque_ext.ops._features import channel_view, expect_memory, features_view, kernel_view
 from resque_ext.ops._library import define
 from resque_ext.ops.class_order import class_order
 from resque_ext.ops.status import Status, merge_status
 
 # Rows of one call into the extension, whose `order` is int32; more rows go in several calls.
 SEGMENT_ROWS = 2**30
+# Results of at least so many bytes are mapped, not allocated, where most of them stay zero. Each of
+# the two costs some 10 us to map, as much as 256 KB of zeros to write.
+UNTOUCHED_BYTES = 2**20
 
 
 def class_moments(
@@ -64,7 +68,7 @@ def class_moments(
     num_classes = check_count(num_classes, "num_classes")
     check_choice(nonfinite, ("error", "skip"), "nonfinite")
     check = raises_at_once(check, x.device)
-    return torch.ops.resque_ext.class_moments(x, y, num_classes, nonfinite == "skip", check)
+    return _op(x, y, num_classes, nonfinite == "skip", check)
 
 
 def grouped_moments(
@@ -112,6 +116,91 @@ def grouped_moments(
     return counts, sums, sumsq, status
 
 
+def in_one_call(features: Tensor) -> bool:
+    """Whether :func:`add_labelled` takes these features: on the CPU, with the compiled kernels."""
+    if backend.current_backend() == "torch" or len(features) > SEGMENT_ROWS:
+        return False
+    return hasattr(backend.kernels(features.device), "labelled_moments")
+
+
+def add_labelled(
+    features: Tensor,
+    labels: Tensor,
+    seen: Tensor,
+    counts: Tensor,
+    sums: Tensor,
+    *,
+    skip_nonfinite: bool = False,
+) -> Tensor:
+    """Adds a batch on the CPU to sums by class and block, in one call of the compiled kernels.
+
+    Args:
+        features: [N, D], [N, C, H, W] or [N, T, D] for which :func:`in_one_call` holds.
+        labels: [N] int32 or int64.
+        seen: [C] int64, rows of each class so far; these rows are added.
+        counts: [C * B] int64, added to; rows are dealt to the B blocks of their class as
+            :func:`resque_ext.ops.class_order.class_order` deals them.
+        sums: [C * B, D] float64, added to.
+
+    Returns:
+        The status [5] int64. Where it tells of a label out of range, or of a non-finite feature
+        that was not to be skipped, nothing has been added.
+    """
+    status = torch.empty(5, dtype=torch.int64)
+    blocks = len(counts) // len(seen)
+    _labelled(features, labels, blocks, skip_nonfinite, False, seen, counts, sums, None, status)
+    return status
+
+
+def _labelled(
+    features: Tensor,
+    labels: Tensor,
+    blocks: int,
+    skip_nonfinite: bool,
+    zeroed: bool,
+    seen: Tensor | None,
+    counts: Tensor,
+    sums: Tensor,
+    sumsq: Tensor | None,
+    status: Tensor,
+) -> None:
+    expect_memory(labels, "labels")
+    backend.launch(
+        "labelled_moments",
+        labels.device,
+        features_view(features),
+        labels,
+        labels.dtype == torch.int64,
+        labels.stride(0),
+        len(counts) // blocks,
+        blocks,
+        sumsq is not None,
+        skip_nonfinite,
+        zeroed,
+        seen,
+        counts,
+        sums,
+        sumsq,
+        status,
+    )
+
+
+def _results(rows: int, num_classes: int, width: int) -> tuple[bool, Tensor, Tensor]:
+    """Room for sums and sums of squares on the CPU, and whether it is zero already.
+
+    Where few rows meet large results, most classes get none: their zeros are then pages that the
+    system has yet to fill, which cost nothing until somebody reads them.
+    """
+    size = num_classes * width * 8
+    if size < UNTOUCHED_BYTES or 2 * rows > num_classes:
+        sums, sumsq = (torch.empty(num_classes, width, dtype=torch.float64) for _ in range(2))
+        return False, sums, sumsq
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    pages = (mmap.mmap(-1, size, flags=flags) for _ in range(2))
+    sums, sumsq = (torch.frombuffer(p, dtype=torch.float64).view(-1, width) for p in pages)
+    return True, sums, sumsq
+
+
 def _segment(
     x: Tensor, y: Tensor, num_classes: int, skip_nonfinite: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -122,6 +211,13 @@ def _segment(
             channel_view(x), group, num_classes, True, skip_nonfinite
         )
         return (*moments, status + faults)
+    if in_one_call(x):
+        width = x.shape[2] if x.dim() == 3 else x.shape[1]
+        counts = torch.empty(num_classes, dtype=torch.int64)
+        zeroed, *moments = _results(len(x), num_classes, width)
+        status = torch.empty(5, dtype=torch.int64)
+        _labelled(x, y, 1, skip_nonfinite, zeroed, None, counts, *moments, status)
+        return (counts, *moments, status)
     order, offsets, status = class_order(y, num_classes)
     *moments, faults = grouped_moments(x, order, offsets, skip_nonfinite=skip_nonfinite)
     return (*moments, status + faults)
@@ -175,12 +271,15 @@ def _class_moments(
     check: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     *moments, status = _class_moments_status(features, labels, num_classes, skip_nonfinite)
-    if check:
+    if check and any(status.tolist()):
         found = Status.read(status, features.shape[0], moments[1].shape[1])
         found.raise_for_labels("labels", num_classes)
         if not skip_nonfinite:
             found.raise_for_nonfinite("features")
     return tuple(moments)
+
+
+_op = torch.ops.resque_ext.class_moments.default
 
 
 @_class_moments.fake

@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resque_ext import ResqueDist
+from resque_ext.ops.class_moments import grouped_moments
+from resque_ext.ops.class_order import class_order
 
 # Streaming and merging
 
@@ -27,6 +29,22 @@ def streams(draw):
 
 
 examples = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+
+
+@pytest.mark.parametrize(("rows", "classes", "width"), [(3, 40, 5), (300, 4, 20), (3000, 2, 3)])
+def test_sums_are_to_the_bit_those_of_the_batches(place, rows, classes, width):
+    found, sums, seen = ResqueDist(classes), 0.0, torch.zeros(classes, dtype=torch.int64)
+    for batch in range(3):
+        x, y = (t.to(place.device) for t in sample(rows, classes, width, batch))
+        found.update(x, y, "old")
+        order, offsets, _ = class_order(y, classes, found.blocks, seen.to(place.device))
+        _, own, _, _ = grouped_moments(x, order, offsets, squares=False)
+        sums = sums + own
+        seen += torch.bincount(y.cpu(), minlength=classes)
+    state = found.state_dict()
+    assert torch.equal(state["old.sums"], sums)
+    assert torch.equal(state["old.seen"].cpu(), seen)
+    assert int(state["old.counts"].sum()) == 3 * rows
 
 
 @examples

@@ -244,3 +244,14 @@ def test_sums_beyond_float64(place, rows):
         assert sums[:, 0].tolist() == [math.inf] * 2
         assert sumsq.tolist() == [[math.inf] * 2] * 2
         torch.testing.assert_close(sums[:, 1], torch.full_like(sums[:, 1], rows / 2 * 1e200))
+
+
+def test_results_that_nobody_touches(place):
+    x, y = drawn(40, 300).to(place.device), torch.arange(40, device=place.device) * 24 % 1000
+    counts, sums, sumsq = check(place, x, y, 1000)
+    sums += 1  # theirs like any other tensor's
+    kept = sums.clone()
+    del sumsq
+    class_moments(x, y, 1000)  # finds other memory
+    assert torch.equal(sums, kept)
+    assert torch.equal(sums[counts == 0], torch.ones_like(sums[counts == 0]))
