@@ -26,8 +26,15 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
+MOMENTS = [
+    *((64, 64, 10), (64, 512, 10), (256, 512, 10), (1_000, 512, 10), (4_000, 512, 10)),
+    *((1_000, 512, 100), (64, 2_048, 1_000), (256, 2_048, 1_000), (20_000, 512, 100)),
+]
+NARROW = [(400_000, 96, 40), (700_000, 48, 21), (1_000_000, 64, 1_000), (2_000_000, 16, 10)]
 SIZES = {
-    "class_moments": [(256, 64, 10), (4_096, 512, 10), (20_000, 512, 100)],
+    "class_moments": [*MOMENTS, *NARROW],
+    "update": MOMENTS,  # of ResqueDist
+    "sum": [*MOMENTS, *NARROW],  # x.sum(), the bound of the two above
     "class_order": [(256, 10), (10_000, 100), (100_000, 100)],
     "value_histogram": [(64, 64), (1_024, 512), (8_192, 512)],
     "row_distances": [(16, 256), (256, 512), (1_024, 2_048)],
@@ -50,14 +57,17 @@ def call_of(name: str, size: tuple[int, ...]) -> Callable[[], Any]:
     """A call of an op on inputs that its name and size decide."""
     import torch
 
-    from resque_ext import ops
+    from resque_ext import ResqueDist, ops
     from resque_ext.ops.class_order import class_order
 
     torch.manual_seed(len(name) + sum(size))
     n = size[0]
-    if name == "class_moments":
+    if name in ("class_moments", "update", "sum"):
         x, y = torch.randn(n, size[1]), torch.randint(size[2], (n,))
-        return lambda: ops.class_moments(x, y, size[2])
+        index = ResqueDist(size[2])
+        if name == "update":
+            return lambda: index.update(x, y, "old")
+        return lambda: x.sum() if name == "sum" else ops.class_moments(x, y, size[2])
     if name == "class_order":
         y = torch.randint(size[1], (n,))
         return lambda: class_order(y, size[1])
