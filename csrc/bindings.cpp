@@ -202,7 +202,7 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-    m.attr("interface") = 3;  // what Python expects of this file: see ops/backend.py
+    m.attr("interface") = 2;  // what Python expects of this file: see ops/backend.py
     py::class_<HeldFeatures>(m, "Features", py::module_local()).def(py::init(&features));
 
     m.def("build_info", &build_info);

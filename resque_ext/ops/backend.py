@@ -20,7 +20,7 @@ import torch
 from resque_ext.errors import ArgumentError, BackendError
 
 BACKENDS = ("native", "torch")
-_INTERFACE = 3  # of csrc/bindings.cpp
+_INTERFACE = 2  # of csrc/bindings.cpp
 _REINSTALL = "install it from its checkout with: pip install --force-reinstall --no-deps ."
 
 
