@@ -20,9 +20,8 @@ SUMS = ("gradient_norm_sum", *OF_DEVICE)
 OF_SIZE = ("parameter_change", "gradient_norm_mean", "gradient_norm_last", *SUMS)
 
 RULES = (
-    "joules, seconds and kg CO2 are another device's only by energy_factor=, seconds_factor= (its "
-    "figure over that of the device of the runs) or joules_per_sample= measured on it, kg CO2 also "
-    "by carbon_intensity="
+    "to predict for another device, give energy_factor= and seconds_factor= (new device over the "
+    "device of the runs), or joules_per_sample= measured on it; for kg CO2 also carbon_intensity="
 )
 
 
