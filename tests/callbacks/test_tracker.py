@@ -100,6 +100,7 @@ def test_the_forecast_is_that_of_the_function():
     assert found.steps.value == alone.steps.value
 
 
+@pytest.mark.full
 def test_an_optimizer_alike():
     given = torch.optim.AdamW(net().parameters(), 0.02, weight_decay=0.3)
     made = like(given)(list(net().parameters()))

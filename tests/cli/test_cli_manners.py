@@ -73,6 +73,7 @@ def test_quiet_leaves_results_and_errors(run, sides, monkeypatch, option, place)
     assert "argument: expected x, found y" in err
 
 
+@pytest.mark.full
 def test_what_follows_two_dashes_is_not_ours(run):
     status, _, err = run("energy", "--", sys.executable, "-c", "import sys; print(sys.argv)", "-q")
     assert status == 0

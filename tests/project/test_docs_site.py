@@ -82,6 +82,13 @@ def test_a_name_that_does_not_exist_is_found():
     assert exists("resque_ext.retraining.CostModel")
 
 
+def test_every_page_is_in_the_navigation():
+    docs = ROOT / "docs"
+    text = (docs / "site" / "mkdocs.yml").read_text(encoding="utf-8")
+    named = set(re.findall(r"[\w/]+\.md$", text[text.index("\nnav:") :], re.MULTILINE))
+    assert named == {str(page.relative_to(docs)) for page in docs.rglob("*.md")}
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     optional.module("mkdocstrings")
