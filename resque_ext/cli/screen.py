@@ -71,6 +71,11 @@ def _screen(
             raise
         print_line("error", str(error) or type(error).__name__)
         raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        kept = store or found.store
+        if kept is not None:
+            print_line("stopped", f"finished pairs are in {kept}; the same command resumes there")
+        raise
     if as_json:
         print_json(table.to_dict())
     else:

@@ -217,7 +217,7 @@ class Store(Journal):
         self.earlier_options = theirs.options
         self._pairs = _pairs(self.form.rows("pairs"), self.path)
         if self._pairs and not self._resume:
-            found = f"{len(self._pairs)} pairs: resume goes on with them"
+            found = f"{len(self._pairs)} pairs; give resume=True (--resume) or another store"
             raise self.error(self.path, "no results yet", found)
 
     def finished(self) -> dict[PairKey, Finished]:

@@ -93,11 +93,22 @@ def test_screen_json_has_every_pair_ranked(folder, run):
     assert len(read_store(folder / "kept.sqlite")[1]) == 6
 
 
+def test_an_interrupted_screen_says_where_its_pairs_are(folder, run, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("resque_ext.screening.screen.screen", interrupted)
+    status, out, err = run("screen.toml")
+    assert (status, out) == (130, "")
+    assert "resque-ext: stopped: finished pairs are in " in err
+    assert "kept.sqlite; the same command resumes there" in err
+
+
 def test_screen_goes_on_unless_asked_not_to(folder, run):
     assert run("screen.toml", "--json")[0] == 0
     status, out, err = run("screen.toml", "--json", "--no-resume")
     assert (status, out) == (2, "")
-    assert err.endswith("expected no results yet, found 6 pairs: resume goes on with them\n")
+    assert err.endswith("found 6 pairs; give resume=True (--resume) or another store\n")
     first = read_store("kept.sqlite")[1]
     assert run("screen.toml", "--json", "--resume")[0] == 0
     order = {name: i for i, name in enumerate(dict.fromkeys(r.model for r in first))}

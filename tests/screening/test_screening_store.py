@@ -71,7 +71,9 @@ def test_results_are_refused_where_none_are_expected(path):
         store.add(finished(1))
     content = path.read_bytes()
     other = Header(HEADER.identity, {}, {"budget": 5})
-    with pytest.raises(StoreError, match="expected no results yet, found 1 pairs: resume goes on"):
+    with pytest.raises(
+        StoreError, match="expected no results yet, found 1 pairs; give resume=True"
+    ):
         open_store(path, other, resume=False)
     assert path.read_bytes() == content
 
