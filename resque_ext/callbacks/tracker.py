@@ -98,8 +98,7 @@ class ForecastTracker:
             with torch.random.fork_rng(devices=[]):  # a DataLoader draws a number every pass
                 samples = sum(_rows(batch, options.get("batch_adapter")) for batch in self.test)
         target = Target(float(self.target_accuracy), samples)
-        error = found.linear_probe_error
-        self._watch = Watch(target, checks, found.points, error, None)
+        self._watch = Watch(target, checks, found.points, found.before, found.calibration, None)
         self.forecast, self.outlooks, self.reached_step = found, [], None
         self._start, self._last = time.perf_counter(), (0, 0.0)
         self._tell(forecast_numbers(found), 0)

@@ -30,6 +30,7 @@ from resque_ext.cli import (
     report,
     score,
     screen,
+    study,
     task,
 )
 from resque_ext.cli.app import app
@@ -46,6 +47,7 @@ COMMANDS = (
     task,
     screen,
     report,
+    study,
     fit,
     forecast,
     predict,

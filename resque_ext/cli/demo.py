@@ -18,16 +18,18 @@ from resque_ext.cli.output import (
     show_with_error,
 )
 
+MAY_NEVER = "may never reach the target"  # as in resque_ext.forecasting, which takes seconds
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-@app.command("demo", short_help="Score, predict and retrain on real digits, in a minute.")
+@app.command("demo", short_help="Score, forecast and retrain on real digits, in a minute.")
 def _demo(
     as_json: Json = False,
     seed: Annotated[int, typer.Option(help="Of the split, training and shifts.")] = 0,
 ) -> None:
-    """Train a small classifier of real digits, score shifts of its images, retrain for each."""
+    """Train a classifier of real digits, score shifts of its images, forecast and retrain."""
     from resque_ext.tools import demo
 
     with progress_bar() as progress:
@@ -114,14 +116,14 @@ def _demo(
 def _print_retraining(console: Console, retraining: dict[str, Any]) -> None:
     most, target = retraining["max_epochs"], retraining["target_accuracy"]
     table = make_table(
-        f"\nRetraining until {target:.0%} of the held-out images, shifted, are right",
+        f"\nRetraining until {target:.0%} of the held-out images, shifted, are right, in epochs",
         "shift",
         "level",
-        "re-estimated",
-        "predicted",
+        "before",
+        "forecast",
         f"{retraining['coverage']:.0%} interval",
         "measured",
-        "before",
+        "stage, verdict",
     )
     seen = None
     for row in retraining["rows"]:
@@ -132,16 +134,14 @@ def _print_retraining(console: Console, retraining: dict[str, Any]) -> None:
         table.add_row(
             row["kind"] if first else "",
             f"{row['level']:g}",
-            show_angle(row["reestimated"]),
-            *_show_prediction(row),
-            f"more than {row['epochs']:g}" if row["censored"] else f"{row['epochs']:.2f}",
             f"{row['start_accuracy']:.1%}",
+            *_show_forecast(row),
+            f"more than {row['epochs']:g}" if row["censored"] else f"{row['epochs']:.2f}",
+            "may never reach it" if row["verdict"] == MAY_NEVER else row["verdict"] or row["stage"],
         )
     console.print(table)
-    if retraining["reason"] is not None:
-        console.print(f"No predictions: {escape(retraining['reason'])}")
     names = {
-        "predicted": "predicted epochs",
+        "forecast": "forecast epochs",
         "resque_dist_reestimated": "RESQUE_dist, re-estimated",
         "resque_dist": "RESQUE_dist",
         "accuracy_drop": "accuracy drop",
@@ -159,18 +159,21 @@ def _print_retraining(console: Console, retraining: dict[str, Any]) -> None:
         table.add_row(names[name], f"{found['value']:.2f}" if known else "none", interval)
     console.print(table)
     console.print(
-        "Predicted: epochs, by a cost model of the re-estimated index that was fitted to the other "
-        f"kinds of shift alone. Measured: epochs of a copy that was retrained for the shift; "
+        "Before: the accuracy before any training. Forecast: epochs, from forward passes and the "
+        "first steps of the retraining, without any earlier run. Free: the target is met already; "
+        "adapt: it is by re-estimated batch-norm statistics; reached: within these steps. "
+        "Measured: epochs of the retraining, which went on from there; "
         f"{retraining['censored']} of {len(retraining['rows'])} runs did not reach the target in "
         f"{most:g}. What they cost is not known: in the rank correlations they are tied above all "
-        "others, and an interval that they leave open has no upper end. Before: the accuracy "
-        "before any training."
+        "others."
     )
 
 
-def _show_prediction(row: dict[str, Any]) -> tuple[str, str]:
+def _show_forecast(row: dict[str, Any]) -> tuple[str, str]:
     """The value, and its interval."""
-    if row["predicted"] is None:
+    if row["forecast"] is None:
         return "unknown", "none"
+    if row["low"] == row["high"]:
+        return f"{row['forecast']:.2f}", ""
     end = "or more" if row["high"] is None else f"to {row['high']:.2f}"
-    return f"{row['predicted']:.2f}", f"{row['low']:.2f} {end}"
+    return f"{row['forecast']:.2f}", f"{row['low']:.2f} {end}"

@@ -29,7 +29,7 @@ EXAMPLES = {
     ),
     "study": (
         "resque-ext study mine:make_model --old A.npz --train B.npz --test C.npz --target 0.9 "
-        "--shift gaussian=0.1,0.3 --shift contrast=0.5 -o study.jsonl",
+        "--shift gaussian=0.1,0.3 --shift contrast=0.5 -o s.jsonl",
     ),
     "fit": (
         "resque-ext fit study.jsonl -o model.json",

@@ -59,24 +59,20 @@ def _forecast(
 ) -> None:
     """Forecast the cost of retraining by a probe of its first steps."""
     from resque_ext import forecast
-    from resque_ext.data.callables import current_folder_first, find_callable
     from resque_ext.data.labelled import open_batches
     from resque_ext.data.transforms import make_transform
     from resque_ext.model.load_model import load_model
 
     transforms = [make_transform(text) for text in transform or ()]
     loaded = load_model(model, weights)
-    make = None
-    if optimizer is not None:
-        with current_folder_first():
-            make = find_callable(optimizer, "optimizer")
+    make = find_optimizer(optimizer)
     olds = None if old is None else open_batches(old, transforms, batch_size)
     trains = open_batches(train, transforms, batch_size, None if olds is None else olds.classes)
     tests = open_batches(test, transforms, batch_size, trains.classes)
     found = forecast(
         loaded,
         olds,
-        _shuffled(trains),
+        shuffled(trains),
         tests,
         target,
         max_epochs,
@@ -101,6 +97,16 @@ def _forecast(
         raise KeyboardInterrupt
 
 
+def find_optimizer(name: str | None) -> Any:
+    """The function of that name; None without one."""
+    from resque_ext.data.callables import current_folder_first, find_callable
+
+    if name is None:
+        return None
+    with current_folder_first():
+        return find_callable(name, "optimizer")
+
+
 class _Rows:
     """The rows of batches one by one, as a DataLoader shuffles them."""
 
@@ -115,7 +121,7 @@ class _Rows:
         return inputs[0], labels[0]
 
 
-def _shuffled(batches: Batches) -> DataLoader[Any]:
+def shuffled(batches: Batches) -> DataLoader[Any]:
     """In another order every epoch: files often have their rows class by class."""
     from torch.utils.data import DataLoader
 

@@ -38,6 +38,7 @@ from resque_ext.cost_model.scaling import (
     Scaling,
     check_number,
 )
+from resque_ext.cost_model.target import DERIVED, checked_target, has_target, with_target
 from resque_ext.data.checks import describe
 from resque_ext.data.files import read_bytes
 from resque_ext.errors import ArgumentError, ArgumentTypeError
@@ -57,6 +58,7 @@ PREDICTED = (
 )
 EXTRAPOLATE = ("error", "clamp", "flag")
 NEW_LEVEL, NEW_KIND = "a new level of a known kind", "a new kind of shift"
+MET = "the accuracy meets the target"
 UNITS = {"epochs": "epochs", "seconds": "s"} | dict.fromkeys(ENERGY, "J")
 UNITS |= dict.fromkeys(EMISSIONS, "kg CO2e") | dict.fromkeys(KWH, "kWh")
 
@@ -78,6 +80,7 @@ class CostModel:
         device: name of the runs' device; None where they differ.
         unknown: why a measure is not known of the runs, by its name.
         falling: predictors of which more is cheaper; None asks their indices.
+        target_accuracy: of the runs; None where they differ or it is not known.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class CostModel:
         device: str | None = None,
         unknown: Mapping[str, str] | None = None,
         falling: Sequence[str] | None = None,
+        target_accuracy: float | None = None,
     ) -> None:
         self.predictors = _names("predictors", predictors)
         self.measures = _names("measures", measures, MEASURES)
@@ -104,6 +108,7 @@ class CostModel:
         Scaling(samples_per_epoch, device)  # which checks them
         self.samples_per_epoch = None if samples_per_epoch is None else int(samples_per_epoch)
         self.device = device
+        self.target_accuracy = checked_target("target_accuracy", target_accuracy)
         self.unknown = check_unknown(unknown or {}, self.runs, self.measures)
         if falling is None:
             falling = [name for name in self.predictors if not lower_is_cheaper(name)]
@@ -131,7 +136,9 @@ class CostModel:
         Args:
             runs: of one model, target and way of training, at least two of them not censored; of
                 one device and number of samples an epoch, where a measure depends on these.
-            predictors: one or several names of `StudyRun.predictors`.
+            predictors: one or several names of `StudyRun.predictors`, or "error_over_allowed" (and
+                with "_reestimated" behind): log2(linear_probe_error / (1 - target)), of which runs
+                to several targets are fitted as one.
             measures: what to predict, keys of `MEASURES`.
             method: "monotone": isotonic regression of log(1 + cost / scale), falling in an index of
                 which more is cheaper; of several predictors, of their log-linear combination.
@@ -178,6 +185,8 @@ class CostModel:
         seconds_factor: float | None = None,
         joules_per_sample: float | None = None,
         carbon_intensity: float | None = None,
+        accuracy: float | None = None,
+        target_accuracy: float | None = None,
     ) -> dict[str, Prediction]:
         """The costs of a new shift by measure, with kwh beside joules.
 
@@ -196,6 +205,10 @@ class CostModel:
             energy_factor, seconds_factor: their ratio, new over old.
             joules_per_sample: measured on the device; joules are epochs x samples x this.
             carbon_intensity: g CO2e a kWh; kg CO2 follows from joules.
+            accuracy: of the model on the new shift's test data, before any training: where it meets
+                the target, all costs are 0.
+            target_accuracy: by default that of the runs. Another one needs "error_over_allowed"
+                among the predictors.
 
         Raises:
             KeyError: a predictor is missing.
@@ -210,7 +223,16 @@ class CostModel:
             joules_per_sample,
             carbon_intensity,
         )
+        target = self._target(target_accuracy)
+        met = checked_target("accuracy", accuracy)
+        if met is not None and target is None:
+            expected = "one beside accuracy, as the runs have none in common"
+            raise ArgumentError("target_accuracy", expected, None)
+        if isinstance(values, Mapping):
+            values = with_target(values, self.predictors, target)
         same = {"kind": kind, "coverage": coverage, "extrapolate": extrapolate}
+        if met is not None and target is not None and met >= target:
+            same |= {"met": True}
         found = {name: self.predict_one(name, values, **same) for name in self.measures}
         return scaling.apply(found, Origin(self.samples_per_epoch, self.device))
 
@@ -222,15 +244,29 @@ class CostModel:
         kind: str | None = None,
         coverage: float | None = None,
         extrapolate: str = "error",
+        met: bool = False,
     ) -> Prediction:
-        """One of `measures` alone, for data, device and grid of the runs; see `predict`."""
+        """One of `measures` alone, for data, device and grid of the runs; see `predict`.
+
+        With `met` the accuracy meets the target: it costs nothing.
+        """
         if measure not in self.measures:
             raise ArgumentError("measure", f"one of {list(self.measures)}", f"{measure!r}")
         coverage = self.coverage if coverage is None else _coverage(coverage)
         if kind is not None and not isinstance(kind, str):
             raise ArgumentTypeError("kind", "a name or None", f"{kind!r}")
+        if met:
+            unit = UNITS.get(measure, "")
+            return Prediction(measure, 0.0, 0.0, 0.0, unit, False, False, coverage, None, MET)
         point, extrapolated = self._point(values, extrapolate)
         return self._predict(measure, point, kind, coverage, extrapolated)
+
+    def _target(self, given: Any) -> float | None:
+        target = checked_target("target_accuracy", given)
+        if target is None or target == self.target_accuracy or has_target(self.predictors):
+            return self.target_accuracy if target is None else target
+        expected, fix = f"that of the runs, {self.target_accuracy}", "fit " + " or ".join(DERIVED)
+        raise ArgumentError("target_accuracy", expected, repr(given), fix=fix)
 
     def _point(self, values: Mapping[str, float], extrapolate: str) -> tuple[Any, bool]:
         if extrapolate not in EXTRAPOLATE:
@@ -307,6 +343,7 @@ class CostModel:
             "device": self.device,
             "unknown": dict(self.unknown),
             "runs": [run.to_dict() for run in self.runs],
+            "target_accuracy": self.target_accuracy,
         } | ({"falling": list(self.falling)} if self.falling else {})
 
     def to_json(self) -> str:

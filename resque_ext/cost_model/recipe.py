@@ -10,6 +10,7 @@ from typing import Any
 from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.studies.study_run import StudyRun
 
+TARGET = "target_accuracy"
 BATCHES = "steps_per_epoch"  # tells batch sizes apart, where the data are as large
 # What does not change the cost of reaching the target: the shift, where a run that does not reach
 # it is stopped (which makes a lower bound of it), and the choice among algorithms of one result.
@@ -31,7 +32,7 @@ def recipe(run: StudyRun) -> dict[str, Any]:
     Those of the optimiser's groups of parameters are "optimizer.lr" and so on; of several groups
     "optimizer.0.lr".
     """
-    values = {"model": run.model, "target_accuracy": run.cost.target_accuracy}
+    values = {"model": run.model, TARGET: run.cost.target_accuracy}
     values[BATCHES] = run.cost.steps_per_epoch
     for name, value in run.cost.options.items():
         if name == "optimizer_groups" and isinstance(value, list):
@@ -74,8 +75,8 @@ def chosen(runs: Sequence[StudyRun], only: Mapping[str, Any] | None) -> list[int
     return found
 
 
-def check_one(runs: Sequence[StudyRun]) -> None:
-    """Raises where runs differ in model, target or training.
+def check_one(runs: Sequence[StudyRun], targets: bool = False) -> None:
+    """Raises where runs differ in model, training or, unless `targets` may, in their target.
 
     Raises:
         ValueError: naming what differs and how to choose.
@@ -84,6 +85,8 @@ def check_one(runs: Sequence[StudyRun]) -> None:
     names = dict.fromkeys(key for found in recipes for key in found)
     differing = {}
     for name in names:
+        if name == TARGET and targets:
+            continue
         values = [found.get(name) for found in recipes]
         # Other numbers of steps are only to be expected of other numbers of samples.
         parts = {run.cost.samples_per_epoch for run in runs} if name == BATCHES else {None}

@@ -15,6 +15,7 @@ from resque_ext.cost_model.scaling import (
     SUMS,
     check_number,
 )
+from resque_ext.cost_model.target import has_target, with_target
 from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.retraining.record import RecordError
 from resque_ext.storage.json_text import parse_json
@@ -34,6 +35,7 @@ KEYS = (
     "unknown",
     "runs",
 )
+LATER = ("falling", "target_accuracy")  # which files need not have
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,11 @@ def model_runs(
     studied = checked_runs(runs)
     studied = [studied[i] for i in chosen(studied, only)]
     if not mixed:
-        check_one(studied)
+        check_one(studied, has_target(predictors))
     kept = []
     for run in studied:
-        values = {name: run.predictors.get(name) for name in predictors}
+        given = with_target(run.predictors, predictors, run.cost.target_accuracy)
+        values = {name: given.get(name) for name in predictors}
         absent = [name for name, value in values.items() if value is None]
         if absent and missing == "skip":
             continue
@@ -106,6 +109,8 @@ def model_runs(
     )
     names = [str(run.cost.device.get("name", run.cost.device.get("device"))) for run in studied]
     about["device"] = _common("device", names, measures, OF_DEVICE)
+    targets = {run.cost.target_accuracy for run in studied}
+    about["target_accuracy"] = targets.pop() if len(targets) == 1 else None
     return kept, about
 
 
@@ -247,7 +252,7 @@ def parse(text: str) -> dict[str, Any]:
     found = values.get("format") if isinstance(values, dict) else type(values).__name__
     if found != FORMAT:
         raise RecordError(f"model: expected format {FORMAT!r}, found {found!r}")
-    wrong = (set(values) - {"falling"}) ^ {"format", *KEYS}
+    wrong = (set(values) - set(LATER)) ^ {"format", *KEYS}
     if wrong:
         raise RecordError(f"model: expected the keys {list(KEYS)}, differs in {sorted(wrong)}")
-    return {name: values[name] for name in (*KEYS, "falling") if name in values}
+    return {name: values[name] for name in (*KEYS, *LATER) if name in values}

@@ -59,9 +59,29 @@ class Prediction:
     reason: str | None = None
     notes: tuple[str, ...] = ()
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the value cannot be relied on for; none of an unknown, of which `reason` tells."""
+        if self.value is None:
+            return ()
+        found = []
+        if self.extrapolated:
+            found.append("extrapolated: outside of what was measured")
+        if self.at_least:
+            found.append("a lower bound: runs were stopped short of their target there")
+        if self.high is None:
+            found.append(f"no upper end: {self.reason}" if self.reason else "no upper end")
+        return tuple(found)
+
+    @property
+    def reliable(self) -> bool:
+        """Whether there is a value without a warning."""
+        return self.value is not None and not self.warnings
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return vars(self) | {"notes": list(self.notes)}
+        lists = {"notes": list(self.notes), "warnings": list(self.warnings)}
+        return vars(self) | lists | {"reliable": self.reliable}
 
     def times(self, factor: float, *notes: str) -> Prediction:
         """All of it times `factor`; an unknown stays one."""

@@ -14,6 +14,7 @@ from resque_ext.cost_model.model import PREDICTORS, CostModel
 from resque_ext.cost_model.recipe import chosen
 from resque_ext.cost_model.runs import cost_of
 from resque_ext.cost_model.scaling import Prediction
+from resque_ext.cost_model.target import with_target
 from resque_ext.errors import ArgumentError
 from resque_ext.studies.grid import COVERAGE
 from resque_ext.studies.study_run import StudyRun, checked_runs
@@ -123,7 +124,7 @@ def leave_one_kind_out(
     usable = [
         i
         for i in chosen(studied, only)
-        if all(studied[i].predictors.get(name) is not None for name in predictors)
+        if all(_given(studied[i], predictors).get(name) is not None for name in predictors)
     ]
     predicted: dict[int, dict[str, Prediction]] = {}
     for kind in whole.kinds:
@@ -133,7 +134,8 @@ def leave_one_kind_out(
         model = CostModel.fit(others, *how, penalty=penalty, mixed=mixed)
         for i in usable:
             if studied[i].kind == kind:
-                predicted[i] = model.predict(studied[i].predictors, extrapolate="clamp")
+                given = _given(studied[i], predictors)
+                predicted[i] = model.predict(given, extrapolate="clamp")
     found = {}
     for measure in measures:
         known = {
@@ -144,6 +146,10 @@ def leave_one_kind_out(
         if known:
             found[measure] = _compare(measure, studied, whole.kinds, known)
     return found
+
+
+def _given(run: StudyRun, predictors: Sequence[str]) -> dict[str, Any]:
+    return with_target(run.predictors, predictors, run.cost.target_accuracy)
 
 
 def _compare(

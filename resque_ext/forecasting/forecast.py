@@ -15,18 +15,26 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from resque_ext.cost_model.scaling import Prediction, check_number
-from resque_ext.data.checks import check_count
+from resque_ext.data.checks import check_count, describe
 from resque_ext.energy import EnergyMeter, Figure
 from resque_ext.energy.measurement import unknown
 from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.forecasting import indices
 from resque_ext.forecasting.costs import Costs, Steps
 from resque_ext.forecasting.probe import Probe
-from resque_ext.forecasting.result import MAY_NEVER, UNSTABLE, Forecast, ProbeCost
+from resque_ext.forecasting.result import (
+    MAY_NEVER,
+    UNSTABLE,
+    Forecast,
+    ProbeCost,
+    before_steps,
+)
 from resque_ext.retraining import RetrainingError, setup
 from resque_ext.retraining import meters as phases
 from resque_ext.retraining.batches import Batches
 from resque_ext.retraining.calibration import (
+    Before,
+    Calibration,
     Estimate,
     estimate,
     is_unstable,
@@ -64,6 +72,7 @@ def forecast(
     seed: int = 0,
     meter: EnergyMeter | str | None = "auto",
     progress: bool = False,
+    calibration: Calibration | None = None,
     **recipe: Any,
 ) -> Forecast:
     """What retraining `model` on `train` until it is right on `test` will cost, without a study.
@@ -74,8 +83,9 @@ def forecast(
     how far the target is. :func:`resque_ext.retraining.retrain` with ``start=`` goes on from there
     and ends like a run that began without it.
 
-    Numbers are predictions by constants from a study of small networks, Adam at a learning rate of
-    1e-3 (docs/forecast.md has their errors, and where they fail).
+    Numbers are predictions by constants from a ledger of retrainings of small networks
+    (docs/forecast.md has their errors, and where they fail). :func:`resque_ext.forecasting.refit`
+    refines them by runs of your own.
 
     Args:
         model: any classifier, as for `retrain`. It stays as it is.
@@ -96,6 +106,8 @@ def forecast(
         layer: the embedding's layer, as in :func:`resque_ext.score`.
         carbon_intensity: g CO2e/kWh; by default that of `meter`.
         batch_adapter, device, seed, meter, progress: as for `retrain`.
+        calibration: what :func:`resque_ext.forecasting.refit` made of runs of your own; by default
+            that of the package.
         recipe: how to retrain: optimizer, scheduler, scheduler_interval, loss, transform, augment,
             checks_per_epoch, autocast, channels_last, deterministic, max_seconds, max_joules,
             patience, min_improvement, as for `retrain`.
@@ -121,6 +133,9 @@ def forecast(
     limits = _Limits.checked(steps, max_share, width, coverage)
     check_count(samples, "samples")
     way = indices.choose_way(inner, adapt_normalization, old is not None)
+    if calibration is not None and not isinstance(calibration, Calibration):
+        found = describe(calibration)
+        raise ArgumentTypeError("calibration", "a Calibration, which refit makes", found)
     if carbon_intensity is not None:
         check_number("carbon_intensity", carbon_intensity, least=0.0)
     with contextlib.ExitStack() as stack:
@@ -136,7 +151,7 @@ def forecast(
         )
         grams = _grams(carbon_intensity, metered)
         asked = adapt_normalization != "auto"
-        work = _Forecasting(inner, Probe(run), limits, grams, way, asked, layer)
+        work = _Forecasting(inner, Probe(run), limits, grams, way, asked, layer, calibration)
         stack.callback(work.close)
         return work.go(old, batch_adapter, samples, bar.set_description_str)
 
@@ -188,9 +203,11 @@ class _Forecasting:
         way: bool | str,
         asked: bool,
         layer: str | None,
+        calibration: Calibration | None,
     ) -> None:
         self.model, self.probe, self.limits = model, probe, limits
         self.way, self.asked, self.layer = way, asked, layer
+        self.calibration = calibration
         self.settings, self.target = probe.run.settings, probe.target
         self.costs = Costs(limits.coverage, probe.run.train.count, grams)
         self.all = phases.Costs(probe.run.device, probe.run.costs.meter)  # of the forecast itself
@@ -277,7 +294,13 @@ class _Forecasting:
     # What is known so far
 
     def _estimate(self) -> Estimate | None:
-        return estimate(self.target, self.linear_error, self.probe.curve())
+        return estimate(self.target, self.before, self.probe.curve(), self.calibration)
+
+    @property
+    def before(self) -> Before:
+        return before_steps(
+            self.linear_error, 1 - self.probe.points[0].error, self.adapted_accuracy
+        )
 
     def _steps(self) -> Steps | None:
         """With the interval; None where nothing tells."""
@@ -304,7 +327,7 @@ class _Forecasting:
         stage, steps, costs = self._outcome()
         never = verdict = None
         if stage in ("indices", "probe"):
-            never = never_probability(self.target, self.linear_error, probe.curve())
+            never = never_probability(self.target, self.before, probe.curve(), self.calibration)
             if never is not None and never >= 0.5:
                 verdict = MAY_NEVER
         if self.diverged is not None or (stage == "probe" and is_unstable(points)):
@@ -330,9 +353,11 @@ class _Forecasting:
             coverage=self.limits.coverage,
             probe=self._spent(costs["steps"].value),
             steps_per_epoch=probe.run.train.count,
+            test_samples=probe.run.test.samples,
             interrupted=self.interrupted,
             notes=tuple(self.notes),
             checkpoint=probe.checkpoint,
+            calibration=self.calibration,
             adapted_model=self.adapted,
         )
 

@@ -13,6 +13,7 @@ from torch import nn
 from resque_ext.plots.charts import forecast_chart
 from resque_ext.plots.html import number, table
 from resque_ext.retraining import Prediction
+from resque_ext.retraining.calibration import Before, Calibration
 from resque_ext.retraining.checkpoint import Checkpoint
 from resque_ext.retraining.curve import Point
 from resque_ext.retraining.outlook import MAY_NEVER as MAY_NEVER
@@ -86,10 +87,12 @@ class Forecast:
         coverage: that intervals are for.
         probe: what the forecast itself cost.
         steps_per_epoch: of the retraining.
+        test_samples: that the target is a fraction of.
         interrupted: Ctrl-C ended the probe early.
         notes: why something is not known, or not as it should be.
         checkpoint: where the probe ended, for `retrain(..., start=forecast)`; held in memory.
         adapted_model: at stage "adapt" the model that meets the target, in eval mode.
+        calibration: that was given; None: that of the package.
     """
 
     stage: str
@@ -105,10 +108,17 @@ class Forecast:
     coverage: float
     probe: ProbeCost
     steps_per_epoch: int
+    test_samples: int
     interrupted: bool = False
     notes: tuple[str, ...] = ()
     checkpoint: Checkpoint | None = field(default=None, repr=False, compare=False)
     adapted_model: nn.Module | None = field(default=None, repr=False, compare=False)
+    calibration: Calibration | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def before(self) -> Before:
+        """What was known before any step, as formulas take it."""
+        return before_steps(self.linear_probe_error, self.accuracy, self.adapted_accuracy)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -157,7 +167,7 @@ class Forecast:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without the checkpoint and the model."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("checkpoint", "adapted_model"):
+        for name in ("checkpoint", "adapted_model", "calibration"):
             del values[name]
         return (
             {"format": FORMAT}
@@ -214,6 +224,13 @@ class Forecast:
             lines.append(f"  probability of missing the target: {self.never_probability:.0%}")
         lines.append(f"  the forecast took {self.probe.steps} steps, {self.probe.seconds:.3g} s")
         return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
+
+
+def before_steps(
+    probe_error: float | None, accuracy: float, adapted_accuracy: float | None
+) -> Before:
+    adapted = None if adapted_accuracy is None else 1 - adapted_accuracy
+    return Before(probe_error, 1 - accuracy, adapted)
 
 
 def shown(cost: Prediction) -> str:

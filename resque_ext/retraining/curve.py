@@ -56,13 +56,13 @@ class Curve:
 
     def octaves(self, allowed: float) -> float:
         """Doublings of the steps until the error is `allowed`, from loss and error together."""
-        error = self.error - math.log2(allowed)
-        loss = self.loss - math.log2(LOSS_PER_ERROR * allowed)
+        error, loss = self.heights(allowed)
         return _octaves((error + loss) / 2, (self.error_slope + self.loss_slope) / 2)
 
-    def loss_octaves(self, allowed: float) -> float:
-        """The same from the loss alone."""
-        return _octaves(self.loss - math.log2(LOSS_PER_ERROR * allowed), self.loss_slope)
+    def heights(self, allowed: float) -> tuple[float, float]:
+        """How far error and loss are above the target, in octaves."""
+        error = self.error - math.log2(allowed)
+        return error, self.loss - math.log2(LOSS_PER_ERROR * allowed)
 
 
 def _line(x: np.ndarray, values: Sequence[float]) -> tuple[float, float]:

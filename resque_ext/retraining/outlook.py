@@ -8,7 +8,13 @@ from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
 
-from resque_ext.retraining.calibration import estimate, is_unstable, never_probability
+from resque_ext.retraining.calibration import (
+    Before,
+    Calibration,
+    estimate,
+    is_unstable,
+    never_probability,
+)
 from resque_ext.retraining.curve import Curve, Point
 from resque_ext.retraining.meters import EVALUATION, TRAINING, Costs
 from resque_ext.retraining.target import Checks, Target
@@ -59,9 +65,20 @@ class Outlook:
     coverage: float
     reason: str | None = None
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the spans cannot be relied on for: the verdict, or why there are none."""
+        return tuple(text for text in (self.verdict, self.reason) if text is not None)
+
+    @property
+    def reliable(self) -> bool:
+        """Whether there is no warning."""
+        return not self.warnings
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        more = {"reliable": self.reliable, "warnings": list(self.warnings)}
+        return asdict(self) | more
 
     def __str__(self) -> str:
         """A line for people."""
@@ -92,7 +109,8 @@ class Watch:
         target: of the run.
         checks: when its test accuracy is read.
         points: of a forecast's probe, from which the run goes on.
-        probe_error: of that forecast's linear probe, None where there is none.
+        before: what that forecast found before any step.
+        calibration: its constants; None: those of the package.
         tell: is called with every outlook.
     """
 
@@ -101,10 +119,12 @@ class Watch:
         target: Target,
         checks: Checks,
         points: Sequence[Point],
-        probe_error: float | None,
+        before: Before,
+        calibration: Calibration | None,
         tell: Callable[[Outlook], Any] | None,
     ) -> None:
-        self.target, self.checks, self.probe_error, self.tell = target, checks, probe_error, tell
+        self.target, self.checks, self.tell = target, checks, tell
+        self.before, self.calibration = before, calibration
         self.points = {point.step: point for point in points}
 
     def look(self, step: int, epoch: float, accuracy: float, loss: float, costs: Costs) -> Outlook:
@@ -143,14 +163,14 @@ class Watch:
         if sum(0 < step <= 4 * point.step for point in points) < 2:
             return None, None
         curve = Curve.fitted(points, self.target.least_error)
-        found = estimate(self.target, self.probe_error, curve)
+        found = estimate(self.target, self.before, curve, self.calibration)
         assert found is not None  # there is a curve
         least = self.checks.at_or_after(step + 1)  # the checks up to here have missed the target
         around = NormalDist().inv_cdf((1 + COVERAGE) / 2) * found.sigma
         value = max(2**found.log2_steps, least)
         low = self.checks.at_or_after(max(2 ** (found.log2_steps - around), least))
         high = self.checks.at_or_after(max(2 ** (found.log2_steps + around), value + 1))
-        never = never_probability(self.target, self.probe_error, curve)
+        never = never_probability(self.target, self.before, curve, self.calibration)
         verdict = MAY_NEVER if never is not None and never >= 0.5 else None
         if is_unstable(points):
             verdict, low = UNSTABLE, least

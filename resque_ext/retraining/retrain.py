@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from resque_ext.data.checks import describe
 from resque_ext.energy.meter import EnergyMeter
 from resque_ext.errors import ArgumentTypeError
+from resque_ext.retraining.calibration import Before
 from resque_ext.retraining.outlook import Outlook, Watch
 from resque_ext.retraining.record import RetrainingCost
 from resque_ext.retraining.settings import Settings, published_optimizer
@@ -151,7 +152,8 @@ def retrain(
                 Target(float(target_accuracy), run.test.samples),
                 Checks.of(run.check_batches, run.train.count),
                 getattr(start, "points", ()),
-                getattr(start, "linear_probe_error", None),
+                getattr(start, "before", Before()),
+                getattr(start, "calibration", None),
                 on_forecast,
             )
         try:

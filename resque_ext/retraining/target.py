@@ -32,6 +32,10 @@ class Target:
         """The error that the target leaves, never below `least_error`."""
         return max(1 - self.accuracy, self.least_error)
 
+    def octaves(self, error: float) -> float:
+        """An error in units of the error allowed, as log2."""
+        return math.log2(max(error, self.least_error) / self.allowed)
+
     def probe_octaves(self, probe_error: float) -> float:
         """The linear probe's error in units of the error allowed, as log2."""
         return math.log2(max(probe_error, LEAST_PROBE_ERROR) / self.allowed)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from resque_ext.cost_model.target import with_target
 from resque_ext.data.sources.base import Fault
 from resque_ext.errors import ArgumentError
 from resque_ext.indices.base import IndexReads
@@ -349,7 +350,10 @@ def layer_values(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def predict(
-    cost_model: Any, values: Mapping[str, IndexValue], options: Mapping[str, Any] | None = None
+    cost_model: Any,
+    values: Mapping[str, IndexValue],
+    options: Mapping[str, Any] | None = None,
+    accuracy: float | None = None,
 ) -> dict[str, PredictedCost]:
     """What a cost model says of these indices, by measure; {} without one.
 
@@ -360,7 +364,12 @@ def predict(
     """
     if cost_model is None:
         return {}
-    given = {predictor_of(name): value.value for name, value in values.items()}
+    given: dict[str, float] = {predictor_of(name): each.value for name, each in values.items()}
+    more = dict(options or {})
+    target = more.get("target_accuracy", getattr(cost_model, "target_accuracy", None))
+    if target is not None and accuracy is not None:
+        more.setdefault("accuracy", accuracy)  # a target that is met costs nothing
+    given = with_target(given, cost_model.predictors, target)
     lacking = [name for name in cost_model.predictors if name not in given]
     if lacking:
         raise ArgumentError(
@@ -368,7 +377,7 @@ def predict(
             f"the predictors {', '.join(cost_model.predictors)}",
             f"none of {', '.join(lacking)} for this candidate",
         )
-    found = cost_model.predict(given, **({"extrapolate": "flag"} | dict(options or {})))
+    found = cost_model.predict(given, **({"extrapolate": "flag"} | more))
     return predicted_costs(found)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from resque_ext.cost_model.target import DERIVED
 from resque_ext.errors import ArgumentError
 from resque_ext.indices import registry
 from resque_ext.screening.candidates import INPUTS, Feed
@@ -31,6 +32,7 @@ def read_indices(
     plain = list(names)
     known = {predictor_of(name): name for name in registry.names()}
     for predictor in () if cost_model is None else cost_model.predictors:
+        predictor = DERIVED.get(predictor, predictor)
         name = known.get(predictor.removesuffix(REESTIMATED))
         if name is None:
             raise ArgumentError(
@@ -62,8 +64,7 @@ def check_runnable(
         return
     for (model, candidate), feed in feeds.items():
         if shelf[model].make is None or feed.kind != INPUTS:
-            raise ValueError(
-                f"{wants}: expected a model to run and inputs for it, found embeddings "
-                f"({model}, {candidate})"
-                + (f"; {adapted_names(adapted)[0]} needs them" if target is None else "")
-            )
+            fix = f"{adapted_names(adapted)[0]} needs them" if target is None else None
+            expected = "a model to run and inputs for it"
+            found = f"embeddings ({model}, {candidate})"
+            raise ArgumentError(wants, expected, found, fix=fix)

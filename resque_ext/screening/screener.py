@@ -253,7 +253,7 @@ class Screener:
             )
         if plan.target is not None:
             return self._forecast(old, key, pair, ())
-        costs = predict(plan.cost_model, pair.indices, plan.cost_options)
+        costs = predict(plan.cost_model, pair.indices, plan.cost_options, pair.new_accuracy)
         return dataclasses.replace(pair, predicted=costs)
 
     def _forecast(

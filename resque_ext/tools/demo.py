@@ -1,11 +1,9 @@
 """A small classifier of handwritten digits, its images shifted or given new tasks, all indices,
-and what retraining for each shift then really costs."""
+what retraining for each shift is forecast to cost, and what it then really costs."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -18,9 +16,11 @@ from torch import Tensor, nn
 from resque_ext import shifts
 from resque_ext.environment import environment
 from resque_ext.errors import ArgumentError
+from resque_ext.forecasting import Forecast, forecast
 from resque_ext.indices import ResqueDistResult
-from resque_ext.retraining import StudyRun, correlate, leave_one_kind_out, study
+from resque_ext.retraining import retrain
 from resque_ext.scoring.score import Scores, score
+from resque_ext.studies import StudyRun, correlate
 
 # Levels that turn 8x8 images of thin strokes from nearly readable to hardly: what is mild on a
 # photograph of 224x224 leaves no trace here, and a blur of 3 pixels leaves no digit.
@@ -50,9 +50,14 @@ TARGET = 0.9
 MOST_EPOCHS = 4
 CHECKS = 4  # of the accuracy, an epoch
 RETRAINING_BATCH = 32
-INDEX = "resque_dist_reestimated"  # that costs are predicted from
-COVERAGE = 0.8  # of the intervals: seven other kinds of shift are too few for one of 90%
-COMPARED = (INDEX, "resque_dist", "accuracy_drop", "accuracy_drop_reestimated")
+COVERAGE = 0.9  # of the intervals
+COMPARED = (
+    "forecast",
+    "resque_dist_reestimated",
+    "resque_dist",
+    "accuracy_drop",
+    "accuracy_drop_reestimated",
+)
 
 Batches = list[tuple[Tensor, Tensor]]
 
@@ -118,8 +123,8 @@ def run(seed: int = 0, progress: Callable[[str, float], None] = lambda *_: None)
     there, and for ARM, the old side is the held-out images without the shift.
 
     Retraining is for the training images, shifted, until `TARGET` of the held-out images, equally
-    shifted, are right, or `MOST_EPOCHS` epochs are over; see :func:`resque_ext.studies.study`.
-    The epochs of each kind of shift are predicted by a cost model of all other kinds.
+    shifted, are right, or `MOST_EPOCHS` epochs are over. Each is forecast first, by
+    :func:`resque_ext.forecast`, and goes on from the forecast's own steps.
 
     Returns:
         Plain values for JSON: `rows`, one a shift and level, `tasks`, one a task, and `retraining`
@@ -170,7 +175,7 @@ def run(seed: int = 0, progress: Callable[[str, float], None] = lambda *_: None)
         tasks = _score_tasks(model, held_out, seed)
         scored = time.perf_counter()
         retraining = _retrain(
-            model, old, held_out, seed, lambda what, share: progress(what, 0.5 + 0.5 * share)
+            model, old, held_out, rows, lambda what, share: progress(what, 0.5 + 0.5 * share), seed
         )
     progress("done", 1.0)
     return {
@@ -234,75 +239,74 @@ def _retrain(
     model: nn.Module,
     old: tuple[Tensor, Tensor],
     held_out: tuple[Tensor, Tensor],
-    seed: int,
+    scored: list[dict[str, Any]],
     progress: Callable[[str, float], None],
+    seed: int,
 ) -> dict[str, Any]:
-    """Every shift: the epochs that a model of the other kinds predicts, and those it took."""
+    """Every shift: the epochs that are forecast, and those it took."""
     order = torch.randperm(len(old[1]), generator=torch.Generator().manual_seed(seed))
     images, labels = (side[order].split(RETRAINING_BATCH) for side in old)
-    cases, done = sum(map(len, LEVELS.values())), []
-
-    def report(run: StudyRun) -> None:
-        done.append(run)
-        progress(f"retrained for {run.kind} {run.level:g}", len(done) / cases)
-
-    with warnings.catch_warnings():
-        # Of what intervals need at a higher coverage than the one here.
-        warnings.filterwarnings("ignore", "shifts: .* kinds: ", UserWarning)
-        runs = study(
-            model,
-            {
-                "old": _batches(*old),
-                "train": list(zip(images, labels, strict=True)),
-                "test": _batches(*held_out),
-            },
-            LEVELS,
-            ("resque_dist",),
-            target_accuracy=TARGET,
-            max_epochs=MOST_EPOCHS,
-            checks_per_epoch=CHECKS,
-            seed=seed,
-            meter=None,  # these runs are too short for any meter's resolution
-            on_run=report,
-            progress=False,
+    data = list(zip(images, labels, strict=True)), _batches(*held_out), TARGET, MOST_EPOCHS
+    olds, rows, runs = _batches(*old), [], []
+    for i, row in enumerate(scored[1:]):  # the first is without a shift
+        kind, level = row["kind"], row["level"]
+        progress(f"retraining for {kind} {level:g}", i / (len(scored) - 1))
+        options: dict[str, Any] = {
+            "transform": shifts.make(kind, level, seed + i),
+            "checks_per_epoch": CHECKS,
+            "seed": seed,
+            "meter": None,  # these runs are too short for any meter's resolution
+        }
+        found = forecast(model, olds, *data, coverage=COVERAGE, **options)
+        adapts = found.adapted_model is not None  # that model is retrained then: it costs nothing
+        start = {} if adapts else {"start": found}
+        cost = retrain(found.adapted_model if adapts else model, *data, **options, **start)  # type: ignore[arg-type]
+        rows.append(_retraining_row(row, found, cost))
+        runs.append(
+            StudyRun(kind, level, row["unit"], seed, "digits", _compared(row, found), {}, cost)
         )
-    predictions, reason = {}, None
-    try:
-        predictions = leave_one_kind_out(runs, (INDEX,), ("epochs",), coverage=COVERAGE)[
-            "epochs"
-        ].predictions
-    except ValueError as error:  # too few kinds, or hardly any run that reached the target
-        reason = str(error)
-    rows = [_retraining_row(run, predictions.get(i)) for i, run in enumerate(runs)]
-    compared = [
-        dataclasses.replace(run, predictors=run.predictors | {"predicted": row["predicted"]})
-        for run, row in zip(runs, rows, strict=True)
-    ]
-    names = ("predicted", *COMPARED)
-    table = correlate(compared, names, "epochs", methods="spearman", seed=seed)
+    table = correlate(runs, COMPARED, "epochs", methods="spearman", seed=seed)
     return {
         "target_accuracy": TARGET,
         "max_epochs": MOST_EPOCHS,
         "coverage": COVERAGE,
         "censored": table.censored,
-        "reason": reason,
         "rows": rows,
-        "rank_correlations": {name: vars(table.get(name, "epochs").across) for name in names},
+        "rank_correlations": {name: vars(table.get(name, "epochs").across) for name in COMPARED},
     }
 
 
-def _retraining_row(run: StudyRun, prediction: Any) -> dict[str, Any]:
+def _compared(row: dict[str, Any], found: Forecast) -> dict[str, float | None]:
+    """What the epochs are compared with; what may never be reached is beyond every other."""
+    epochs = found.epochs.value
+    if epochs is not None and found.verdict is not None:
+        epochs += MOST_EPOCHS
     return {
-        "kind": run.kind,
-        "level": run.level,
-        "reestimated": run.predictors[INDEX],
-        "predicted": None if prediction is None else prediction.value,
-        "low": None if prediction is None else prediction.low,
-        "high": None if prediction is None else prediction.high,
-        "epochs": run.measures["epochs"],
-        "censored": run.censored,
-        "start_accuracy": run.cost.start_accuracy,
-        "best_accuracy": run.cost.best_accuracy,
+        "forecast": epochs,
+        "resque_dist_reestimated": row["reestimated"]["value"],
+        "resque_dist": row["value"],
+        "accuracy_drop": row["accuracy_drop"],
+        "accuracy_drop_reestimated": row["old_accuracy"] - row["reestimated_accuracy"],
+    }
+
+
+def _retraining_row(row: dict[str, Any], found: Forecast, cost: Any) -> dict[str, Any]:
+    return {
+        "kind": row["kind"],
+        "level": row["level"],
+        "stage": found.stage,
+        "verdict": found.verdict,
+        "never_probability": found.never_probability,
+        "forecast": found.epochs.value,
+        "low": found.epochs.low,
+        "high": found.epochs.high,
+        "reliable": found.reliable,
+        "warnings": list(found.warnings),
+        "probe_steps": found.probe.steps,
+        "epochs": cost.epochs,
+        "censored": cost.censored,
+        "start_accuracy": found.accuracy,
+        "best_accuracy": cost.best_accuracy,
     }
 
 

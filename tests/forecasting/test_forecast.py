@@ -15,6 +15,8 @@ import resque_ext
 from resque_ext.forecasting import Forecast, forecast
 from resque_ext.forecasting.result import MAY_NEVER, UNSTABLE
 from resque_ext.retraining import CheckpointError, retrain
+from resque_ext.retraining.calibration import features, shipped
+from resque_ext.retraining.target import Target
 
 WIDE = {"width": 1e6, "max_share": 1.0}  # a probe of the first length alone
 LONG = {"width": 1.0, "max_share": 1.0}  # one of the last
@@ -204,18 +206,21 @@ def test_normalization_alone_may_do():
 
 
 def test_without_steps_the_linear_probe_decides():
-    found = make(0.8, steps=())
+    found = make(0.6, steps=())
     assert (found.stage, found.formula, found.probe.steps) == ("indices", "R0", 0)
-    octaves = math.log2(found.linear_probe_error / (1 - found.target_accuracy))
-    expected = 2 ** (5.76 + 2.02 * octaves)
-    assert found.steps.value == pytest.approx(expected, rel=1e-9)
-    around = 2 ** (1.3 * 1.6448536)  # at the next check, every four steps
-    assert found.steps.low == 4 * math.ceil(expected / around / 4)
+    assert found.verdict is None
+    calibration, target = shipped(), Target(0.6, 50)
+    given = features(target, found.before, None)
+    expected = 2 ** sum(w * given[n] for n, w in calibration.formulas[0].weights.items())
+    assert found.steps.value == pytest.approx(max(expected, 4), rel=1e-9)
+    around = 2 ** (calibration.formulas[0].sigma * 1.6448536)  # at the next check, every four steps
+    assert found.steps.low == max(4 * math.ceil(expected / around / 4), 4)
     assert found.steps.high == 4 * math.ceil(expected * around / 4)
-    assert found.epochs.value == pytest.approx(expected / 4)
+    assert found.epochs.value == pytest.approx(found.steps.value / 4)
     assert found.seconds.value is None
     assert "no step was taken" in found.seconds.reason
-    assert found.never_probability == pytest.approx(1 / (1 + math.exp(4.48 - 4.79 * octaves)))
+    logit = sum(w * given[n] for n, w in calibration.never[0].items())
+    assert found.never_probability == pytest.approx(1 / (1 + math.exp(-logit)))
 
 
 def test_linear_probe_is_that_of_the_embedding():

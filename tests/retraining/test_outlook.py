@@ -9,6 +9,7 @@ from helpers.training_oracle import batches, network
 
 from resque_ext import forecast
 from resque_ext.retraining import Outlook, Span, retrain
+from resque_ext.retraining.calibration import Before, Calibration, Formula
 from resque_ext.retraining.outlook import UNSTABLE, Watch, shown_time
 from resque_ext.retraining.target import Checks, Target
 
@@ -17,6 +18,8 @@ def slow(parameters):
     return torch.optim.Adam(parameters, lr=3e-3)
 
 
+LINE = Formula({"constant": 0.0, "octaves": 1.0}, 0.6, 0.8)  # a sigma of 1
+BARE = Calibration({}, LINE, LINE, {0: {"probe": 1.0}}, 1000, 6.0, {})
 OPTIONS = {"meter": None, "optimizer": slow, "checks_per_epoch": 2}
 
 
@@ -55,7 +58,7 @@ def test_before_two_checks_nothing_is_known():
 def test_is_the_line_through_the_last_three_quarters():
     """By NumPy, of a curve whose loss and error halve with every doubling of the steps."""
     told = []
-    watch = Watch(Target(0.98, 10_000), Checks.of([10], 10), (), None, told.append)
+    watch = Watch(Target(0.98, 10_000), Checks.of([10], 10), (), Before(), BARE, told.append)
     steps = np.array([10, 20, 40, 80])
     for step in steps:
         watch.look(int(step), step / 10, 1 - 3.2 / step, 3.3 * 3.2 / step, costs(step))
@@ -75,7 +78,7 @@ class costs:
 
 
 def test_a_loss_that_rises_opens_the_interval():
-    watch = Watch(Target(0.98, 1000), Checks.of([10], 10), (), None, None)
+    watch = Watch(Target(0.98, 1000), Checks.of([10], 10), (), Before(), None, None)
     for step, loss in ((0, 0.5), (10, 0.9), (20, 1.8), (40, 2.0)):
         found = watch.look(step, step / 10, 0.6, loss, costs(step))
     assert (found.verdict, found.steps.high, found.seconds_left.high) == (UNSTABLE, None, None)
@@ -120,3 +123,11 @@ def test_what_it_raises_ends_the_run_with_its_record():
 )
 def test_times_for_people(seconds, text):
     assert shown_time(seconds) == text
+
+
+def test_what_an_outlook_cannot_be_relied_on_for():
+    _, found = run(epochs=2)
+    early, later = found[0], found[2]
+    assert (early.reliable, early.warnings) == (False, (early.reason,))
+    assert later.to_dict()["warnings"] == list(later.warnings)
+    assert later.reliable == (later.verdict is None)

@@ -276,7 +276,11 @@ def test_a_cost_model_fitted_by_default_predicts(able):
         assert r.indices["resque_dist_reestimated"].noise_floor is not None
         plain = score(able, data(400, 1), CANDIDATES[r.candidate], progress=False)
         assert r.indices["resque_dist"].value == pytest.approx(plain.value, abs=1e-6)
-        expected = model.predict({"resque_dist_reestimated": adapted.value}, extrapolate="flag")
+        expected = model.predict(
+            {"resque_dist_reestimated": adapted.value},
+            extrapolate="flag",
+            accuracy=accuracy(able, CANDIDATES[r.candidate]),
+        )
         assert r.predicted["epochs"].value == pytest.approx(expected["epochs"].value, rel=1e-4)
     assert found[0].rank is not None
 
@@ -304,7 +308,7 @@ def test_a_predictor_that_no_index_is_shows_before_reading():
 
     with pytest.raises(ValueError, match=r"cost_model: expected predictors that are indices .*'x'"):
         screen({"m": never}, cost_model=costs(("x",)))
-    with pytest.raises(ValueError, match=r"adapt_normalization: .*; resque_dist_reestimated needs"):
+    with pytest.raises(ValueError, match=r"adapt_normalization: .*resque_dist_reestimated needs"):
         screen({"m": None}, cost_model=costs())
 
 
