@@ -170,7 +170,8 @@ def forecast_of(high, verdict=None):
         "R16",
         0.9,
         ProbeCost(16, 0, 3, 1.5, None, None, 0.25),
-        10,
+        steps_per_epoch=10,
+        test_samples=100,
     )
 
 
