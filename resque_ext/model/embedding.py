@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from resque_ext.data.checks import FLOATS
+from resque_ext.data.checks import FLOATS, describe
 from resque_ext.model.head import Head, Run, tokens_read
 from resque_ext.model.hooks import LayerError
 from resque_ext.model.layers import OUTPUT, Place
 from resque_ext.model.layout import Layouts
+from resque_ext.model.order import Order, remedy
 from resque_ext.model.outputs import score_tensors, sentence_path
 from resque_ext.model.pooling import Features, Pooling
 
@@ -42,9 +43,11 @@ class EmbeddingReader:
         layer: str | None,
         pooling: Pooling,
         layouts: Layouts,
+        order: Order,
         token: bool | None = None,
     ) -> None:
         self._model, self._pooling, self._layouts = model, pooling, layouts
+        self._order, self._rows = order, 0
         self.name, self.token, self.done = layer, token, ""
         self._asked = layer is not None
         self._place = None if layer is None else Place.of(model, layer, "layer")
@@ -64,11 +67,12 @@ class EmbeddingReader:
             handles.append(self._place.module.register_forward_hook(self._on_scores))
         return handles
 
-    def begin(self, mask: Tensor | None, consume: Consumer | None) -> None:
+    def begin(self, mask: Tensor | None, rows: int, consume: Consumer | None) -> None:
         """Before a forward pass: the embedding goes to `consume` at once, or is held (None)."""
         undecided = self.token is None and (self._place is None or self._place.is_input)
         self._consume = None if self.token or (undecided and self._pooling == "auto") else consume
         self._mask, self._held, self._scores, self._runs = mask, None, None, 0
+        self._rows = rows
         self._reading = True
 
     @property
@@ -104,6 +108,8 @@ class EmbeddingReader:
             )
         self.name = self._place.name
         self._check_once()
+        assert self._held is not None
+        self._held = self._in_front(self._held)
         return self.attach()
 
     def _of_output(self, output: Any) -> tuple[Place, Tensor] | None:
@@ -111,7 +117,7 @@ class EmbeddingReader:
         path = sentence_path(output)
         if path is not None:
             place = Place(f"{OUTPUT}:{path}", self._model, path=path)
-            return place, place.tensor(output, "layer").clone()
+            return place, place.tensor(output, "layer")[0].clone()
         if isinstance(output, Tensor):
             return (Place(OUTPUT, self._model), output.clone()) if _is_embedding(output) else None
         # Of maps at several depths the last; several tensors of another kind say nothing.
@@ -120,6 +126,15 @@ class EmbeddingReader:
             path, x = list(parts.items())[-1]
             return Place(f"{OUTPUT}:{path}", self._model, path=path), x.clone()
         return None
+
+    def stop(self) -> None:
+        """After the forward pass: what the model does from here on is not read."""
+        self._reading = False
+
+    def check_order(self, wrong: Mapping[str, str]) -> None:
+        """Raises LayerError where the layer is among those that cannot be read."""
+        if self.name in wrong:
+            raise LayerError(f"layer: expected {self.name!r} to be read, but {wrong[self.name]}")
 
     def end(self, head: Head, scores: Tensor | None, consume: Consumer) -> None:
         """After a forward pass: hands on what was held.
@@ -130,10 +145,11 @@ class EmbeddingReader:
         Raises:
             LayerError: the layer did not run, or the head reads another token than before.
         """
-        self._reading = False
-        if self._runs == 0:
+        asked = 1 if self._place is None else self._place.run or 1
+        if self._runs < asked:
             raise LayerError(
-                f"layer: expected {self.name!r} to run in the forward pass, found it never did"
+                f"layer: expected {self.name!r} to run in the forward pass, found it "
+                + ("never did" if not self._runs else f"ran {self._runs} times")
             )
         if self._held is None:
             return
@@ -172,19 +188,39 @@ class EmbeddingReader:
             return
         place = self._place
         assert place is not None
-        x = place.tensor(found, "layer")
         self._runs += 1
+        if place.run is not None and place.run != self._runs:
+            return
         self._check_once()
+        x, own = place.tensor(found, "layer")
+        x = self._in_front(x)
+        if own is not None:
+            self._mask = own
         if self._consume is None:
             # A copy: what comes after may change it in place.
             self._held = x.clone()
         else:
             self._hand_on(x, self._consume)
 
-    def _check_once(self) -> None:
-        if self._runs > 1:
+    def _in_front(self, x: Tensor) -> Tensor:
+        """The samples in front; raises LayerError where they are not."""
+        place = self._place
+        assert place is not None
+        x = self._order.in_front(x, place, self._rows)
+        if x.dim() > 2 and x.shape[0] != self._rows:  # of vectors whoever takes them says so
             raise LayerError(
-                f"layer: expected {self.name!r} to run once in a forward pass, found more"
+                f"layer: expected {self.name!r} to give one row a sample, {self._rows} of them, "
+                f"found {describe(x)} ({remedy(place.name)})"
+            )
+        return x
+
+    def _check_once(self) -> None:
+        place = self._place
+        if self._runs > 1 and (place is None or place.run is None):
+            base, colon, path = str(self.name).partition(":")
+            raise LayerError(
+                f"layer: expected {self.name!r} to run once in a forward pass, found more "
+                f"(layer= takes '{base}#1{colon}{path}', '{base}#2{colon}{path}' and so on)"
             )
 
     def _hand_on(

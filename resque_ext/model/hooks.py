@@ -45,6 +45,7 @@ def evaluating(model: nn.Module, versions: bool = False) -> Iterator[None]:
             torch.inference_mode(not versions),
             torch.no_grad(),
             _eager(),
+            _layer_by_layer(model),
         ):
             yield
     finally:
@@ -58,6 +59,21 @@ def _eager() -> contextlib.AbstractContextManager[Any]:
     if "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()
     return torch.compiler.set_stance("force_eager")
+
+
+@contextlib.contextmanager
+def _layer_by_layer(model: nn.Module) -> Iterator[None]:
+    """torch's transformer encoder hands padded tensors to its layers: for its fused path, which it
+    leaves to the layers to take or, where they have hooks, not to, it would make them nested."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    if not before or not any(isinstance(m, nn.TransformerEncoder) for m in model.modules()):
+        yield
+        return
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextlib.contextmanager

@@ -6,24 +6,29 @@ pass is a layer of its own, "NAME#2" and so on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from resque_ext.data.checks import FLOATS, describe
 from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.model.hooks import LayerError, find_layer
 from resque_ext.model.inputs import check_observable
 from resque_ext.model.layout import CHANNEL_NORMS, LAYER_NORMS, Layouts, width_of
+from resque_ext.model.order import Order, remedy
 from resque_ext.model.outputs import at_path, entries, main_tensor
 from resque_ext.model.pooling import Features
 
 Predicate = Callable[[str, nn.Module], Any]
 Consumer = Callable[[str, Features], None]
 OUTPUT = "output"  # the model's own
+_AGAIN = re.compile(r"(.+)#([1-9]\d*)")
 
 
 @dataclass(frozen=True)
@@ -35,16 +40,19 @@ class Place:
         module: whose output it is, or whose input.
         is_input: it is what the module reads.
         path: in the module's output, to the tensor; None: the one that is clear.
+        run: which of the module's runs in a forward pass, from 1 on; None: not said.
     """
 
     name: str
     module: nn.Module
     is_input: bool = False
     path: str | None = None
+    run: int | None = None
 
     @classmethod
     def of(cls, model: nn.Module, name: Any, argument: str) -> Place:
-        """What "NAME", "NAME:input", "NAME:PATH", "output" or "output:PATH" names.
+        """What "NAME", "NAME:input", "NAME:PATH", "output" or "output:PATH" names; "NAME#2" and so
+        on is what the module gives when it runs again.
 
         Raises:
             TypeError: not a string.
@@ -53,11 +61,16 @@ class Place:
         if not isinstance(name, str):
             find_layer(model, name, argument)
         base, colon, path = name.partition(":")
-        own = base == OUTPUT and OUTPUT not in dict(model.named_modules())
+        modules = dict(model.named_modules())
+        run = None
+        if base not in modules and (again := _AGAIN.fullmatch(base)):
+            base, run = again[1], int(again[2])
+        own = base == OUTPUT and OUTPUT not in modules
         # The model itself, where it is one linear layer, has no name.
         itself = own or name == ":input"
-        module = model if itself else find_layer(model, base if colon else name, argument)
-        return cls(name, module, path == "input", path if path not in ("", "input") else None)
+        module = model if itself else find_layer(model, base if colon or run else name, argument)
+        path = path or None
+        return cls(name, module, path == "input", None if path == "input" else path, run)
 
     def attach(self, consume: Callable[[Any], None]) -> list[Any]:
         """Registers a hook that hands on what there is to read; the caller removes it."""
@@ -73,28 +86,34 @@ class Place:
             return [self.module.register_forward_pre_hook(read, with_kwargs=True)]
         return [self.module.register_forward_hook(gave)]
 
-    def batch_first(self, x: Tensor) -> Tensor:
-        """The tensor with its batch in front, where the module says that it is second."""
-        second = getattr(self.module, "batch_first", None) is False
-        second = second and isinstance(self.module, (nn.RNNBase, nn.MultiheadAttention))
-        return x.transpose(0, 1) if second and x.dim() == 3 else x
-
-    def tensor(self, found: Any, argument: str) -> Tensor:
-        """The tensor in what the hook handed on, its batch in front.
+    def tensor(self, found: Any, argument: str) -> tuple[Tensor, Tensor | None]:
+        """The tensor in what the hook handed on, and the mask that it brings: of a packed sequence,
+        which is padded; else None.
 
         Raises:
             LayerError: nothing at the path.
             TypeError: no tensor, or several.
         """
         x = found if self.path is None else at_path(found, self.path, self.name, argument)
-        tensor = main_tensor(x)
+        tensor, mask = clear_tensor(x, getattr(self.module, "batch_first", True))
         if tensor is None:
             paths = [f"'{self.name}:{key}'" for key, v in entries(x).items() if _has_tensor(v)]
             hint = f" ({argument}= takes {', '.join(paths)})" if paths else ""
             raise ArgumentTypeError(
                 argument, f"{self.name!r} to give a tensor", f"{describe(x)}{hint}"
             )
-        return self.batch_first(tensor)
+        return tensor, mask
+
+
+def clear_tensor(found: Any, batch_first: bool) -> tuple[Tensor | None, Tensor | None]:
+    """`main_tensor`, and of a packed sequence, which is padded, its mask [N, T]."""
+    first = found[0] if type(found) in (tuple, list) and found else found
+    if not isinstance(first, PackedSequence):
+        return main_tensor(found), None
+    x, lengths = pad_packed_sequence(first, batch_first=batch_first)
+    lengths = lengths.to(x.device)
+    places = torch.arange(x.shape[1 if batch_first else 0], device=x.device)
+    return x, places < lengths[:, None]
 
 
 def _has_tensor(value: Any) -> bool:
@@ -191,8 +210,8 @@ class LayersReader:
         skipped: layers that were not read, each with the reason.
     """
 
-    def __init__(self, chosen: ChosenLayers, layouts: Layouts) -> None:
-        self.chosen, self._layouts = chosen, layouts
+    def __init__(self, chosen: ChosenLayers, layouts: Layouts, order: Order) -> None:
+        self.chosen, self._layouts, self._order = chosen, layouts, order
         self._consume: Consumer | None = None
         self._rows, self._mask = 0, None
         self._runs: dict[str, int] = {}
@@ -220,8 +239,10 @@ class LayersReader:
         finally:
             self._consume = None
         for name, count in self._runs.items():
-            if count == 0 and name not in self.skipped:
-                self._skip(name, "it did not run in the forward pass")
+            asked = self.chosen.places[name].run or 1
+            if count < asked and name not in self.skipped:
+                often = f" {asked} times" if count else ""
+                self._skip(name, f"it did not run{often} in the forward pass")
         return output
 
     def _taker(self, place: Place) -> Callable[[Any], None]:
@@ -231,7 +252,11 @@ class LayersReader:
             if self._consume is None or name in self.skipped:
                 return
             self._runs[name] += 1
-            layer = name if self._runs[name] == 1 else f"{name}#{self._runs[name]}"
+            layer, runs = name, self._runs[name]
+            if place.run is not None and place.run != runs:
+                return
+            if place.run is None and runs > 1:
+                layer = f"{name}#{runs}"
             features = self._features(place, found)
             if features is not None:
                 self.names.setdefault(layer, place)
@@ -241,27 +266,45 @@ class LayersReader:
 
     def _features(self, place: Place, found: Any) -> Features | None:
         name = place.name
+        x: Tensor | None
         if self.chosen.named:
-            x: Tensor | None = place.tensor(found, "layers")
+            x, own = place.tensor(found, "layers")
         else:
-            x = main_tensor(found)
-            x = None if x is None else place.batch_first(x)
+            x, own = clear_tensor(found, getattr(place.module, "batch_first", True))
         if x is None or x.dtype not in FLOATS:
             what = describe(found) if x is None else describe(x)
             return self._skip(name, f"its output is no tensor of floats ({what})")
+        x = self._order.in_front(x, place, self._rows)
         if x.dim() not in (2, 3, 4, 5) or x.shape[0] != self._rows:
+            hint = f"; {remedy(name)}" if self.chosen.named else ""
             return self._skip(
                 name,
-                f"its output does not have one row a sample: {self._rows} samples, {describe(x)}",
+                f"its output does not have one row a sample: {self._rows} samples, "
+                f"{describe(x)}{hint}",
             )
         try:
             return self._layouts.features(
-                x, name, place.module, self._mask, "layers", place.is_input
+                x,
+                name,
+                place.module,
+                self._mask if own is None else own,
+                "layers",
+                place.is_input,
             )
         except LayerError as error:
             if self.chosen.named:
                 raise
             return self._skip(name, str(error))
+
+    def leave_out(self, names: Mapping[str, str]) -> set[str]:
+        """Skips those of these layers that were read, each with its reason; their names, every run
+        of them."""
+        for name in names.keys() & self.chosen.places.keys():
+            self._skip(name, names[name])
+        gone = {layer for layer, place in self.names.items() if place.name in self.skipped}
+        for layer in gone:
+            del self.names[layer]
+        return gone
 
     def _skip(self, name: str, reason: str) -> None:
         if self.chosen.named:

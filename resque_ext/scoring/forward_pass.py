@@ -40,13 +40,14 @@ from resque_ext.model.hooks import (
 )
 from resque_ext.model.layers import LayersReader
 from resque_ext.model.layout import Layouts
+from resque_ext.model.order import Order
 from resque_ext.model.outputs import at_path
 from resque_ext.model.pooling import Features, Pooling
 from resque_ext.model.reads import Reads
 
 Batch = tuple[Any, Any]
 Vectors = dict[str, Tensor]
-Masks = tuple[Tensor | None, Tensor | None]
+Masks = dict[str, Tensor]
 PARTS = ("embedding", "layers")  # whose positions are pooled
 PREDICTED = "labels='predicted' takes the model's own on the new side; "
 
@@ -303,22 +304,25 @@ class Passes:
                 self._add_vectors(before, after)
         self._finish(readers["old"], "old")
 
-    def _add_vectors(
-        self, old: tuple[Vectors, Tensor | None], new: tuple[Vectors, Tensor | None]
-    ) -> None:
+    def _add_vectors(self, old: tuple[Vectors, Masks], new: tuple[Vectors, Masks]) -> None:
         if not self.reads_pairs:
             return
-        (before, *masks), (after, mask) = old, new
+        (before, masks), (after, new_masks) = old, new
         if before.keys() != after.keys():
             name = sorted(before.keys() ^ after.keys())[0]
             raise LayerError(
                 f"layers: expected every layer to run as often on both sides, found {name!r} on "
                 f"the {'old' if name in before else 'new'} side alone"
             )
-        batch = PairBatch(before, after, (*masks, mask))
-        for index in self.indices:
-            if index.reads.layers == "paired":
-                index.update(batch)
+        alike: dict[tuple[int, int], list[str]] = {}  # layers under one pair of masks
+        for name in before:
+            alike.setdefault((id(masks.get(name)), id(new_masks.get(name))), []).append(name)
+        for names in alike.values():
+            pair = masks.get(names[0]), new_masks.get(names[0])
+            batch = PairBatch({n: before[n] for n in names}, {n: after[n] for n in names}, pair)
+            for index in self.indices:
+                if index.reads.layers == "paired":
+                    index.update(batch)
 
     def keep(self, reader: LayersReader) -> set[str]:
         """The layers that count; known once the head and its classes are."""
@@ -391,13 +395,15 @@ class _Reader:
 
     def __init__(self, passes: Passes, model: nn.Module) -> None:
         self.passes, self.model, reads = passes, model, passes.reads
-        layouts = Layouts(model, reads.channels)
+        layouts, self.order = Layouts(model, reads.channels), Order(model)
         self.embedding: EmbeddingReader | None = None
         if any(i.reads.embeddings for i in passes.indices):
             layer = passes.layer_name or reads.layer
-            self.embedding = EmbeddingReader(model, layer, reads.pooling, layouts, passes.token)
+            self.embedding = EmbeddingReader(
+                model, layer, reads.pooling, layouts, self.order, passes.token
+            )
         wanted = passes.reads_layers
-        self.layers = LayersReader(reads.chosen(model), layouts) if wanted else None
+        self.layers = LayersReader(reads.chosen(model), layouts, self.order) if wanted else None
         self._copy: set[str] | None = None  # layers that are changed in place later on
         self.ran = False
         self.handles: list[Any] = []
@@ -407,8 +413,9 @@ class _Reader:
             if part is not None:
                 self.handles += part.attach()
 
-    def run(self, inputs: Any, labels: Tensor | None, side: Side) -> tuple[Vectors, Tensor | None]:
-        """One batch; returns every layer's vector where somebody takes them, and the mask."""
+    def run(self, inputs: Any, labels: Tensor | None, side: Side) -> tuple[Vectors, Masks]:
+        """One batch; returns every layer's vector where somebody takes them, and the masks of those
+        that are tokens."""
         passes, self.ran = self.passes, True
         mask = passes.reads.token_mask(inputs, side)
         rows = len(labels) if labels is not None else rows_of(inputs)
@@ -417,7 +424,7 @@ class _Reader:
                 side, "inputs with a tensor, whose rows are the samples", describe(inputs)
             )
         embedding = self.embedding if side in self._embedding_sides else None
-        layers = _LayersOfBatch(self, side, mask)
+        layers = _LayersOfBatch(self, side)
         predicts = passes.reads.labels == "predicted" and (side == "new" or labels is None)
 
         def take(x: Features, pooling: Pooling) -> None:
@@ -431,7 +438,7 @@ class _Reader:
         if embedding is not None:
             # Held until the end of the pass where classes or labels are known only then.
             now = finder is None and not predicts
-            embedding.begin(mask, take if now else None)
+            embedding.begin(mask, rows, take if now else None)
         with no_hooks_left([] if finder is None else finder.attach()):
             if self.layers is None:
                 output = forward(self.model, inputs)
@@ -441,7 +448,7 @@ class _Reader:
                 )
         layers.check_versions()
         if finder is not None and not rows:  # nothing to compare, nor to add
-            return {}, mask
+            return {}, {}
         if finder is not None:
             head, run = finder.find(output, mask, rows)
             passes.head = passes.head or head
@@ -449,11 +456,17 @@ class _Reader:
                 self.handles += embedding.find(head, run, finder.last, output)
         scores = passes.scores(output)
         if embedding is not None:
+            embedding.stop()
+        wrong = self.order.settle(lambda x: forward(self.model, x), inputs, rows)
+        if wrong:
+            layers.leave_out(wrong)
+        if embedding is not None:
+            embedding.check_order(wrong)
             assert passes.head is not None
             embedding.end(passes.head, scores, take)
         layers.hand_on()
         passes.count(scores, labels, rows, side)
-        return layers.vectors, mask
+        return layers.vectors, layers.masks
 
     @property
     def _embedding_sides(self) -> set[Side]:
@@ -466,12 +479,14 @@ class _LayersOfBatch:
     Attributes:
         vectors: every layer's, where somebody takes them: [N, D], or tokens [N, T, D] of which a
             mask says which are real.
+        masks: of these.
     """
 
-    def __init__(self, reader: _Reader, side: Side, mask: Tensor | None) -> None:
-        self._reader, self._side, self._mask = reader, side, mask
+    def __init__(self, reader: _Reader, side: Side) -> None:
+        self._reader, self._side = reader, side
         self._pooled: Vectors = {}
         self.vectors: Vectors = {}
+        self.masks: Masks = {}
         self._watched: dict[str, tuple[Tensor, int]] = {}
 
     def take(self, name: str, x: Features) -> None:
@@ -501,7 +516,21 @@ class _LayersOfBatch:
         copied = self._reader._copy
         kept = x.x.clone() if copied is None or name in copied else x.x
         self.vectors[name] = kept.flatten(1) if x.mask is None else kept
+        if x.mask is not None:
+            self.masks[name] = x.mask
         self._watched[name] = (x.x, x.x._version)
+
+    def leave_out(self, wrong: Mapping[str, str]) -> None:
+        """Without the layers whose samples turned out not to be in front."""
+        reader = self._reader
+        if reader.layers is None:
+            return
+        gone = reader.layers.leave_out(wrong)
+        for index in reader.passes.indices:
+            if index.reads.layers == "raw":  # what it was given already
+                index.discard(gone)
+        self._pooled = {k: v for k, v in self._pooled.items() if k not in gone}
+        self.vectors = {k: v for k, v in self.vectors.items() if k not in gone}
 
     def hand_on(self) -> None:
         """At the end of the pass, when it is known which layers count."""
