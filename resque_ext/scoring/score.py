@@ -21,6 +21,7 @@ from resque_ext.model.hooks import copied, unwrap
 from resque_ext.model.inputs import check_observable
 from resque_ext.model.pooling import Pooling
 from resque_ext.model.reads import Reads
+from resque_ext.ops.eager import eager
 from resque_ext.plots.charts import layer_chart
 from resque_ext.scoring import over_ranks
 from resque_ext.scoring.failures import AsItIs, Failed, Guarded, check_classes
@@ -90,6 +91,7 @@ class Scores(Mapping[str, Any]):
         return {name: result.to_dict() for name, result in self.items()}
 
 
+@eager
 def score(
     model: nn.Module,
     old: Iterable[Any] | None,

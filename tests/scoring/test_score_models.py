@@ -117,3 +117,17 @@ def test_memory_of_every_index_through_a_resnet50():
     )
     more = int(done.stdout)
     assert 0 <= more < 2e9, f"{more / 1e9:.2f} GB more than the bare pass"
+
+
+def test_score_within_compiled_code():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)
+    ).eval()
+    x, y = torch.randn(24, 6), torch.arange(24) % 3
+
+    def value(x):
+        return float(score(model, [(x, y)], [(x + 1, y)], progress=False))
+
+    torch._dynamo.reset()
+    assert torch.compile(value, backend="eager")(x) == value(x)
