@@ -103,7 +103,8 @@ class Screening(Sequence[Ranked]):
         """Plain numbers, lists and None, for JSON.
 
         Args:
-            times: False leaves the seconds out, in which two runs of one screening differ.
+            times: False leaves out what two runs of one screening differ in: the seconds, and of a
+                forecast's costs those that a probe measured.
         """
         rows = []
         for row in self:
@@ -111,6 +112,9 @@ class Screening(Sequence[Ranked]):
             values["faults"] = list(values["faults"])
             if not times:
                 del values["seconds"]
+                if row.result.forecast is not None:  # all but these are measured in the probe
+                    costs = values["predicted"]
+                    values["predicted"] = {n: costs[n] for n in ("epochs", "steps") if n in costs}
             rows.append(values)
         about = {"rank_by": self.rank_by, "across_models": self.across_models}
         return {"format": FORMAT, **about, "pairs": rows}

@@ -189,6 +189,8 @@ def test_the_first_pairs_take_a_probe_and_a_restart_takes_no_other(able, tmp_pat
     before = found.to_dict()
     again = screen(shelf(able), target_accuracy=0.9, probe=2, store=store)
     assert again.to_dict() == before
+    fresh = screen(shelf(able), target_accuracy=0.9, probe=2)
+    assert fresh.to_dict(times=False) == found.to_dict(times=False)
     with pytest.raises(OSError, match=r"another one: target\.accuracy was 0\.9, is 0\.8"):
         screen(shelf(able), target_accuracy=0.8, probe=2, store=store)
 
