@@ -16,6 +16,7 @@ from resque_ext.model.layout import Layouts
 from resque_ext.model.order import Order, remedy
 from resque_ext.model.outputs import score_tensors, sentence_path
 from resque_ext.model.pooling import Features, Pooling
+from resque_ext.model.streams import TokenMasks
 
 Consumer = Callable[[Features, Pooling], None]
 UNKNOWN = "which token the model reads is not known"
@@ -52,7 +53,8 @@ class EmbeddingReader:
         self._asked = layer is not None
         self._place = None if layer is None else Place.of(model, layer, "layer")
         self._consume: Consumer | None = None
-        self._mask: Tensor | None = None
+        self._masks = TokenMasks()
+        self._packed: Tensor | None = None  # the mask that the layer's output brings
         self._held: Tensor | None = None
         self._runs = 0
         self._reading = False
@@ -67,12 +69,12 @@ class EmbeddingReader:
             handles.append(self._place.module.register_forward_hook(self._on_scores))
         return handles
 
-    def begin(self, mask: Tensor | None, rows: int, consume: Consumer | None) -> None:
+    def begin(self, masks: TokenMasks, rows: int, consume: Consumer | None) -> None:
         """Before a forward pass: the embedding goes to `consume` at once, or is held (None)."""
         undecided = self.token is None and (self._place is None or self._place.is_input)
         self._consume = None if self.token or (undecided and self._pooling == "auto") else consume
-        self._mask, self._held, self._scores, self._runs = mask, None, None, 0
-        self._rows = rows
+        self._masks, self._held, self._scores, self._runs = masks, None, None, 0
+        self._rows, self._packed = rows, None
         self._reading = True
 
     @property
@@ -161,7 +163,7 @@ class EmbeddingReader:
         if of_tokens and self.token is not False and len(held):
             index = None
             if scores is not None and given is not None:
-                index = tokens_read(scores, given, self._mask)
+                index = tokens_read(scores, given, self._mask())
             if index is None and self.token:
                 raise LayerError(
                     f"pooling: expected {self.name!r} to be read at one token of every sample, as "
@@ -192,15 +194,20 @@ class EmbeddingReader:
         if place.run is not None and place.run != self._runs:
             return
         self._check_once()
-        x, own = place.tensor(found, "layer")
+        x, self._packed = place.tensor(found, "layer")
         x = self._in_front(x)
-        if own is not None:
-            self._mask = own
         if self._consume is None:
             # A copy: what comes after may change it in place.
             self._held = x.clone()
         else:
             self._hand_on(x, self._consume)
+
+    def _mask(self) -> Tensor | None:
+        place = self._place
+        assert place is not None
+        if self._packed is not None:
+            return self._packed
+        return self._masks.of(place.name, place.module, self._runs)
 
     def _in_front(self, x: Tensor) -> Tensor:
         """The samples in front; raises LayerError where they are not."""
@@ -229,7 +236,7 @@ class EmbeddingReader:
         place = self._place
         assert place is not None
         features = self._layouts.features(
-            x, place.name, place.module, self._mask, "layer", place.is_input
+            x, place.name, place.module, self._mask(), "layer", place.is_input
         )
         done = done or features.described(self._pooling)
         done = f"{done} ({remark})" if remark else done

@@ -20,6 +20,7 @@ from resque_ext.data.checks import FLOATS
 from resque_ext.model.layers import makes_features
 from resque_ext.model.outputs import LOGITS, score_tensors
 from resque_ext.model.pooling import masked_mean
+from resque_ext.model.streams import TokenMasks
 
 _NARROW = (torch.float16, torch.bfloat16)
 # How the scores of a coarse grid are brought to the size of the image.
@@ -96,7 +97,7 @@ class HeadFinder:
         if gave.dim() == 2:
             self._vectors.setdefault(gave.shape[1], []).append(run)
 
-    def find(self, output: Any, mask: Tensor | None, rows: int) -> tuple[Head, Run | None]:
+    def find(self, output: Any, masks: TokenMasks, rows: int) -> tuple[Head, Run | None]:
         """The head, and its run; after the forward pass that returned `output`."""
         named = Head()
         for path, scores in score_tensors(output):
@@ -106,6 +107,7 @@ class HeadFinder:
                 scores = scores.flatten(1)
             vectors = self._vectors.get(scores.shape[-1], [])
             for run in dict.fromkeys((*reversed(self._latest), *vectors[-1:])):
+                mask = masks.of(run.name, run.module, run.times)
                 if (reads := _relation(scores, run.gave, mask)) is not None:
                     return Head(run.name, path, reads, classes), run
             several = len(vectors) > 1 and all(run.gave.shape == scores.shape for run in vectors)

@@ -24,6 +24,7 @@ from resque_ext.model.layout import CHANNEL_NORMS, LAYER_NORMS, Layouts, width_o
 from resque_ext.model.order import Order, remedy
 from resque_ext.model.outputs import at_path, entries, main_tensor
 from resque_ext.model.pooling import Features
+from resque_ext.model.streams import TokenMasks
 
 Predicate = Callable[[str, nn.Module], Any]
 Consumer = Callable[[str, Features], None]
@@ -213,7 +214,7 @@ class LayersReader:
     def __init__(self, chosen: ChosenLayers, layouts: Layouts, order: Order) -> None:
         self.chosen, self._layouts, self._order = chosen, layouts, order
         self._consume: Consumer | None = None
-        self._rows, self._mask = 0, None
+        self._rows, self._masks = 0, TokenMasks()
         self._runs: dict[str, int] = {}
         self.names: dict[str, Place] = {}
         self.skipped: dict[str, str] = {}
@@ -225,14 +226,14 @@ class LayersReader:
         ]
 
     def run(
-        self, forward: Callable[[], Any], rows: int, mask: Tensor | None, consume: Consumer
+        self, forward: Callable[[], Any], rows: int, masks: TokenMasks, consume: Consumer
     ) -> Any:
         """One forward pass over `rows` samples; `consume` gets every layer's features, once.
 
         Raises:
             KeyError: a layer that was asked for by name did not run, or cannot be read.
         """
-        self._consume, self._rows, self._mask = consume, rows, mask
+        self._consume, self._rows, self._masks = consume, rows, masks
         self._runs = dict.fromkeys(self.chosen.places, 0)
         try:
             output = forward()
@@ -257,14 +258,14 @@ class LayersReader:
                 return
             if place.run is None and runs > 1:
                 layer = f"{name}#{runs}"
-            features = self._features(place, found)
+            features = self._features(place, found, runs)
             if features is not None:
                 self.names.setdefault(layer, place)
                 self._consume(layer, features)
 
         return take
 
-    def _features(self, place: Place, found: Any) -> Features | None:
+    def _features(self, place: Place, found: Any, run: int) -> Features | None:
         name = place.name
         x: Tensor | None
         if self.chosen.named:
@@ -287,7 +288,7 @@ class LayersReader:
                 x,
                 name,
                 place.module,
-                self._mask if own is None else own,
+                self._masks.of(name, place.module, run) if own is None else own,
                 "layers",
                 place.is_input,
             )

@@ -25,6 +25,7 @@ from resque_ext.errors import ArgumentError
 from resque_ext.model.hooks import LayerError, evaluating, forward, no_hooks_left
 from resque_ext.model.layout import channel_dim
 from resque_ext.model.pooling import matches
+from resque_ext.model.streams import TokenMasks
 from resque_ext.ops import class_moments
 
 MATCHED = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, _InstanceNorm)
@@ -82,7 +83,7 @@ class _Layers(ABC):
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.mask: Tensor | None = None  # of the batch's tokens, [N, T]
+        self.masks = TokenMasks()  # of the batch's tokens
         self._runs: dict[str, int] = {}
 
     def attach(self) -> list[Any]:
@@ -108,10 +109,12 @@ class _Layers(ABC):
             return None
         return ((taken, *args[1:]), kwargs) if args else (args, {**kwargs, "input": taken})
 
-    def add(self, moments: ChannelMoments, x: Tensor, channel: int) -> None:
+    def add(self, key: Key, moments: ChannelMoments, x: Tensor, channel: int) -> None:
         """Adds what counts of x: of masked tokens [N, T, D] the real ones."""
-        masked = channel == 2 and matches(x, self.mask)
-        moments.add(*((x[self.mask], 1) if masked else (x, channel)))
+        name, run = key
+        mask = self.masks.of(name, self.model, run)
+        masked = channel == 2 and matches(x, mask)
+        moments.add(*((x[mask], 1) if masked else (x, channel)))
 
     @abstractmethod
     def take(self, key: Key, x: Tensor, channel: int) -> Tensor | None:
@@ -126,7 +129,7 @@ class _Observed(_Layers):
         self.moments: dict[Key, ChannelMoments] = {}
 
     def take(self, key: Key, x: Tensor, channel: int) -> None:
-        self.add(self.moments.setdefault(key, ChannelMoments()), x, channel)
+        self.add(key, self.moments.setdefault(key, ChannelMoments()), x, channel)
 
 
 class _Matched(_Layers):
@@ -141,7 +144,7 @@ class _Matched(_Layers):
     def fix(self) -> None:
         """From here on with what was found, whatever the batches."""
         self.maps = {k: _Map.between(m, self.old[k]) for k, m in self.moments.items()}
-        self.moments, self.old, self.mask = {}, {}, None
+        self.moments, self.old, self.masks = {}, {}, TokenMasks()
 
     def take(self, key: Key, x: Tensor, channel: int) -> Tensor | None:
         if self.maps is not None:
@@ -152,7 +155,7 @@ class _Matched(_Layers):
                 "more on the new side"
             )
         moments = self.moments.setdefault(key, ChannelMoments())
-        self.add(moments, x, channel)
+        self.add(key, moments, x, channel)
         return _Map.between(moments, self.old[key])(x, channel) if moments.rows else None
 
 
@@ -179,7 +182,7 @@ def adapted(
     new: Callable[[], Iterable[Any]],
     old: Callable[[], Iterable[Any]] | None = None,
     join: Callable[[Mapping[str, nn.Module]], None] | None = None,
-    mask: Callable[[Any], Tensor | None] | None = None,
+    masks: Callable[[Any], TokenMasks] | None = None,
 ) -> nn.Module:
     """A copy of the model with its normalization taken to the new side.
 
@@ -196,8 +199,8 @@ def adapted(
             keyword arguments. Without `old` only running statistics are adapted.
         join: called at the end with the layers that have them by name: makes their statistics,
             after so many batches (`num_batches_tracked`), those of data that others have read.
-        mask: of inputs, which of their tokens are real, [N, T] bool, or None: what is matched are
-            the moments of these alone. Running statistics are torch's own, of all tokens.
+        masks: of inputs, which of their tokens are real: what is matched are the moments of these
+            alone. Running statistics are torch's own, of all tokens.
 
     Raises:
         KeyError: a layer that runs more often on the new side than on the old.
@@ -209,7 +212,7 @@ def adapted(
         observed, passed = _Observed(model), 0
         with evaluating(model), no_hooks_left(observed.attach()):
             for inputs in old():
-                observed.mask = None if mask is None else mask(inputs)
+                observed.masks = TokenMasks() if masks is None else masks(inputs)
                 forward(model, inputs)
                 passed += 1
         if not passed:
@@ -230,8 +233,8 @@ def adapted(
             module.reset_running_stats()
             module.momentum, module.training = None, True
         for inputs in new():
-            if matched is not None and mask is not None:
-                matched.mask = mask(inputs)
+            if matched is not None and masks is not None:
+                matched.masks = masks(inputs)
             forward(model, inputs)
     if join is not None:
         join(layers)

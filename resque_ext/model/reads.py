@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from resque_ext.data.checks import check_choice, describe
 from resque_ext.errors import ArgumentTypeError
@@ -14,6 +14,7 @@ from resque_ext.model.batch import MASK, MaskOf, token_mask
 from resque_ext.model.layers import ChosenLayers, choose_layers
 from resque_ext.model.layout import CHANNELS
 from resque_ext.model.pooling import Pooling, check_pooling
+from resque_ext.model.streams import DECODER, TokenMasks
 
 LABELS = ("given", "predicted")
 
@@ -54,9 +55,13 @@ class Reads:
         """What `layers` means of the model."""
         return choose_layers(model, self.layers)
 
-    def token_mask(self, inputs: Any, name: str) -> Tensor | None:
-        """Which tokens of the inputs are real, [N, T] bool, or None; `name` is of their side."""
-        return token_mask(inputs, self.mask, name)
+    def token_masks(self, inputs: Any, name: str) -> TokenMasks:
+        """Which tokens of the inputs are real, by stream; `name` is of the inputs' side."""
+        own = token_mask(inputs, self.mask, name)
+        if not isinstance(self.mask, str):
+            return TokenMasks(own, everywhere=True)
+        decoder = token_mask(inputs, f"{DECODER}_{self.mask}", name)
+        return TokenMasks.of_batch(inputs, own, decoder)
 
     def plain(self) -> dict[str, Any]:
         """What of it changes the last bits of an embedding, for a cache's key and a store."""

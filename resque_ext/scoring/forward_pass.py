@@ -417,7 +417,7 @@ class _Reader:
         """One batch; returns every layer's vector where somebody takes them, and the masks of those
         that are tokens."""
         passes, self.ran = self.passes, True
-        mask = passes.reads.token_mask(inputs, side)
+        masks = passes.reads.token_masks(inputs, side)
         rows = len(labels) if labels is not None else rows_of(inputs)
         if rows is None:
             raise ArgumentTypeError(
@@ -438,19 +438,19 @@ class _Reader:
         if embedding is not None:
             # Held until the end of the pass where classes or labels are known only then.
             now = finder is None and not predicts
-            embedding.begin(mask, rows, take if now else None)
+            embedding.begin(masks, rows, take if now else None)
         with no_hooks_left([] if finder is None else finder.attach()):
             if self.layers is None:
                 output = forward(self.model, inputs)
             else:
                 output = self.layers.run(
-                    lambda: forward(self.model, inputs), rows, mask, layers.take
+                    lambda: forward(self.model, inputs), rows, masks, layers.take
                 )
         layers.check_versions()
         if finder is not None and not rows:  # nothing to compare, nor to add
             return {}, {}
         if finder is not None:
-            head, run = finder.find(output, mask, rows)
+            head, run = finder.find(output, masks, rows)
             passes.head = passes.head or head
             if embedding is not None and not embedding.is_known:
                 self.handles += embedding.find(head, run, finder.last, output)

@@ -21,6 +21,7 @@ from resque_ext.model.hooks import copied, unwrap
 from resque_ext.model.inputs import check_observable
 from resque_ext.model.pooling import Pooling
 from resque_ext.model.reads import Reads
+from resque_ext.model.streams import TokenMasks
 from resque_ext.ops.eager import eager
 from resque_ext.plots.charts import layer_chart
 from resque_ext.scoring import over_ranks
@@ -168,7 +169,8 @@ def score(
             could not tell.
         mask: which tokens are real: the key of a mapping's mask [N, T], nonzero for real tokens; or
             a function of the inputs that returns such a mask or None; or None. It holds for every
-            [N, T, D] of these N and T.
+            [N, T, D] of these N and T; one by its key not for layers that see images, nor for a
+            decoder that the batch gives tokens of its own, whose mask is under "decoder_KEY".
         channels: "first" or "last": where a map has its channels, if neither the layer nor those
             within it say so.
         labels: "given", or "predicted": class-wise indices take the model's own predictions for
@@ -343,8 +345,8 @@ def _adapted(
 
     join = None if ranks is None else functools.partial(over_ranks.join_statistics, ranks)
 
-    def real(inputs: Any) -> Tensor | None:
-        return run.reads.token_mask(inputs, "new")
+    def real(inputs: Any) -> TokenMasks:
+        return run.reads.token_masks(inputs, "new")
 
     return normalization.adapted(model, news, olds if matchable else None, join, real)
 

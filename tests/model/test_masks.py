@@ -10,6 +10,7 @@ import resque_ext
 from resque_ext import arm, ops, representation_distance, resque_dist, resque_task
 from resque_ext import score as plain_score
 from resque_ext.model import normalization
+from resque_ext.model.streams import TokenMasks
 
 OLD, NEW = texts(seed=0), texts(seed=1)
 LABELS = torch.tensor([y for _, y in OLD])
@@ -321,7 +322,7 @@ def test_matching_normalization_takes_the_real_tokens(extra, left):
         model,
         lambda: [x for x, _ in batched(NEW, size=24)],
         lambda: [x for x, _ in alone(OLD)],
-        mask=lambda x: x["attention_mask"].bool(),
+        masks=lambda x: TokenMasks(x["attention_mask"].bool()),
     )
     sides = [means(m, s, "blocks.0.qkv") for m, s in ((model, OLD), (matched, NEW))]
     assert found.value == pytest.approx(resque_dist(*sides, LABELS, LABELS).value, rel=1e-9)

@@ -119,6 +119,7 @@ def test_memory_of_every_index_through_a_resnet50():
     assert 0 <= more < 2e9, f"{more / 1e9:.2f} GB more than the bare pass"
 
 
+@pytest.mark.full
 def test_score_within_compiled_code():
     torch.manual_seed(0)
     model = torch.nn.Sequential(
