@@ -18,6 +18,7 @@ from helpers import screening_made as made
 from ray import cloudpickle
 
 import resque_ext
+from resque_ext.errors import ArgumentError
 from resque_ext.screening import Candidate, ray_screener, read_store
 from resque_ext.screening.candidates import Feed
 from resque_ext.screening.store import Store
@@ -134,7 +135,7 @@ def test_errors(monkeypatch):
     x, y = made.digits(100, 0.2, 1)
     with pytest.raises(ValueError, match=r"^new: features: expected width 64 .*") as raised:
         screen({"wrong": (x[:, :5], y)}, {"m": None}, on_error="raise")
-    assert type(raised.value) is ValueError
+    assert type(raised.value) is ArgumentError
     assert "\n" not in str(raised.value)
 
     module = types.ModuleType("nowhere_else")  # as of a file that the workers do not have
