@@ -7,8 +7,9 @@
 // that of one run: 16,384 rows, 8 at a time, (2,048 + 8) * 2^-53 = 2.3e-13 of the sum of absolute values.
 //
 // Two ways through memory, for the same sums:
-//   Streaming, few groups: a window is a range of rows. It goes tile by tile, 1 MB each, group by group
-//   inside a tile, so that what is read next is never far away. Slots: one a window and group.
+//   Streaming, few groups, or some and narrow rows: a window is a range of rows. It goes tile by tile,
+//   1 MB each, group by group inside a tile, so that what is read next is never far away. Slots: one a
+//   window and group.
 //   Gathering, many groups: a window is a range of `order`, the rows grouped. Slots: two a window, for
 //   the runs that its ends cut, and one to sum the others in, so that their results are written once.
 // Either way the rows (32 of 2 KB) are summed 64 columns at a time, whose sums stay in registers, while
@@ -49,7 +50,7 @@ bool is_finite(BFloat x) { return (x.bits & 0x7f80) != 0x7f80; }
 
 constexpr int kRows = 32;        // summed at once, at most
 constexpr int64_t kStreamWindow = 16384;  // rows at most
-constexpr int64_t kStreamGroups = 32;
+constexpr int64_t kStreamGroups = 128;  // at most, where rows are narrow; 32 of any width
 constexpr int64_t kLeastTile = 32;  // rows
 constexpr int64_t kUnasked = int64_t{1} << 22;  // values that are added before asking whether to stop
 
@@ -69,8 +70,11 @@ struct Plan {
         const int64_t bytes = std::max<int64_t>(x.channels * size, 1);  // of a row
         rows = static_cast<int>(std::clamp<int64_t>((int64_t{1} << 16) / bytes, 8, kRows));
         tile = std::clamp<int64_t>((int64_t{1} << 20) / bytes, kLeastTile, kStreamWindow);
-        streaming = x.positions == 1 && groups <= kStreamGroups && 4 * groups <= tile &&
-                    x.n >= 32768;
+        // Rows of few lines are slow to gather; but runs have to be long enough for their sums, which
+        // leave the registers at the end of each.
+        const bool few = groups <= 32 && 4 * groups <= tile;
+        const bool narrow = groups <= kStreamGroups && 32 * groups <= tile;
+        streaming = x.positions == 1 && (few || narrow) && x.n >= 32768;
         // Gathering slots cost 64 / (window * size) of the bytes: under 1% at 2,048 rows. Smaller
         // batches get smaller windows, so that there are some for every thread.
         window = streaming ? std::clamp<int64_t>(x.n / 32 / 8 * 8, 1024, kStreamWindow)
@@ -151,7 +155,7 @@ class Worker {
             clear(sums(g), sumsq(g));
         }
         // The window's rows tile by tile, group by group, and how many each of these runs has.
-        int16_t runs[kStreamWindow / kLeastTile * kStreamGroups];
+        int16_t runs[kStreamWindow / 4 + kStreamGroups];  // a tile has four times as many rows as groups
         int64_t listed = 0, run = 0;
         for (int64_t tile = begin; tile < end; tile += plan_.tile) {
             const int64_t stop = std::min(tile + plan_.tile, end);
@@ -195,6 +199,7 @@ class Worker {
     void add(const int32_t* rows, int64_t count, Ahead& ahead, bool fresh, double* sums,
              double* sumsq) {
         const int soon = plan_.rows, later = soon + soon / 2, page = 2 * soon;
+        const bool one_line = a_.x.channels * static_cast<int64_t>(sizeof(T)) <= 64;  // asked for as such
         for (int64_t i = 0; i < count; i += plan_.rows) {
             if ((unasked_ += plan_.rows * a_.x.channels * a_.x.positions) >= kUnasked) {
                 if (stopped()) return;
@@ -211,14 +216,15 @@ class Worker {
                 continue;
             }
             const T *at[kRows], *next[kRows], *after[kRows];
-            for (int r = 0; r < some; ++r) {
-                at[r] = row(rows[i + r]);
+            for (int r = 0; r < some; ++r) at[r] = row(rows[i + r]);
+            for (int r = 0; r < (one_line ? 0 : some); ++r) {
                 next[r] = row(ahead.row(soon + r));
                 after[r] = row(ahead.row(later + r));
             }
             for (int r = 0; r < some; ++r) __builtin_prefetch(row(ahead.row(page + r)), 0, 2);
             ahead.at += some;
-            add_rows_(at, some, next, after, a_.x.channels, fresh && i == 0, sums, sumsq);
+            add_rows_(at, some, one_line ? nullptr : next, one_line ? nullptr : after, a_.x.channels,
+                      fresh && i == 0, sums, sumsq);
         }
     }
 

@@ -255,3 +255,23 @@ def test_results_that_nobody_touches(place):
     class_moments(x, y, 1000)  # finds other memory
     assert torch.equal(sums, kept)
     assert torch.equal(sums[counts == 0], torch.ones_like(sums[counts == 0]))
+
+
+@pytest.mark.parametrize(
+    ("width", "classes"),
+    [
+        *[(3, 33), (16, 10)],
+        *(
+            pytest.param(*size, marks=pytest.mark.full)
+            for size in [(24, 100), (48, 128), (130, 40)]
+        ),
+    ],
+)
+def test_narrow_rows_of_some_classes(place, width, classes):
+    """On the CPU from 32,768 rows on they are summed in the order in which they lie."""
+    if place.kernels != "cpu":
+        pytest.skip("the CPU's way through memory")
+    x = drawn(33_000, width)
+    check(place, x, labels_for(len(x), classes), classes)
+    x[[7, 32_768], width // 2] = math.inf
+    check(place, x, labels_for(len(x), classes), classes, nonfinite="skip")

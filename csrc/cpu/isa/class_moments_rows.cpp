@@ -76,6 +76,14 @@ void add_rows(const T* const* row, int rows, const T* const* soon, const T* cons
     }
     if (c == width) return;
     for (int r = 0; r < rows; ++r) ahead.next();
+    // Wide strips first: each addition waits for the one before in its column, so that eight columns
+    // alone leave most of the adders idle.
+    if constexpr (kStrip > 32) {
+        if (c + 32 <= width) add_strip<32, Squares>(row, rows, c, fresh, sum, sumsq, rest), c += 32;
+    }
+    if constexpr (kStrip > 8) {
+        for (; c + 16 <= width; c += 16) add_strip<16, Squares>(row, rows, c, fresh, sum, sumsq, rest);
+    }
     for (; c + 8 <= width; c += 8) add_strip<8, Squares>(row, rows, c, fresh, sum, sumsq, rest);
     for (; c < width; ++c) {
         double s = 0, q = 0;
