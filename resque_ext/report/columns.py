@@ -169,8 +169,7 @@ def _columns(pairs: Sequence[PairResult]) -> Iterator[tuple[list[str], str, list
         yield [name], "plain", values
     for name in ("seconds", "old_accuracy", "new_accuracy"):
         yield [name], "float", [getattr(pair, name) for pair in pairs]
-    if any(pair.forecast is not None for pair in pairs):
-        yield ["forecast"], "plain", [pair.forecast and asdict(pair.forecast) for pair in pairs]
+    yield ["forecast"], "plain", [pair.forecast and asdict(pair.forecast) for pair in pairs]
     for group in ("classes", "layers"):
         maps = [getattr(pair, group) for pair in pairs]
         for name in dict.fromkeys(n for m in maps for n in m):
@@ -200,7 +199,7 @@ def to_csv(pairs: Sequence[PairResult]) -> str:
         elif path == ["faults"]:
             table["faults"] = [json.dumps(v) if v else None for v in values]
         elif path == ["forecast"]:
-            for part in (f.name for f in fields(PairForecast)):
+            for part in (f.name for f in fields(PairForecast) if any(values)):
                 table[f"forecast.{part}"] = [v and v[part] for v in values]
         else:
             table[".".join(path)] = values

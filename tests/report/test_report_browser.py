@@ -1,6 +1,7 @@
 """The page of a report in a real browser. RESQUE_BROWSER=1: a missing browser is a failure."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -12,7 +13,7 @@ from helpers.report_browser import Page, start_browser
 from helpers.report_pairs import AT, HOSTILE, META, brute_force_ranks, hostile_pairs, make_pairs
 
 from resque_ext.report.page import make_report
-from resque_ext.screening.results import PairResult
+from resque_ext.screening.results import PairForecast, PairResult
 
 pytestmark = pytest.mark.full
 
@@ -405,7 +406,19 @@ def number(text):
         return text
 
 
-@pytest.mark.parametrize("pairs", [PAIRS, hostile_pairs()], ids=["numbers", "names"])
+def forecasts():
+    """Half of the pairs with a forecast, some with warnings."""
+    told = ("may never reach the target", 'no "linear" probe; too few')
+    about = PairForecast(0.9, "probe", told[0], 0.7, 0.4, None, 0.2, "R32", 0.9, 32, False, told)
+    return [
+        dataclasses.replace(p, forecast=about if i % 2 else None, new_accuracy=0.1 * (i % 3))
+        for i, p in enumerate(PAIRS[:12])
+    ]
+
+
+@pytest.mark.parametrize(
+    "pairs", [PAIRS, hostile_pairs(), forecasts()], ids=["numbers", "names", "forecasts"]
+)
 def test_exports_are_those_of_the_command(other, pairs):
     other.open(other.write(pairs))
     found = json.loads(saved(other, "#save-json", "screening.json"))

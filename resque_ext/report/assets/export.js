@@ -17,6 +17,9 @@ function exportCsv(data, pairs) {
         add(`${group}.${name}.${entry}`, (p) => p[group][name]?.[entry]);
     } else if (group === "faults") {
       add("faults", (p) => (p.faults.length ? JSON.stringify(p.faults) : null));
+    } else if (group === "forecast") {
+      const parts = Object.keys(data.pairs.find((p) => p.forecast)?.forecast ?? {});
+      for (const part of parts) add(`forecast.${part}`, (p) => p.forecast?.[part]);
     } else {
       add(path.join("."), (p) => (name === undefined ? p[group] : p[group][name]?.[field]));
     }
@@ -31,7 +34,7 @@ function exportCsv(data, pairs) {
 }
 
 function csvCell(value) {
-  const text = String(value ?? "");
+  const text = String((Array.isArray(value) ? value.join("; ") : value) ?? "");
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
