@@ -436,6 +436,15 @@ def test_exports_are_those_of_the_command(other, pairs):
             assert json.loads(mine[faults]) == json.loads(other_row[faults])
 
 
+def test_a_forecast_stands_in_its_dialog(other):
+    other.open(other.write(forecasts()))
+    open_first(other, "shift=1 model0")
+    facts = other.text("#pair-content .facts").lower()
+    for text in ("target, of rows held out", "90.0%", "probe", "may never reach the target"):
+        assert text in facts
+    assert 'no "linear" probe; too few' in facts
+
+
 def test_export_of_the_rows_shown(page):
     page.set("model", "model2")
     page.sort_by("seconds")
