@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from resque_ext.errors import ArgumentTypeError
-from resque_ext.model.inputs import bytes_as_images, check_observable
+from resque_ext.model.inputs import as_floats, check_observable
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -145,9 +145,9 @@ def copied(inputs: Any) -> Any:
 def forward(model: nn.Module, inputs: Any) -> Any:
     """model(inputs); a mapping as keyword arguments, unless the model takes one as a whole.
 
-    Images of bytes become floats.
+    Numbers of another dtype than its weights become floats.
     """
-    with bytes_as_images(model, inputs):
+    with as_floats(model, inputs):
         if not isinstance(inputs, Mapping) or _takes_a_mapping(model, inputs):
             return model(inputs)
         return model(**inputs)

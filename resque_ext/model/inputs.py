@@ -8,47 +8,80 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from resque_ext.errors import ArgumentTypeError
 
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+
+# What fails on anything but floats of its weights' dtype.
+_NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)  # these take lower precision, too
+_STRICT = (nn.Linear, _ConvNd, nn.RNNBase, *_NORMS)
+_SCALES = {torch.uint8: 255, torch.uint16: 65535}  # images in [0, 1]
+
 
 @contextlib.contextmanager
-def bytes_as_images(model: nn.Module, inputs: Any) -> Iterator[None]:
-    """While it lasts, a layer with floating weights that is given uint8 gets floats in [0, 1].
+def as_floats(model: nn.Module, inputs: Any) -> Iterator[None]:
+    """While it lasts, a layer with floating weights that is given other numbers gets its dtype.
 
     Such a layer would fail; a model that makes floats of its inputs itself does so before, and is
-    left alone. So it is for tensors of bytes, and for images among the values of a mapping.
+    left alone. Bytes, as of images, and uint16 become [0, 1]; other integers, where the model has
+    no embedding that they could be indices of, and floats of another precision keep their values.
     """
-    if not _has_bytes(inputs):
+    kinds = set(_kinds(inputs))
+    made_of = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    floats = {k for k in kinds if k.is_floating_point}
+    scaled = kinds & _SCALES.keys()
+    indices = kinds - floats - scaled and any(isinstance(m, _EMBEDDINGS) for m in model.modules())
+    if made_of is None or not (scaled or floats - {made_of} or (kinds - floats and not indices)):
         yield
         return
     handles = []
     try:
         for module in model.modules():
             weight = getattr(module, "weight", None)
-            if isinstance(weight, Tensor) and weight.is_floating_point():
-                handles.append(module.register_forward_pre_hook(_as_floats))
+            weighted = isinstance(weight, Tensor) and weight.is_floating_point()
+            if isinstance(module, _STRICT) or (scaled and weighted):
+                handles.append(module.register_forward_pre_hook(_convert))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _has_bytes(inputs: Any) -> bool:
+def _kinds(inputs: Any) -> Iterator[torch.dtype]:
+    """The dtypes of numbers among the inputs; of a mapping not of what may be masks and labels."""
     if isinstance(inputs, Tensor):
-        return inputs.dtype == torch.uint8 and inputs.dim() > 1
-    if isinstance(inputs, Mapping):
-        return any(isinstance(x, Tensor) and x.dim() > 2 and _has_bytes(x) for x in inputs.values())
-    return False
+        if inputs.dim() > 1 and inputs.dtype != torch.bool and not inputs.is_complex():
+            yield inputs.dtype
+    elif isinstance(inputs, Mapping):
+        for x in inputs.values():
+            if isinstance(x, Tensor) and (x.dim() > 2 or x.is_floating_point()):
+                yield from _kinds(x)
+    elif isinstance(inputs, (list, tuple)):
+        for x in inputs:
+            yield from _kinds(x)
 
 
-def _as_floats(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+def _convert(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     # Embeddings are given indices, not values.
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+    x = args[0] if args else None
+    if not isinstance(x, Tensor) or isinstance(module, _EMBEDDINGS):
         return None
-    if not args or not isinstance(args[0], Tensor) or args[0].dtype != torch.uint8:
+    weight = next((p for p in module.parameters(recurse=False) if p.is_floating_point()), None)
+    weight = module.weight if weight is None and hasattr(module, "weight") else weight
+    if weight is None or x.dtype == weight.dtype:
         return None
-    return args[0].to(module.weight.dtype) / 255, *args[1:]
+    if x.dtype in _SCALES:
+        return x.to(weight.dtype) / _SCALES[x.dtype], *args[1:]
+    if not isinstance(module, _STRICT):
+        return None
+    lower = x.is_floating_point() and x.dtype != torch.float64
+    if lower and (isinstance(module, _NORMS) or torch.is_autocast_enabled(x.device.type)):
+        return None
+    return x.to(weight.dtype), *args[1:]
 
 
 def check_observable(model: nn.Module) -> None:

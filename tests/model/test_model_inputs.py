@@ -71,6 +71,60 @@ def test_half_precision_and_mappings():
     assert torch.equal(found, model(floats(BYTES), tokens))
 
 
+VALUES = torch.randint(-9, 9, (24, 3, 8, 8), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64, torch.int16])
+@pytest.mark.parametrize("make", [conv, mlp])
+def test_numbers_of_another_dtype_keep_their_values(make, dtype):
+    model = make()
+    found = r.score(model, [(VALUES.to(dtype), Y)], [(VALUES.to(dtype) * 2, Y)])
+    expected = r.score(model, [(VALUES.float(), Y)], [(VALUES.float() * 2, Y)])
+    assert found.to_dict() == expected.to_dict()
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    values = VALUES.numpy().astype("float64")
+    arrays = r.score(model, [(values, Y.numpy())], [(values * 2, Y.numpy())])
+    assert arrays.to_dict() == expected.to_dict()
+
+
+def test_floats_for_a_model_in_another_precision():
+    for dtype in (torch.float64, torch.bfloat16):
+        model = conv().to(dtype)
+        assert torch.equal(forward(model, VALUES.float()), model(VALUES.to(dtype)))
+    model = nn.GRU(8, 4, batch_first=True).eval()
+    x = VALUES[:, 0]
+    assert torch.equal(forward(model, x.double())[0], model(x.float())[0])
+
+
+def test_uint16_is_an_image():
+    x = torch.arange(24 * 192).reshape(24, 3, 8, 8) * 13
+    expected = conv()((x / 65535).float())
+    torch.testing.assert_close(forward(conv(), x.to(torch.uint16)), expected)
+
+
+def test_indices_are_left_alone():
+    ids = torch.randint(0, 50, (24, 5))
+    model = nn.Sequential(nn.Embedding(50, 6), nn.Flatten(), nn.Linear(30, 3)).eval()
+    assert torch.equal(forward(model, ids), model(ids))
+    model, x = Named().eval(), VALUES.double()
+    assert torch.equal(
+        forward(model, {"pixel_values": x, "tokens": ids}), model(x.float(), tokens=ids)
+    )
+
+
+def test_a_mixed_model_that_converts_by_itself_is_left_alone():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.norm = nn.Linear(8, 8).bfloat16(), nn.LayerNorm(8)
+
+        def forward(self, x):
+            return self.a(self.norm(self.a(x.bfloat16())))
+
+    model, x = Mixed(), VALUES[:, 0].float()
+    assert torch.equal(forward(model, x), model(x))
+
+
 def test_a_model_that_converts_by_itself_is_left_alone():
     model = Converts().eval()
     assert torch.equal(forward(model, BYTES), model(BYTES))
