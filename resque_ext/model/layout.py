@@ -76,6 +76,8 @@ class Layouts:
     def __init__(self, root: nn.Module, channels: str | None) -> None:
         self._root, self._channels = root, channels
         self._found: dict[str, str] = {}
+        configs = (getattr(m, "config", None) for m in root.modules())
+        self._windows = any(hasattr(c, "attention_window") for c in configs)
 
     def features(
         self,
@@ -106,9 +108,17 @@ class Layouts:
         if x.dim() > 3:
             return Features(x.flatten(1, -2) if last else x if x.dim() == 4 else x.flatten(3))
         tokens = x if last else x.transpose(1, 2)
+        mask = self._padded(mask, tokens)
         if matches(tokens, mask):
             return Features(tokens, mask, convolved=not last)
-        return Features(x if last else x.unsqueeze(3))
+        others = mask is not None and not bool(mask.all())
+        return Features(x if last else x.unsqueeze(3), others=others)
+
+    def _padded(self, mask: Tensor | None, tokens: Tensor) -> Tensor | None:
+        """The mask, longer where the model itself pads behind the tokens: to windows of attention,
+        as transformers' Longformer and LED do."""
+        more = 0 if mask is None else tokens.shape[1] - mask.shape[1]
+        return nn.functional.pad(mask, (0, more)) if more > 0 and self._windows else mask
 
     def _side(self, x: Tensor, name: str, module: nn.Module, argument: str, is_input: bool) -> str:
         within = _agreed(module, x, True) if is_input else _within(module, x)

@@ -16,6 +16,7 @@ from resque_ext.ops import spatial_mean
 
 POOLINGS = ("auto", "mean", "first", "last")
 Pooling = str | Callable[..., Any]
+OTHERS = "the mask is of other positions: all count"
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class Features:
         x: vectors [N, D], tokens [N, T, D] or a map [N, C, H, W].
         mask: of tokens, [N, T] bool, which of them are real; None: all.
         convolved: a convolution over the tokens made it, so p compares its pooled channels.
+        others: the batch has padding, but its mask is of other positions than these.
     """
 
     x: Tensor
     mask: Tensor | None = None
     convolved: bool = False
+    others: bool = False
 
     @property
     def is_tokens(self) -> bool:
@@ -66,9 +69,10 @@ class Features:
             return "vector"
         if callable(pooling):
             return getattr(pooling, "__name__", type(pooling).__name__)
-        if pooling in ("first", "last"):
-            return pooling
-        return "mean" if self.mask is None else "masked mean"
+        plain = pooling if pooling in ("first", "last") else "mean"
+        if self.others:
+            return f"{plain} ({OTHERS})"
+        return plain if self.mask is None or plain != "mean" else "masked mean"
 
 
 def check_pooling(pooling: Any) -> None:

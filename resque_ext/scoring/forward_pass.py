@@ -473,6 +473,16 @@ class _Reader:
         return {side for i in self.passes.indices for side in i.reads.embeddings}
 
 
+def _described(done: str, x: Features, pooling: Pooling) -> str:
+    """What was done to the positions of layers, now that x is one of them: masked, where it was to
+    any, and that a mask was not of some."""
+    now, _, remark = x.described(pooling).partition(" (")
+    before, _, earlier = done.partition(" (")
+    what = now if not before or x.mask is not None else before
+    remark = earlier or (remark and f"of some layers {remark}")
+    return f"{what} ({remark}" if remark else what
+
+
 class _LayersOfBatch:
     """The layers of one batch, on their way to the indices.
 
@@ -497,8 +507,8 @@ class _LayersOfBatch:
             if index.reads.layers == "raw":
                 index.update(LayerBatch({name: x.x}, self._side, x.mask))
         done, pooling = passes.pooling, passes.reads.pooling
-        if x.x.dim() > 2 and (not done["layers"] or x.mask is not None):
-            done["layers"] = x.described(pooling)
+        if x.x.dim() > 2:
+            done["layers"] = _described(done["layers"], x, pooling)
         # All tokens side by side, as published, where nothing else is asked for.
         tokens = x.is_tokens and pooling == "auto"
         pooled = None

@@ -192,3 +192,51 @@ def test_t5(layer):
         new = batches(*NEWS, width, own)
         found = score(model, batches(*OLDS, 8, 8), new, layer=layer)
         assert found.value == pytest.approx(expected, rel=1e-4)
+
+
+class Halved(nn.Module):
+    """Merges pairs of tokens, as speech models do, or pads to a window, as Longformer does."""
+
+    def __init__(self, window=None):
+        super().__init__()
+        self.words, self.window = nn.Embedding(50, D), window
+        self.mix, self.head = nn.Linear(D, D), nn.Linear(D, CLASSES)
+        if window:
+            self.config = type("Config", (), {"attention_window": [window]})()
+
+    def forward(self, input_ids, attention_mask):
+        x = self.words(input_ids)
+        if self.window is None:
+            x = (x[:, ::2] + x[:, 1::2]) / 2
+        else:
+            x = nn.functional.pad(x, (0, 0, 0, -x.shape[1] % self.window), value=3.0)
+        return self.head(self.mix(x)[:, 0])
+
+
+def given(words, width):
+    ids = padded(words, width)
+    parts = zip(ids.split(10), LABELS.split(10), strict=True)
+    return [({"input_ids": x, "attention_mask": x > 0}, y) for x, y in parts]
+
+
+def test_positions_that_the_mask_is_not_of_are_said_to_count():
+    old, new = given(OLDS[0], 8), given(NEWS[0], 8)
+    found = score(Halved(), old, new, layer="mix")
+    assert found.pooling == "mean (the mask is of other positions: all count)"
+    read = score(Halved(), old, new, indices="arm")
+    assert read.pooling == "masked mean (of some layers the mask is of other positions: all count)"
+    full = [torch.randint(1, 50, (8,)) for _ in range(N)]
+    assert score(Halved(), given(full, 8), given(full, 8), layer="mix").pooling == "mean"
+
+
+def test_padding_to_windows_of_attention_is_no_token():
+    model = Halved(window=5).eval()
+    sides = []
+    for words in (OLDS[0], NEWS[0]):
+        with torch.no_grad():
+            sides.append(torch.stack([model.mix(model.words(w)).double().mean(0) for w in words]))
+    expected = resque_dist(*sides, LABELS, LABELS).value
+    for width in (8, 11):
+        found = score(model, given(OLDS[0], 8), given(NEWS[0], width), layer="mix")
+        assert found.pooling == "masked mean"
+        assert found.value == pytest.approx(expected, rel=1e-5)
