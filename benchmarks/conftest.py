@@ -108,6 +108,8 @@ def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
     if not config.getoption("only_cuda"):
         return
     chosen = [item for item in items if "cuda" in item.name]
+    # torch.compile may take minutes of a time limit.
+    chosen.sort(key=lambda item: "compiled" in item.name)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
 

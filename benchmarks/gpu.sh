@@ -3,7 +3,8 @@
 #
 # Builds the package with this machine's own python and nvcc (no network, no build isolation), or takes
 # the extension that RESQUE_PREBUILT names, then runs the parts named, in their order, or the first three:
-#   correct     every kernel against plain PyTorch, then the kernels' tests, on the GPU; under 2 minutes
+#   correct     single instructions, every kernel against plain PyTorch, then the kernels' tests, on the
+#               GPU; under 2 minutes
 #   kernels     the kernels' benchmarks, in one process with one measured bound
 #   overhead    end to end: score and retrain beside the bare passes
 #   sanitizers  compute-sanitizer's memcheck and racecheck over every kernel of this package
@@ -43,7 +44,7 @@ export PYTHONUNBUFFERED=1
 step() {  # step NAME SECONDS COMMAND...: output to OUTDIR/NAME.log as it comes, the verdict here
     local name=$1 limit=$2 begin=$SECONDS left=$((deadline - SECONDS)) status=0
     shift 2
-    if [ "$left" -le 0 ]; then
+    if [ "$left" -le 0 ] || [ "$limit" -le 0 ]; then
         echo "$name: NOT RUN, no time left"
         failed=1
         return 1
@@ -68,7 +69,7 @@ limit() {  # limit PART SECONDS: of the environment, else these
 }
 
 "$python" -c 'import torch; assert torch.cuda.is_available(), "no GPU"; print(torch.cuda.get_device_name(), torch.__version__, torch.version.cuda)' || exit 1
-rm -f "$out"/{build,every_kernel,tests,kernels,overhead,memcheck,racecheck,ncu}.log "$out/results.jsonl"
+rm -f "$out"/{build,instructions,every_kernel,tests,kernels,overhead,memcheck,racecheck,ncu}.log "$out/results.jsonl"
 
 install() {  # a copy of the package on PYTHONPATH, with the extension in it
     mkdir "$scratch/site"
@@ -77,7 +78,8 @@ install() {  # a copy of the package on PYTHONPATH, with the extension in it
     export PYTHONPATH=$scratch/site${PYTHONPATH:+:$PYTHONPATH}
     if [ -n "${RESQUE_PREBUILT:-}" ]; then
         cp "$RESQUE_PREBUILT" "$scratch/site/resque_ext/" || return 1
-        if (cd "$scratch" && "$python" -c 'from resque_ext.ops.backend import extension; assert hasattr(extension(), "cuda"), "no CUDA kernels in it"') >"$out/build.log" 2>&1; then
+        # An installed package may have an extension of its own, which is not the one to be tried.
+        if (cd "$scratch" && "$python" -c 'import sys; from resque_ext.ops.backend import extension as e; assert e().__file__.startswith(sys.argv[1]), "another is loaded: " + e().__file__; assert hasattr(e(), "cuda"), "no CUDA kernels in it"' "$scratch/site") >"$out/build.log" 2>&1; then
             echo "build: $RESQUE_PREBUILT loads"
             return 0
         fi
@@ -95,18 +97,25 @@ install || exit 1
 # From another folder, so that the copy is imported and not this checkout.
 cd "$scratch" || exit 2
 # Options of its own: plugins that pyproject.toml's ask for need not be there.
-pytest=("$python" -m pytest -q -p no:cacheprovider --rootdir "$root" -c "$root/pyproject.toml"
+pytest=("$python" -m pytest -q -p no:cacheprovider -p no:randomly --rootdir "$root" -c "$root/pyproject.toml"
     -o "addopts=--import-mode=importlib --strict-markers")
 
 run_correct() {
-    step every_kernel "$(limit correct 60)" "$python" "$root/benchmarks/every_kernel.py" || return
-    local name files=()
+    local end=$((SECONDS + $(limit correct 115))) name files=()
+    device_tests instructions $((end - SECONDS)) test_instructions
+    step every_kernel $((end - SECONDS)) "$python" "$root/benchmarks/every_kernel.py"
     for name in class_order class_moments class_moments_cuda class_moments_laws class_moments_refused \
         spatial_mean value_histogram value_histogram_any row_distances row_distances_any lloyd_step \
         pair_counts; do
-        files+=("$root/tests/ops/test_$name.py")
+        files+=("test_$name")
     done
-    step tests "$(limit correct 110)" "${pytest[@]}" -k "cuda and not cuda_on_cpu" "${files[@]}"
+    device_tests tests $((end - SECONDS)) "${files[@]}"
+}
+
+device_tests() {  # device_tests NAME SECONDS FILE...: of these tests/ops, those on the GPU
+    local name=$1 seconds=$2 files=("${@:3}")
+    files=("${files[@]/#/$root/tests/ops/}")
+    step "$name" "$seconds" "${pytest[@]}" -k "cuda and not cuda_on_cpu" "${files[@]/%/.py}"
 }
 
 benchmark() {  # benchmark NAME SECONDS FILE...

@@ -12,9 +12,6 @@ import pytest
 import torch
 from conftest import DEVICES, device_name, seconds_once
 from sizes import rows
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 import resque_ext
@@ -137,6 +134,10 @@ def test_iterations_against_scikit_learn(benchmark: Any, n: int, d: int, k: int)
 
     scikit-learn's BLAS chooses its kernel itself: an OPENBLAS_CORETYPE would change its speed.
     """
+    KMeans = pytest.importorskip("sklearn.cluster").KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
     assert "OPENBLAS_CORETYPE" not in os.environ
     threads = torch.get_num_threads()
     x, centers = data("cpu", n, d, k)

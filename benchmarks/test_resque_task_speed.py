@@ -13,9 +13,6 @@ import pytest
 import torch
 from conftest import DEVICES, device_name
 from sizes import rows
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 import resque_ext
@@ -72,6 +69,7 @@ def test_pair_counts(
 @pytest.mark.parametrize("device", DEVICES)
 def test_adjusted_rand_index(benchmark: Any, device: str, k: int) -> None:
     """Table and index together, read back where the labels are on a GPU."""
+    adjusted_rand_score = pytest.importorskip("sklearn.metrics").adjusted_rand_score
     a, b = labellings(device, k, "random")
     numpy_a, numpy_b = a.cpu().numpy(), b.cpu().numpy()
 
@@ -90,6 +88,10 @@ def test_adjusted_rand_index(benchmark: Any, device: str, k: int) -> None:
 @pytest.mark.parametrize("k", [10, 100])
 def test_resque_task(benchmark: Any, k: int) -> None:
     """200,000 x 256 float32: the class means, as many iterations, the ARI, on as many threads."""
+    KMeans = pytest.importorskip("sklearn.cluster").KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.metrics import adjusted_rand_score
+
     rng = np.random.default_rng()
     y = rng.integers(0, k, 200_000)
     x = rng.standard_normal((200_000, 256), dtype=np.float32)

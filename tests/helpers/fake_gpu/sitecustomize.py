@@ -2,16 +2,19 @@
 
 With this folder on PYTHONPATH, `torch.cuda` says that there is a device, factories and
 `.to("cuda")` give CPU tensors, and events read the host's clock. Figures mean nothing; the control
-flow is real.
+flow is real. FAKE_GPU_SECONDS is how long each event and each synchronization takes;
+FAKE_GPU_WITHOUT names packages, separated by commas, that are not installed where the GPU is.
 """
 
 import os
+import sys
 import time
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-SECONDS = float(os.environ.get("FAKE_GPU_SECONDS", "0"))  # that every event takes longer
+SECONDS = float(os.environ.get("FAKE_GPU_SECONDS", "0"))
+sys.modules.update(dict.fromkeys(filter(None, os.environ.get("FAKE_GPU_WITHOUT", "").split(","))))
 
 
 def _cpu(value):
@@ -49,6 +52,14 @@ def _nothing(*args, **kwargs):
     return None
 
 
+def _synchronize(device=None):
+    time.sleep(SECONDS)
+
+
+def _uncompiled(function=None, **options):
+    return function or (lambda each: each)
+
+
 _Generator = torch.Generator
 
 
@@ -64,7 +75,11 @@ torch.cuda.current_device = lambda: 0
 torch.cuda.get_device_name = lambda device=None: "no GPU: a rehearsal"
 torch.cuda.get_device_capability = lambda device=None: (9, 0)
 torch.cuda.Event = _Event
-for _name in ("synchronize", "_sleep", "empty_cache", "set_sync_debug_mode"):
+torch.cuda.synchronize = _synchronize
+for _name in ("_sleep", "empty_cache", "set_sync_debug_mode"):
     setattr(torch.cuda, _name, _nothing)
-torch.Tensor.cuda = lambda self, *args, **kwargs: self
+torch.Tensor.cuda = torch.Tensor.pin_memory = lambda self, *args, **kwargs: self
+# What asks for the driver: the compiler, and optimizers before a step.
+torch.compile = _uncompiled
+torch.accelerator.current_accelerator = _nothing
 _OnTheCpu().__enter__()
