@@ -17,10 +17,12 @@
 //     |y - y'|        <= 2^-24 |y|: one rounding, in a fused multiply-add
 //     |y' - yh|, |yl| <= 2^-11 |y'| + 2^-25 sqrt(width), the second for float16's denormals
 //     |y' - yh - yl|  <= 2^-11 |y' - yh| + 2^-25 sqrt(width)
-// Adding. A step of the tensor cores adds 16 products to a sum, each of the 17 numbers losing less than
-// 2^-23 of the largest (PTX: at least single precision, any order and rounding): kStep leaves room for
-// three more such losses. A chain of steps loses kStep of the largest partial sum at each; that is at
-// most the sum before the chain plus |y| |z| of the chain's own columns.
+// Adding. A step of the tensor cores adds 16 products to a sum (PTX: at least single precision, any order
+// and rounding). Known chips add 16, 8 or 4 at once, one after another: they cut every number but the
+// largest, and then the sum, each time losing less than 2^-23 of the largest or of the sum. That is 17,
+// 2 * 9 or 4 * 5 losses; kStep is 20. A chain of steps loses kStep of the largest partial sum at each; that
+// is at most the sum before the chain plus |y| |z| of the chain's own columns. tests/ops/test_instructions.py
+// looks for a product on the device that loses more.
 //     one product: chains of 16 steps, 256 columns. Sums before a chain are looked at: `reach` is the
 //         largest that a thread has. All chains: 16 kStep (|y| |z| + (chains - 1) reach).
 //     three products: a chain is 32 columns, 6 steps from zero, 6 kStep |y| |z| over all columns, and the

@@ -67,7 +67,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int number) {
   properties->totalGlobalMem = std::size_t{1} << 30;
   properties->sharedMemPerBlock = kSharedDefault;
   properties->sharedMemPerBlockOptin = kSharedOptIn;
-  properties->sharedMemPerMultiprocessor = (RESQUE_SM == 75 ? 64 : 228) << 10;
+  properties->sharedMemPerMultiprocessor = kSharedProcessor;
   properties->major = RESQUE_SM / 10;
   properties->minor = RESQUE_SM % 10;
   // Few, so that small inputs take grid-stride loops more than once round.

@@ -7,7 +7,8 @@
 #ifndef RESQUE_SM
 #define RESQUE_SM 90
 #endif
-static_assert(RESQUE_SM == 75 || RESQUE_SM == 90, "the limits of others are not known here");
+static_assert(RESQUE_SM == 75 || RESQUE_SM == 80 || RESQUE_SM == 90,
+              "the limits of others are not known here");
 
 // __noinline__ stays undefined: libstdc++ itself writes __attribute__((__noinline__)).
 #define __global__
