@@ -17,93 +17,148 @@ namespace {
 
 constexpr int kMeanThreads = 256;
 
-// The sum over a group of `lanes` neighbouring lanes, a power of two, in each of them.
-__device__ __forceinline__ double sum_over_lanes(double sum, int lanes) {
-    for (int step = lanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-    return sum;
+// Of which of N sums a lane has the total: `count` of them from `first` on, at sum[0], sum[1] ...; where
+// several lanes have the same, the one that `writes`.
+struct Kept {
+    int first = 0, count;
+    bool writes = true;
+};
+
+// Adds N sums over the lanes whose numbers differ in the bits `most`, most / 2 ... `least`, in this order.
+// As long as a lane has several sums it gives half of them away for the other lane's share of the rest, so
+// that few are added twice, and what follows is done by all lanes, each for its own. The whole warp calls.
+template <int N>
+__device__ __forceinline__ Kept add_lanes(double (&sum)[N], int most, int least) {
+    const int lane = threadIdx.x % kWarp;
+    Kept kept;
+    kept.count = N;
+    int step = most;
+#pragma unroll
+    for (int half = N / 2; half > 0; half /= 2) {
+        if (step < least) continue;
+        const bool upper = lane & step;
+#pragma unroll
+        for (int v = 0; v < half; ++v) {
+            const double mine = upper ? sum[v + half] : sum[v], theirs = upper ? sum[v] : sum[v + half];
+            sum[v] = mine + __shfl_xor_sync(0xffffffffu, theirs, step);
+        }
+        kept.first += upper ? half : 0;
+        kept.count = half;
+        step /= 2;
+    }
+    for (; step >= least; step /= 2) {
+        sum[0] += __shfl_xor_sync(0xffffffffu, sum[0], step);
+        kept.writes = kept.writes && !(lane & step);
+    }
+    return kept;
 }
 
-// positions side by side (NCHW): `lanes` lanes a channel of a sample. A whole warp for one plane of
-// 4x4 bfloat16 would leave 30 of its lanes without a load.
+constexpr int kInFlight = 4;  // loads of a thread
+
+// positions side by side (NCHW): 2^bits lanes a plane, a channel of a sample, and four planes a lane: one
+// is but a load of 512 bytes for the warp where it is 16x16 bfloat16. A whole warp for one plane of 4x4
+// bfloat16 would leave 30 of its lanes without a load. gridDim (planes, samples to begin at).
 template <typename T, int V, typename Mean>
 __global__ void __launch_bounds__(kMeanThreads)
-    mean_of_planes(const T* x, int64_t n, int64_t channels, int64_t positions, int64_t stride_n,
-                   int64_t stride_c, int lanes, Mean* means) {
-    const int64_t thread = blockIdx.x * static_cast<int64_t>(kMeanThreads) + threadIdx.x;
-    const int64_t plane = thread / lanes, lane = thread % lanes;
-    const bool there = plane < n * channels;  // nobody leaves: the warp shuffles together
-    double sum = 0;
-    if (there) {
-        const T* p = x + plane / channels * stride_n + plane % channels * stride_c;
-#pragma unroll 4
-        for (int64_t i = lane * V; i < positions; i += lanes * V) {
-            const Pack<T, V> values = load_pack<T, V>(p + i);
+    mean_of_planes(const T* x, int64_t n, int64_t planes, int64_t positions, int64_t stride_n,
+                   int64_t stride_c, int bits, Mean* means) {
+    const int lanes = 1 << bits, width = kWarp >> bits;
+    const int in_warp = threadIdx.x % kWarp, lane = in_warp & (lanes - 1);
+    const int64_t warp = (blockIdx.x * static_cast<int64_t>(kMeanThreads) + threadIdx.x) / kWarp;
+    const int64_t first = warp * kInFlight * width + (in_warp >> bits);  // then every width-th
+    const int64_t step = width * stride_c;
+    for (int64_t sample = blockIdx.y; sample < n; sample += gridDim.y) {
+        const T* const start = x + sample * stride_n + (first < planes ? first : 0) * stride_c;
+        const T* from[kInFlight];
 #pragma unroll
-            for (int v = 0; v < V; ++v) sum += to_double(values.value[v]);
+        for (int q = 0; q < kInFlight; ++q) {  // past the end: a plane that is not written
+            from[q] = start + (first + q * width < planes ? q * step : 0);
+        }
+        double sum[kInFlight] = {};
+        for (int64_t i = lane * V; i < positions; i += lanes * V) {
+            Pack<T, V> values[kInFlight];
+#pragma unroll
+            for (int q = 0; q < kInFlight; ++q) values[q] = load_pack<T, V>(from[q] + i);
+#pragma unroll
+            for (int q = 0; q < kInFlight; ++q) {
+#pragma unroll
+                for (int v = 0; v < V; ++v) sum[q] += to_double(values[q].value[v]);
+            }
+        }
+        const Kept kept = add_lanes(sum, lanes / 2, 1);
+#pragma unroll
+        for (int q = 0; q < kInFlight; ++q) {
+            const int64_t plane = first + (kept.first + q) * width;
+            if (q == kept.count) break;
+            if (!kept.writes || plane >= planes) continue;
+            means[sample * planes + plane] = static_cast<Mean>(sum[q] / static_cast<double>(positions));
         }
     }
-    sum = sum_over_lanes(sum, lanes);
-    if (there && lane == 0) means[plane] = static_cast<Mean>(sum / static_cast<double>(positions));
 }
 
 // channels side by side (channels-last, tokens): V channels of a sample a thread. Position p falls to
-// lane group p % lanes of the warp, whose 32 / lanes threads read neighbouring packs: 64 bytes at least
+// lane group p % 2^bits of the warp, whose 32 / 2^bits threads read neighbouring packs: 64 bytes at least
 // with 8 groups. Without groups, 64 samples of 197 tokens of 768 channels would fill 24 blocks.
 template <typename T, int V, typename Mean>
 __global__ void __launch_bounds__(kMeanThreads)
     mean_of_vectors(const T* x, int64_t n, int64_t channels, int64_t positions, int64_t stride_n,
-                    int64_t stride_p, int lanes, Mean* means) {
-    const int64_t packs = ceil_div(channels, V);
+                    int64_t stride_p, int bits, Mean* means) {
+    const int64_t packs = ceil_div(channels, V), items = n * packs;
     const int64_t warp = (blockIdx.x * static_cast<int64_t>(kMeanThreads) + threadIdx.x) / kWarp;
-    const int lane = threadIdx.x % kWarp, width = kWarp / lanes;
-    const int64_t item = warp * width + lane % width;
-    const bool there = item < n * packs;  // nobody leaves: the warp shuffles together
-    const int64_t column = item % packs * V;
+    const int lane = threadIdx.x % kWarp, lanes = 1 << bits, width = kWarp >> bits;
+    const int64_t item = warp * width + (lane & (width - 1));
+    const int64_t here = min(item, items - 1);  // past the end: what is not written
+    const int64_t sample = items >> 32 ? here / packs : static_cast<uint32_t>(here) / static_cast<uint32_t>(packs);
+    const int64_t column = (here - sample * packs) * V;
+    const T* from = x + sample * stride_n + column;
     double sum[V] = {};
-    if (there) {
-        const T* p = x + item / packs * stride_n + column;
-#pragma unroll 8
-        for (int64_t i = lane / width; i < positions; i += lanes) {
-            const Pack<T, V> values = load_pack<T, V>(p + i * stride_p);
+    for (int64_t i = lane >> (5 - bits); i < positions; i += kInFlight * lanes) {
+        Pack<T, V> values[kInFlight];
 #pragma unroll
-            for (int v = 0; v < V; ++v) sum[v] += to_double(values.value[v]);
+        for (int q = 0; q < kInFlight; ++q) {  // past the end: a position that is not added
+            values[q] = load_pack<T, V>(from + min(i + q * lanes, positions - 1) * stride_p);
+        }
+#pragma unroll
+        for (int q = 0; q < kInFlight; ++q) {
+            if (i + q * lanes >= positions) continue;
+#pragma unroll
+            for (int v = 0; v < V; ++v) sum[v] += to_double(values[q].value[v]);
         }
     }
+    const Kept kept = add_lanes(sum, kWarp / 2, width);
+    Mean* out = means + sample * channels + column + kept.first;
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-        for (int step = kWarp / 2; step >= width; step /= 2) {
-            sum[v] += __shfl_xor_sync(0xffffffffu, sum[v], step);
-        }
-    }
-    if (!there || lane >= width) return;
-#pragma unroll
-    for (int v = 0; v < V; ++v) {
-        means[item / packs * channels + column + v] =
-            static_cast<Mean>(sum[v] / static_cast<double>(positions));
+        if (v == kept.count) break;
+        if (!kept.writes || item >= items) continue;
+        out[v] = static_cast<Mean>(sum[v] / static_cast<double>(positions));
     }
 }
 
-// The largest power of two that is at most `count` and at most `most`.
-int power_of_two(int64_t count, int most) {
-    int lanes = 1;
-    while (lanes < most && 2 * lanes <= count) lanes *= 2;
-    return lanes;
+// The largest n, `most` at most, with 2^n at most `count`, or 0.
+int whole_bits(int64_t count, int most) {
+    int bits = 0;
+    while (bits < most && int64_t{2} << bits <= count) ++bits;
+    return bits;
 }
 
 template <typename T, int V, typename Mean>
 void launch_mean_of_vectors(const Features& x, Mean* means, cudaStream_t stream) {
-    const int lanes = power_of_two(x.positions, 8);
-    const int64_t warps = ceil_div(x.n * ceil_div(x.channels, V), kWarp / lanes);
+    const int bits = whole_bits(x.positions, 3);
+    const int64_t warps = ceil_div(x.n * ceil_div(x.channels, V), kWarp >> bits);
     LAUNCH((mean_of_vectors<T, V, Mean>), ceil_div(warps, kMeanThreads / kWarp), kMeanThreads, 0, stream)(
-        static_cast<const T*>(x.data), x.n, x.channels, x.positions, x.stride_n, x.stride_p, lanes, means);
+        static_cast<const T*>(x.data), x.n, x.channels, x.positions, x.stride_n, x.stride_p, bits, means);
 }
 
 template <typename T, int V, typename Mean>
 void launch_mean_of_planes(const Features& x, Mean* means, cudaStream_t stream) {
-    const int lanes = power_of_two(x.positions / V, kWarp);
-    const int64_t threads = x.n * x.channels * lanes;
-    LAUNCH((mean_of_planes<T, V, Mean>), ceil_div(threads, kMeanThreads), kMeanThreads, 0, stream)(
-        static_cast<const T*>(x.data), x.n, x.channels, x.positions, x.stride_n, x.stride_c, lanes, means);
+    const int bits = whole_bits(x.positions / V, 5);
+    const bool even = x.stride_n == x.channels * x.stride_c;  // then all planes are one sample's
+    const int64_t n = even ? 1 : x.n, planes = even ? x.n * x.channels : x.channels;
+    const int64_t warps = ceil_div(planes, kInFlight * (kWarp >> bits));
+    const dim3 grid(ceil_div(warps, kMeanThreads / kWarp), min(n, int64_t{65535}));
+    LAUNCH((mean_of_planes<T, V, Mean>), grid, kMeanThreads, 0, stream)(
+        static_cast<const T*>(x.data), n, planes, x.positions, x.stride_n, x.stride_c, bits, means);
 }
 
 // Launches with 16-byte packs where every address allows them, else with single values.
