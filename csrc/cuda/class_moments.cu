@@ -2,20 +2,22 @@
 //
 // The rows, grouped by class_order, are cut into windows of equally many. A thread walks one window
 // for its own few columns, eight rows in flight, and adds in float64 registers: no atomics, no shared
-// memory, no barrier. A run of rows that is its whole group writes the result; a run that a window's
-// edge cuts writes a slot of the workspace, and add_slots then adds the slots of a group in their
-// order. One code for 10 classes and for 100,000: windows are the same work whatever the labels are.
+// memory, no barrier. A run of rows that is its whole group writes the result. A group that two windows
+// share is finished by the one in which it begins, which adds both parts itself. Of a longer group each
+// window writes its part to a slot of the workspace, and add_slots then adds the slots of a group in their
+// order. One code for 10 classes and for 100,000: a thread never walks more than two windows.
 //
 // A sum is finite exactly when all it added was (float64 has room for any number of narrower floats),
 // so looking for NaN and infinity costs nothing: a window whose sums are not finite is marked, and
 // mend_windows, which finds nothing marked on ordinary data, reads it again to say where, and to leave
 // the rows out if asked.
 //
-// Bytes: features once; 12 bytes of order a row; slots, at most 2 a window of 16 bytes a column, written
-// and read: 64 / (window rows * sizeof(T)) of the features, 6% at 256 rows of float32 if every window
-// were cut twice, half of that for few classes. Several spatial positions are first averaged by
+// Bytes: features once; 12 bytes of order a row; slots, of 16 bytes a column, written and read: one a
+// window for few classes, 32 / (window rows * sizeof(T)) of the features, 3% at 256 rows of float32, and
+// next to none for classes that are smaller than a window. Several spatial positions are first averaged by
 // spatial_mean, which writes 1 / positions of what it reads.
 #include "cuda/class_moments.cuh"
+#include "cuda/class_moments_slots.cuh"
 #include "cuda/common.cuh"
 #include "cuda/spatial_mean.cuh"
 #include "dispatch.h"
@@ -35,29 +37,6 @@ int64_t window_rows(int64_t n, int64_t channels) {
     while (rows < 512 && n * blocks_a_window / rows > 4096) rows *= 2;
     return rows;
 }
-
-// What is added up beside the sums: nothing; the squares; or the squares of the distances from the
-// group's center, of all groups together.
-enum class Second { kNone, kSquares, kSpread };
-
-// Everything the kernels below read and write, but for the features.
-struct Task {
-    int64_t n, channels, stride_n;
-    const int32_t* order;
-    const int64_t* offsets;
-    int64_t groups;
-    int64_t window, windows;  // rows of a window; windows
-    int64_t* counts;
-    double* sums;
-    double* sumsq;
-    double* slots;     // [windows, 2, 1 or 2 with squares, channels]
-    int64_t* leaders;  // [windows] the group whose first slot is in this window and not its last, or -1
-    int* marks;        // [windows] nonzero where a sum is not finite
-    int64_t* status;
-    bool skip_nonfinite;
-    const double* centers;  // [groups, channels] where there is a spread
-    double* spreads;        // [windows, threads of a window]
-};
 
 template <typename T>
 struct Job : Task {
@@ -100,19 +79,55 @@ struct Sums {
         return all;
     }
 
-    __device__ __forceinline__ void write(double* sum_out, double* sumsq_out) const {
+    // What stands there comes first.
+    __device__ __forceinline__ void add_to(const double* sum_out, const double* sumsq_out) {
+        for_pairs([&](int v) {
+            const auto before = load_pack<double, kPair>(sum_out + v);
 #pragma unroll
-        for (int v = 0; v < V; ++v) {
-            sum_out[v] = sum[v];
-            if (kSquares) sumsq_out[v] = sumsq[v];
-        }
+            for (int i = 0; i < kPair; ++i) sum[v + i] = before.value[i] + sum[v + i];
+            if constexpr (kSquares) {
+                const auto square = load_pack<double, kPair>(sumsq_out + v);
+#pragma unroll
+                for (int i = 0; i < kPair; ++i) sumsq[v + i] = square.value[i] + sumsq[v + i];
+            }
+        });
+    }
+
+    __device__ __forceinline__ void write(double* sum_out, double* sumsq_out) const {
+        for_pairs([&](int v) {
+            store(sum_out + v, &sum[v]);
+            if constexpr (kSquares) store(sumsq_out + v, &sumsq[v]);
+        });
+    }
+
+   private:
+    // Sums go to memory by 16 bytes, so that fewer of the stores write a part of 32 bytes.
+    static constexpr int kPair = V > 1 ? 2 : 1;
+
+    static __device__ __forceinline__ void store(double* to, const double* from) {
+        Pack<double, kPair> pair;
+#pragma unroll
+        for (int i = 0; i < kPair; ++i) pair.value[i] = from[i];
+        *reinterpret_cast<Pack<double, kPair>*>(to) = pair;
+    }
+
+    template <typename F>
+    static __device__ __forceinline__ void for_pairs(F&& f) {
+#pragma unroll
+        for (int v = 0; v < V; v += kPair) f(v);
     }
 };
 
 // Where a window stands among the groups: the group of the row at hand and where that group ends.
 struct Place {
-    int64_t begin, end;  // the window's part of `order`
+    int64_t window, begin, end;  // rows of every window; this window's part of `order`
+    bool finishing;              // Second::kSpread adds up window by window, whatever the groups
     int64_t group, group_begin, group_end;
+
+    __device__ __forceinline__ Place(const Task& job, int64_t w, Second second)
+        : window(job.window), begin(w * job.window), finishing(second != Second::kSpread) {
+        end = min(begin + job.window, job.offsets[job.groups]);
+    }
 
     __device__ __forceinline__ void enter(const int64_t* offsets, int64_t g) {
         group = g;
@@ -127,19 +142,31 @@ struct Place {
 
     __device__ __forceinline__ bool cut_before() const { return group_begin < begin; }
     __device__ __forceinline__ bool cut_behind() const { return group_end > end; }
+
+    // Whether this window goes on to the end of its last group, in the next one ...
+    __device__ __forceinline__ bool finishes() const {
+        return finishing && cut_behind() && !cut_before() && group_end <= end + window;
+    }
+    // ... and the window before so has done the rows of this window's first group.
+    __device__ __forceinline__ bool finished_before() const {
+        return finishing && cut_before() && group_begin >= begin - window && !cut_behind();
+    }
 };
 
+// A run in one window; `second`: one in the next window, whose first part has been written.
 template <int V, Second kSecond>
-__device__ __forceinline__ void write_run(const Task& job, int64_t w, int64_t column,
-                                          const Place& at, const Sums<V, kSecond>& run) {
+__device__ __forceinline__ void write_run(const Task& job, int64_t w, int64_t column, const Place& at,
+                                          Sums<V, kSecond>& run, bool second) {
     constexpr bool kSquares = kSecond == Second::kSquares;
-    if (at.cut_before() || at.cut_behind()) {
+    const bool whole = (!at.cut_before() && !at.cut_behind()) || at.finishes();
+    if (!whole) {
         // slot 0: a run that began in an earlier window; slot 1: one that begins here and goes on
         const int64_t slot = 2 * w + (at.cut_before() ? 0 : 1);
         double* out = job.slots + slot * (kSquares ? 2 : 1) * job.channels + column;
         run.write(out, out + job.channels);
     } else {
         const int64_t out = at.group * job.channels + column;
+        if (second) run.add_to(job.sums + out, kSquares ? job.sumsq + out : nullptr);
         run.write(job.sums + out, kSquares ? job.sumsq + out : nullptr);
     }
 }
@@ -151,47 +178,58 @@ __global__ void __launch_bounds__(kThreads) sum_windows(Job<T> job) {
     const int64_t column = (blockIdx.y * static_cast<int64_t>(blockDim.x) + threadIdx.x) * V;
     if (w >= job.windows || column >= job.channels) return;
     const bool first_column = column == 0;
-    Place at;
-    at.begin = w * job.window;
-    at.end = min(at.begin + job.window, job.offsets[job.groups]);
+    Place at(job, w, kSecond);
     if (first_column) job.leaders[w] = -1;
     if (at.begin >= at.end) return;  // rows without a group leave the last windows empty
     at.enter(job.offsets, find_group(job.offsets, job.groups, at.begin));
+    int64_t first = at.begin, last = at.end;
+    if (at.finished_before()) {
+        first = at.group_end;
+        if (first == last) return;
+        at.next(job.offsets, job.groups, first);
+    }
 
     const T* x = job.x + column;
     bool finite = true;
     Sums<V, kSecond> run;
     run.begin(job.centers, at.group * job.channels + column);
-    for (int64_t i = at.begin; i < at.end; i += kRowsInFlight) {
-        Pack<T, V> row[kRowsInFlight];
+    for (bool second = false;; second = true) {
+        for (int64_t i = first; i < last; i += kRowsInFlight) {
+            Pack<T, V> row[kRowsInFlight];
 #pragma unroll
-        for (int r = 0; r < kRowsInFlight; ++r) {
-            const int64_t from = min(i + r, at.end - 1);  // past the end: a row that is not added
-            row[r] = load_pack<T, V>(x + job.order[from] * job.stride_n);
-        }
+            for (int r = 0; r < kRowsInFlight; ++r) {
+                const int64_t from = min(i + r, last - 1);  // past the end: a row that is not added
+                row[r] = load_pack<T, V>(x + job.order[from] * job.stride_n);
+            }
 #pragma unroll
-        for (int r = 0; r < kRowsInFlight; ++r) {
-            if (i + r < at.end) {
-                if (i + r == at.group_end) {
-                    write_run(job, w, column, at, run);
-                    finite = finite && run.finite();
-                    at.next(job.offsets, job.groups, i + r);
-                    run.begin(job.centers, at.group * job.channels + column);
+            for (int r = 0; r < kRowsInFlight; ++r) {
+                if (i + r < last) {
+                    if (i + r == at.group_end) {
+                        write_run(job, w, column, at, run, false);
+                        finite = finite && run.finite();
+                        at.next(job.offsets, job.groups, i + r);
+                        run.begin(job.centers, at.group * job.channels + column);
+                    }
+                    run.add(row[r]);
                 }
-                run.add(row[r]);
             }
         }
+        finite = finite && run.finite();
+        write_run(job, w, column, at, run, second);
+        if (second || !at.finishes()) break;
+        first = at.end, last = at.group_end;
+        run.begin(job.centers, at.group * job.channels + column);
     }
-    write_run(job, w, column, at, run);
-    finite = finite && run.finite();
     if (!finite) atomicOr(&job.marks[w], 1);
     if (kSecond == Second::kSpread) job.spreads[w * ceil_div(job.channels, V) + column / V] = run.spread;
-    if (first_column && at.cut_behind() && !at.cut_before()) job.leaders[w] = at.group;
+    if (first_column && at.cut_behind() && !at.cut_before() && !at.finishes()) job.leaders[w] = at.group;
 }
 
-// One warp a group: its count, and zeros where it has no rows.
+// One warp a group: its count, and zeros where it has no rows. And no window is marked yet.
 template <bool Squares>
 __global__ void __launch_bounds__(kThreads) count_groups(Task job) {
+    const int64_t threads = gridDim.x * static_cast<int64_t>(kThreads);
+    for (int64_t w = blockIdx.x * int64_t{kThreads} + threadIdx.x; w < job.windows; w += threads) job.marks[w] = 0;
     const int lane = threadIdx.x % kWarp;
     const int64_t warps = gridDim.x * static_cast<int64_t>(kThreads / kWarp);
     int64_t g = blockIdx.x * static_cast<int64_t>(kThreads / kWarp) + threadIdx.x / kWarp;
@@ -208,97 +246,47 @@ __global__ void __launch_bounds__(kThreads) count_groups(Task job) {
 
 constexpr int kMaxWindow = 512;
 
-// One block a window; only a marked one has anything to do. A warp looks through a row for what is not
-// finite; then, to skip such rows, the block sums the window again without them.
-template <typename T, bool Squares>
+// A block a window; only a marked one has anything to do. A warp looks through a row for what is not
+// finite; then, to skip such rows, the block sums again what the window has summed, without them.
+template <typename T, Second kSecond>
 __global__ void __launch_bounds__(kThreads) mend_windows(Job<T> job) {
-    SHARED(bool, leave_out, [kMaxWindow]);
+    SHARED(bool, leave_out, [2 * kMaxWindow]);
     const int64_t w = blockIdx.x;
     if (job.marks[w] == 0) return;
-    Place at;
-    at.begin = w * job.window;
-    at.end = min(at.begin + job.window, job.offsets[job.groups]);
+    Place at(job, w, kSecond);
+    at.enter(job.offsets, find_group(job.offsets, job.groups, at.end - 1));
+    const int64_t last = at.finishes() ? at.group_end : at.end;
+    at.enter(job.offsets, find_group(job.offsets, job.groups, at.begin));
+    const int64_t first = at.finished_before() ? at.group_end : at.begin;
 
-    for (int64_t i = at.begin + threadIdx.x / kWarp; i < at.end; i += kThreads / kWarp) {
+    for (int64_t i = first + threadIdx.x / kWarp; i < last; i += kThreads / kWarp) {
         const int64_t row = job.order[i];
         const bool bad = report_nonfinite(job.x + row * job.stride_n, row, job.n, job.channels, job.status);
         if (threadIdx.x % kWarp == 0) {
-            leave_out[i - at.begin] = bad;
+            leave_out[i - first] = bad;
             if (bad && job.skip_nonfinite) {
                 atomic_add(&job.counts[find_group(job.offsets, job.groups, i)], -1);
             }
         }
     }
     __syncthreads();
-    if (!job.skip_nonfinite) return;
+    if (!job.skip_nonfinite || kSecond == Second::kSpread) return;
 
     for (int64_t c = threadIdx.x; c < job.channels; c += kThreads) {
-        constexpr Second kSecond = Squares ? Second::kSquares : Second::kNone;
-        at.enter(job.offsets, find_group(job.offsets, job.groups, at.begin));
+        at.enter(job.offsets, find_group(job.offsets, job.groups, first));
         Sums<1, kSecond> run;
         run.begin(nullptr, 0);
-        for (int64_t i = at.begin; i < at.end; ++i) {
-            if (i == at.group_end) {
-                write_run(job, w, c, at, run);
+        for (int64_t i = first; i < last; ++i) {
+            if (i == at.group_end || i == at.end) {
+                write_run(job, w, c, at, run, false);
                 run.begin(nullptr, 0);
-                at.next(job.offsets, job.groups, i);
+                if (i == at.group_end) at.next(job.offsets, job.groups, i);
             }
-            if (!leave_out[i - at.begin]) {
+            if (!leave_out[i - first]) {
                 run.add(load_pack<T, 1>(job.x + job.order[i] * job.stride_n + c));
             }
         }
-        write_run(job, w, c, at, run);
-    }
-}
-
-// Sum and lost low part, after Neumaier.
-struct Compensated {
-    double sum = 0, lost = 0;
-
-    __device__ __forceinline__ void add(double x) {
-        const double next = sum + x;
-        lost += fabs(sum) >= fabs(x) ? (sum - next) + x : (x - next) + sum;
-        sum = next;
-    }
-    // Where the sum left the finite numbers `lost` is NaN, and the sum alone is the answer.
-    __device__ __forceinline__ double total() const { return is_finite(sum) ? sum + lost : sum; }
-};
-
-constexpr int kSlotLanes = 8;
-
-// blockDim (32 columns, 8 parts of the slots), gridDim (columns, windows to begin at); blocks go from
-// leader to leader. The parts are fixed by the group's windows and added in their order.
-template <bool Squares>
-__global__ void __launch_bounds__(kWarp* kSlotLanes) add_slots(Task job) {
-    SHARED(double, part_sum, [kSlotLanes][kWarp]);
-    SHARED(double, part_lost, [kSlotLanes][kWarp]);
-    const int64_t size = (Squares ? 2 : 1) * job.channels;
-    const int64_t c = blockIdx.x * static_cast<int64_t>(kWarp) + threadIdx.x;
-    for (int64_t w = blockIdx.y; w < job.windows; w += gridDim.y) {
-        const int64_t g = job.leaders[w];
-        if (g < 0) continue;  // the same for the whole block
-        const int64_t slots = (job.offsets[g + 1] - 1) / job.window - w + 1;
-        const int64_t part = ceil_div(slots, kSlotLanes);
-        const int64_t end = min(slots, (threadIdx.y + 1) * part);
-        Compensated sum;
-        if (c < size) {
-#pragma unroll 4
-            for (int64_t k = threadIdx.y * part; k < end; ++k) {
-                sum.add(job.slots[(2 * (w + k) + (k == 0 ? 1 : 0)) * size + c]);
-            }
-        }
-        part_sum[threadIdx.y][threadIdx.x] = sum.sum;
-        part_lost[threadIdx.y][threadIdx.x] = is_finite(sum.sum) ? sum.lost : 0;
-        __syncthreads();
-        if (threadIdx.y == 0 && c < size) {
-            Compensated all;
-            for (int p = 0; p < kSlotLanes; ++p) all.add(part_sum[p][threadIdx.x]);
-            for (int p = 0; p < kSlotLanes; ++p) all.add(part_lost[p][threadIdx.x]);
-            double* out = c < job.channels ? job.sums + g * job.channels + c
-                                           : job.sumsq + g * job.channels + c - job.channels;
-            *out = all.total();
-        }
-        __syncthreads();  // before the next leader's parts
+        write_run(job, w, c, at, run, last > at.end);
     }
 }
 
@@ -311,7 +299,7 @@ struct Layout {
         windows = ceil_div(x.n, window);
         slots = 0;
         leaders = slots + 2 * windows * (squares ? 2 : 1) * x.channels * 8;
-        means = leaders + windows * 8;
+        means = leaders + ceil_div(windows, 2) * 16;  // for packs of 16 bytes
         const int64_t mean_size = x.dtype == DType::float64 ? 8 : 4;
         marks = means + (x.positions > 1 ? ceil_div(x.n * x.channels * mean_size, 16) * 16 : 0);
         bytes = marks + windows * 4;
@@ -338,6 +326,10 @@ template <typename T, Second kSecond>
 void launch_sums(const ClassMoments& a, const Layout& layout, const T* x, int64_t stride_n,
                  const double* centers, double* spreads, cudaStream_t stream) {
     constexpr bool Squares = kSecond == Second::kSquares;
+    for (const double* sums : {a.sums, a.sumsq}) {
+        const auto past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(sums) % 16);
+        expect(past == 0, "sums", "addresses that are multiples of 16", past);
+    }
     char* space = static_cast<char*>(a.workspace);
     const Job<T> job{{a.x.n, a.x.channels, stride_n, a.order, a.offsets, a.groups,
                       layout.window, layout.windows, a.counts, a.sums, a.sumsq,
@@ -351,15 +343,16 @@ void launch_sums(const ClassMoments& a, const Layout& layout, const T* x, int64_
            stream)(job);
     if (job.windows == 0 || job.channels == 0) return;
 
-    check(cudaMemsetAsync(job.marks, 0, job.windows * 4, stream), "cudaMemsetAsync");
     if (is_wide(x, sizeof(T), stride_n, job.channels)) {
         launch_windows<T, 16 / sizeof(T), kSecond>(job, stream);
     } else {
         launch_windows<T, 1, kSecond>(job, stream);
     }
-    LAUNCH((mend_windows<T, Squares>), job.windows, kThreads, 0, stream)(job);
+    LAUNCH((mend_windows<T, kSecond>), job.windows, kThreads, 0, stream)(job);
     const int64_t size = (Squares ? 2 : 1) * job.channels;
-    const dim3 grid(ceil_div(size, kWarp), min(job.windows, int64_t{1024}));
+    // About two rounds of 8 blocks for each of 132 multiprocessors.
+    const int64_t columns = ceil_div(size, kWarp);
+    const dim3 grid(columns, min(job.windows, max(kSlotBlocks / columns, int64_t{1})));
     LAUNCH((add_slots<Squares>), grid, dim3(kWarp, kSlotLanes), 0, stream)(job);
 }
 

@@ -46,7 +46,7 @@ def each_type(op):
 
 
 SMALLER_ORDER = (("kDigitBits = 8", "kDigitBits = 6"), ("kThreads = 256", "kThreads = 64"))
-SMALLER_MOMENTS = (("min(job.windows, int64_t{1024})", "min(job.windows, int64_t{2})"),)
+SMALLER_MOMENTS = (("kSlotBlocks = 2048", "kSlotBlocks = 2"),)
 SMALLER_TILES = (
     ("kFewestTiles = 1024", "kFewestTiles = 1"),
     ("kMostWarps = 8192", "kMostWarps = 2"),
@@ -101,9 +101,9 @@ DRIVERS_OF = {
     ),
     "class_moments": Driver(
         MOMENTS,
-        ("class_moments.cu",),
+        ("class_moments.cu", "class_moments_slots.cuh"),
         ((), ("1250",)),
-        {"class_moments.cu": SMALLER_MOMENTS, "class_order.cu": SMALLER_ORDER},
+        {"class_moments_slots.cuh": SMALLER_MOMENTS, "class_order.cu": SMALLER_ORDER},
     ),
     "lloyd_step": Driver(
         ("lloyd_step.cu", *each_type("lloyd_step"), *MOMENTS),
@@ -113,7 +113,7 @@ DRIVERS_OF = {
         ),
         smaller={
             **SMALLER_LLOYD,
-            "class_moments.cu": SMALLER_MOMENTS,
+            "class_moments_slots.cuh": SMALLER_MOMENTS,
             "class_order.cu": SMALLER_ORDER,
         },
         less_work=(("float32",),),

@@ -93,6 +93,9 @@ int main(int count, char** arguments) {
         }
         add_up({DType::float32, 0, 4, 1, 2, false, true, false, 0});
         add_up({DType::float32, 33, 130, 1, 1, false, true, true, 0});
+        // Groups of 13 windows, more than one thread adds, and several for a block.
+        add_up({DType::float32, 700, 3, 1, 3, false, true, false, 0});
+        add_up({DType::float16, 700, 3, 1, 3, false, false, true, 0});
     }
     std::puts("right");
 }
