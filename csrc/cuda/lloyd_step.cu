@@ -31,10 +31,11 @@ __device__ __forceinline__ float power_of_two(int n) {
 
 constexpr int kSplitThreads = 128;
 
-// One block a centre, also of those that pad the panels: split to float16, measured, stored.
+// One block a centre, also of those that pad the panels: split to float16, measured, stored. What the
+// kernels behind this one count starts at zero.
 __global__ void __launch_bounds__(kSplitThreads)
     split_centers(const double* centers, int64_t k, int64_t width, int64_t chunks, const float* mean,
-                  Frame* frame, Bound* bounds, __half* panels, float* shift) {
+                  Frame* frame, Bound* bounds, __half* panels, float* shift, int64_t* rechecked, int64_t* counts) {
     constexpr int kWarps = kSplitThreads / kWarp;
     SHARED(double, parts, [3][kWarps]);
     const int64_t center = blockIdx.x, padded = gridDim.x;
@@ -84,7 +85,9 @@ __global__ void __launch_bounds__(kSplitThreads)
     if (!(bound.square < 1e30f)) bound.square = 0, bound.length = INFINITY;  // a bound that never decides
     if (center >= k) bound = {1e38f, 0, 0, 0};                              // far from every row
     bounds[center] = bound;
+    if (counts && center < k) counts[center] = 0;
     if (center == 0) {
+        *rechecked = 0;
         frame->scale = p;
         frame->ratio = power_of_two(center_scale - row_scale);
     }
@@ -131,9 +134,10 @@ __global__ void __launch_bounds__(kWarp* kSlotParts)
 }  // namespace
 
 void launch_split(const double* centers, int64_t k, int64_t width, int64_t padded, const float* mean,
-                  Frame* frame, Bound* bounds, __half* panels, float* shift, cudaStream_t stream) {
+                  Frame* frame, Bound* bounds, __half* panels, float* shift, int64_t* rechecked,
+                  int64_t* counts, cudaStream_t stream) {
     LAUNCH((split_centers), padded, kSplitThreads, 0, stream)(centers, k, width, ceil_div(width, kChunk), mean,
-                                                              frame, bounds, panels, shift);
+                                                              frame, bounds, panels, shift, rechecked, counts);
 }
 
 void launch_add(const double* parts, int64_t count, double* between, double* sum, cudaStream_t stream) {

@@ -220,6 +220,7 @@ __device__ __forceinline__ void decide_rows(const FewJob<T>& job, int rows, FewS
     const float ratio = job.frame->ratio;
     const unsigned all = (1u << job.k) - 1;
     for (int base = 0; base < rows; base += kFewThreads / 4) {
+        if (base + static_cast<int>(threadIdx.x) / kWarp * (kWarp / 4) >= rows) break;  // none for this warp
         const int row = base + threadIdx.x / 4, first = threadIdx.x % 4 * 4;
         const bool there = row < rows;
         float key[4] = {};
@@ -288,21 +289,45 @@ __device__ __forceinline__ void sort_rows(const FewPlan& plan, int rows, FewShar
     if (lane >= kWarp) return;
     const unsigned below = (1u << lane) - 1;
     const int row[2] = {group + lane * plan.groups, group + (lane + kWarp) * plan.groups};
-    int label[2], place[2] = {}, before = 0;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) label[i] = row[i] < rows ? shared.labels[row[i]] : -1;
-    for (int k = 0; k < kFewCenters; ++k) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const unsigned same = __ballot_sync(0xffffffffu, label[i] == k);
-            if (label[i] == k) place[i] = before + __popc(same & below);
-            before += __popc(same);
-        }
-        if (lane == 0) shared.ends[group][k] = static_cast<unsigned char>(before);
-    }
+    // Which lanes hold a row, and which of them a label with each of its bits: the same in all lanes.
+    constexpr int kBits = 4;
+    static_assert(kFewCenters == 1 << kBits && kFewCenters <= kWarp);
+    int label[2];
+    unsigned there[2], ones[2][kBits];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-        if (row[i] < rows) shared.sorted[group * plan.each + place[i]] = row[i] * plan.pitch;
+        label[i] = row[i] < rows ? shared.labels[row[i]] : 0;
+        there[i] = __ballot_sync(0xffffffffu, row[i] < rows);
+#pragma unroll
+        for (int b = 0; b < kBits; ++b) ones[i][b] = __ballot_sync(0xffffffffu, label[i] >> b & 1);
+    }
+    // How many rows have a smaller label than k, and which have k.
+    const auto look = [&](int k, unsigned (&same)[2]) {
+        int smaller = 0;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            unsigned less = 0;
+            same[i] = there[i];
+#pragma unroll
+            for (int b = kBits - 1; b >= 0; --b) {
+                const unsigned mine = k >> b & 1 ? ~0u : 0;
+                less |= same[i] & ~ones[i][b] & mine;
+                same[i] &= ~(ones[i][b] ^ mine);
+            }
+            smaller += __popc(less);
+        }
+        return smaller;
+    };
+    unsigned same[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        int place = look(label[i], same) + __popc(same[i] & below);
+        if (i == 1) place += __popc(same[0]);
+        if (row[i] < rows) shared.sorted[group * plan.each + place] = row[i] * plan.pitch;
+    }
+    const int smaller = look(lane, same);  // a lane for each label
+    if (lane < kFewCenters) {
+        shared.ends[group][lane] = static_cast<unsigned char>(smaller + __popc(same[0]) + __popc(same[1]));
     }
 }
 

@@ -80,14 +80,14 @@ struct Launch {
                 x, a.x.n, a.x.channels, a.x.stride_n, a.centers, a.k, at<float>(layout.mean), frame());
         }
         launch_split(a.centers, a.k, a.x.channels, padded, at<float>(layout.mean), frame(),
-                     at<Bound>(layout.bounds), at<__half>(layout.panels), at<float>(layout.shift), stream);
+                     at<Bound>(layout.bounds), at<__half>(layout.panels), at<float>(layout.shift), a.rechecked,
+                     a.counts, stream);
     }
 
     template <int kCenters, int kColumns>
     void few(const FewPlan& plan) const {
         prepare(kFewCenters);
         const Windows windows(a.x.n);
-        if (a.counts) clear(a.counts, a.k * 8);
         const FewJob<T> job{x, a.x.n, a.x.channels, a.x.stride_n, aligned_to(16 / sizeof(T)), a.centers,
                             static_cast<int>(a.k), plan, windows, frame(), at<Bound>(layout.bounds),
                             at<uint4>(layout.panels), at<float>(layout.shift), a.labels, a.counts,
@@ -161,8 +161,8 @@ struct Launch {
     }
 
     void run() const {
-        clear(a.rechecked, 8);
         if (a.x.n == 0) {
+            clear(a.rechecked, 8);
             clear(a.inertia, 8);
             if (a.counts) clear(a.counts, a.k * 8), clear(a.sums, a.k * a.x.channels * 8);
             return;

@@ -16,9 +16,10 @@ void launch_lloyd(const LloydStep& a, int device, cudaStream_t stream);
 // From here on what does not depend on the type: lloyd_step.cu.
 //
 // The frame's powers of two, and the centres as the products need them; `mean` is there, the largest
-// values are in `frame`.
+// values are in `frame`. `rechecked` and `counts`, [k] or null, become zero.
 void launch_split(const double* centers, int64_t k, int64_t width, int64_t padded, const float* mean,
-                  Frame* frame, Bound* bounds, __half* panels, float* shift, cudaStream_t stream);
+                  Frame* frame, Bound* bounds, __half* panels, float* shift, int64_t* rechecked,
+                  int64_t* counts, cudaStream_t stream);
 // The sum of `count` numbers; `between` has room for kMostAdders.
 void launch_add(const double* parts, int64_t count, double* between, double* sum, cudaStream_t stream);
 // `sums`, [size], of [windows, size].
