@@ -17,7 +17,7 @@ from resque_ext.energy import EnergyMeter
 from resque_ext.retraining import retrain
 
 EPOCHS = 2
-REPEATS = 24
+REPEATS = 3 if SMALL else 24
 
 
 class Block(nn.Module):

@@ -173,7 +173,7 @@ __device__ __forceinline__ void write_run(const Task& job, int64_t w, int64_t co
 
 // blockDim (x: columns in packs of V, y: windows).
 template <typename T, int V, Second kSecond>
-__global__ void __launch_bounds__(kThreads) sum_windows(Job<T> job) {
+__global__ void __launch_bounds__(kThreads, 4) sum_windows(Job<T> job) {
     const int64_t w = blockIdx.x * static_cast<int64_t>(blockDim.y) + threadIdx.y;
     const int64_t column = (blockIdx.y * static_cast<int64_t>(blockDim.x) + threadIdx.x) * V;
     if (w >= job.windows || column >= job.channels) return;

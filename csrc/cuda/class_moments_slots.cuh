@@ -49,7 +49,7 @@ constexpr int64_t kSlotBlocks = 2048;
 // 32 windows at a time for such as begin a group that is cut. Up to 8 slots of a group one thread adds; of
 // more each warp takes a part. The parts are fixed by the group's windows, and added in their order.
 template <bool Squares>
-__global__ void __launch_bounds__(kWarp* kSlotLanes) add_slots(Task job) {
+__global__ void __launch_bounds__(kWarp* kSlotLanes, 4) add_slots(Task job) {
     SHARED(double, part_sum, [kSlotLanes][kWarp]);
     SHARED(double, part_lost, [kSlotLanes][kWarp]);
     const int64_t size = (Squares ? 2 : 1) * job.channels;

@@ -79,7 +79,7 @@ inline float added(float sum, const double* product, int count) {
     double largest = fabs(static_cast<double>(sum));
     for (int k = 0; k < count; ++k) largest = fmax(largest, fabs(product[k]));
     const bool aligned = emulated_addition == Addition::kAligned && largest < INFINITY;
-    const double unit = unit_of(largest);
+    const double unit = aligned ? unit_of(largest) : 1;
     double total = aligned ? cut(sum, unit) : sum;
     for (int k = 0; k < count; ++k) total += aligned ? cut(product[k], unit) : product[k];
     return static_cast<float>(aligned && isfinite(total) ? cut(total, unit_of(total)) : total);

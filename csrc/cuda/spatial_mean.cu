@@ -75,6 +75,7 @@ __global__ void __launch_bounds__(kMeanThreads)
             from[q] = start + (first + q * width < planes ? q * step : 0);
         }
         double sum[kInFlight] = {};
+#pragma unroll 1
         for (int64_t i = lane * V; i < positions; i += lanes * V) {
             Pack<T, V> values[kInFlight];
 #pragma unroll

@@ -6,9 +6,11 @@ flow is real. FAKE_GPU_SECONDS is how long each event and each synchronization t
 FAKE_GPU_WITHOUT names packages, separated by commas, that are not installed where the GPU is.
 """
 
+import contextlib
 import os
 import sys
 import time
+import types
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -30,6 +32,7 @@ class _OnTheCpu(TorchFunctionMode):
         if function is torch.device:  # a device may be called cuda; only tensors have to be here
             return function(*args, **(kwargs or {}))
         kwargs = {name: _cpu(value) for name, value in (kwargs or {}).items()}
+        kwargs.pop("pin_memory", None)
         return function(*map(_cpu, args), **kwargs)
 
 
@@ -48,8 +51,30 @@ class _Event:
         return (other.at - self.at) * 1e3
 
 
+class _Stream:
+    """What is asked of it has happened already."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __getattr__(self, name):
+        return _nothing
+
+
 def _nothing(*args, **kwargs):
     return None
+
+
+class _Context(contextlib.nullcontext):
+    def __init__(self, *args, **kwargs):
+        super().__init__()
+
+
+def _properties(device=None):
+    major, minor = torch.cuda.get_device_capability()
+    return types.SimpleNamespace(
+        name=torch.cuda.get_device_name(), major=major, minor=minor, total_memory=2**37, uuid="0"
+    )
 
 
 def _synchronize(device=None):
@@ -75,9 +100,13 @@ torch.cuda.current_device = lambda: 0
 torch.cuda.get_device_name = lambda device=None: "no GPU: a rehearsal"
 torch.cuda.get_device_capability = lambda device=None: (9, 0)
 torch.cuda.Event = _Event
+torch.cuda.get_device_properties = _properties
 torch.cuda.synchronize = _synchronize
-for _name in ("_sleep", "empty_cache", "set_sync_debug_mode"):
-    setattr(torch.cuda, _name, _nothing)
+torch.cuda.Stream = torch.cuda.current_stream = _Stream
+torch.cuda.stream = torch.cuda.device = _Context
+torch.cuda.get_rng_state = lambda device=None: torch.get_rng_state()
+for _name in ("_sleep", "empty_cache", "manual_seed", "set_rng_state", "set_sync_debug_mode"):
+    setattr(torch.cuda, _name, lambda *args, **kwargs: None)  # dynamo wants one object a name
 torch.Tensor.cuda = torch.Tensor.pin_memory = lambda self, *args, **kwargs: self
 # What asks for the driver: the compiler, and optimizers before a step.
 torch.compile = _uncompiled
