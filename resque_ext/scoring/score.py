@@ -133,7 +133,8 @@ def score(
             takes one more pass over the new side, under the model as it is.
         layer: what the embedding is: a module's output ("NAME"), a part of it ("NAME:KEY",
             "NAME:0"), what it reads ("NAME:input"), what it gives when it runs again
-            ("NAME#2"), or the model's own output ("output", "output:KEY"). [N, D], tokens [N, T, D] and maps [N, C, H, W] or [N, H, W, C] are taken.
+            ("NAME#2"), or the model's own output ("output", "output:KEY"). [N, D], tokens
+            [N, T, D] and maps [N, C, H, W] or [N, H, W, C] are taken.
             By default the vector that the model itself uses. With a head, that is what the head
             reads; a head that runs on every token is read at the token whose scores the model
             returns. Without a head, it is the sentence embedding, the mean of the last hidden
