@@ -107,6 +107,7 @@ class Ranks:
         self._group: Any = None
         self._work: Any = None  # the last collective
         self._inside = False
+        self._call = 0  # how many times this rank has begun something that all do together
 
     def __enter__(self) -> Ranks:
         if self._inside:
@@ -189,11 +190,20 @@ class Ranks:
                     ", ".join(c.__name__ for c in ACCUMULATORS),
                     describe(accumulator),
                 )
-        self.expect_entered()
+        self.begin_call()
         if self.size == 1:
             return
         for accumulator in accumulators:
             accumulator.reduce(self)
+
+    def begin_call(self) -> None:
+        """Counts what all ranks do together, so that nothing of one call is taken for another's.
+
+        A rank on which a call failed may go on to the next one while the others still wait in the
+        first: `exchange` finds that out.
+        """
+        self.expect_entered()
+        self._call += 1
 
     def gather(self, value: Any) -> list[Any]:
         """What every rank gives, by rank: of JSON, and of any length."""
@@ -271,10 +281,24 @@ class Ranks:
 
         Args:
             note: of JSON, 4 KB at most.
+
+        Raises:
+            RankError: the ranks are in different calls, as after one that failed on some of them.
         """
         notes = [torch.empty(_NOTE, dtype=torch.uint8) for _ in range(self.size)]
-        self._together(dist.all_gather, notes, _packed(note), group=self._group)
-        return [_unpacked(n) for n in notes]
+        self._together(
+            dist.all_gather, notes, _packed({**note, "call": self._call}), group=self._group
+        )
+        found = [_unpacked(n) for n in notes]
+        calls = [each.pop("call") for each in found]
+        if len(set(calls)) > 1:
+            last = max(range(self.size), key=calls.__getitem__)
+            assert self._watch is not None
+            raise self._watch.give_up(
+                f"rank {last} is in a later call than others, because one failed on it; "
+                "leave `with Ranks()` after an error and enter a new one"
+            )
+        return found
 
     @staticmethod
     def expect_equal(notes: list[dict[str, Any]]) -> None:
@@ -354,6 +378,11 @@ class _Watch:
             left = [r for r in late if self._notes[r]["state"] == _DONE]
             if left:
                 raise RankError(f"rank {left[0]} left before all had reduced their data")
+
+    def give_up(self, failure: str) -> RankError:
+        """What to raise now, and from now on, where the ranks cannot go on together."""
+        self._failure = self._failure or failure
+        return RankError(self._failure)
 
     def lost(self, reason: str) -> RankError:
         """What to raise where a collective failed: the reason that is known, else that one."""

@@ -92,7 +92,8 @@ class Passes:
         self.kept: set[str] | None = None  # None: not known yet, or all
         self._correct: dict[str, Tensor | int] = dict.fromkeys(SIDES, 0)
         self._rows = dict.fromkeys(SIDES, 0)
-        self._judged = dict.fromkeys(SIDES, 0)  # rows whose labels were compared
+        # Rows whose labels the model has an output for.
+        self._judged: dict[str, Tensor | int] = dict.fromkeys(SIDES, 0)
 
     @property
     def outputs(self) -> int | None:
@@ -118,9 +119,8 @@ class Passes:
 
     def accuracy(self, side: Side) -> float | None:
         """The share of the side's labels that the model gave, None where it is no classifier."""
-        if self.outputs is None or not self._judged[side]:
-            return None
-        return float(self._correct[side]) / self._judged[side]
+        judged = int(self._judged[side])
+        return float(self._correct[side]) / judged if self.outputs and judged else None
 
     def fork(self, indices: Sequence[Index]) -> Passes:
         """Passes that go on from here with other indices; what they see stays with them."""
@@ -155,7 +155,7 @@ class Passes:
             "pooling": dict(self.pooling),
             "kept": None if self.kept is None else sorted(self.kept),
             "correct": {side: int(n) for side, n in self._correct.items()},
-            "judged": dict(self._judged),
+            "judged": {side: int(n) for side, n in self._judged.items()},
             "rows": dict(self._rows),
         }
 
@@ -344,9 +344,11 @@ class Passes:
 
     def count(self, scores: Tensor | None, labels: Tensor | None, rows: int, side: Side) -> None:
         if self.outputs is not None and labels is not None and scores is not None:
-            hits = scores.argmax(1) == labels.to(scores.device, non_blocking=True)
-            self._correct[side] = self._correct[side] + hits.sum()
-            self._judged[side] += rows
+            labels = labels.to(scores.device, non_blocking=True)
+            # A label that the model has no output for, such as -100 for rows to ignore, is no miss.
+            known = (labels >= 0) & (labels < scores.shape[1])
+            self._correct[side] = self._correct[side] + (scores.argmax(1) == labels).sum()
+            self._judged[side] = self._judged[side] + known.sum()
         self._rows[side] += rows
 
     def predicted(self, scores: Tensor | None, side: Side) -> Tensor:

@@ -35,7 +35,7 @@ def check(
 
     if not isinstance(ranks, Ranks):
         raise ArgumentTypeError("ranks", "resque_ext.distributed.Ranks", describe(ranks))
-    ranks.expect_entered()
+    ranks.begin_call()
     kept = [name for name, index in indices.items() if not index.is_joinable]
     if kept:
         known = [name for name in indices if name not in kept] or registry.of_ranks()
