@@ -88,6 +88,12 @@ def test_a_rank_that_leaves_early_is_an_error(tmp_path):
     assert last["error"].startswith("RankError: rank 0 failed: RankError: rank 1 left")
 
 
+def test_no_call_takes_what_belongs_to_another(tmp_path):
+    first, last = run("strays", tmp_path / "s", 2)
+    for each in (first, last):
+        assert each["error"].startswith("RankError: rank 0 is in a later call than others")
+
+
 @pytest.mark.parametrize(
     ("scenario", "message"),
     [

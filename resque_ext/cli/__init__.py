@@ -36,7 +36,6 @@ from resque_ext.cli import (
 from resque_ext.cli.app import app
 from resque_ext.cli.examples import add_examples
 from resque_ext.cli.output import PLAIN_WIDTH, print_line, quietly, warnings_as_lines
-from resque_ext.errors import BackendError
 
 __all__ = ["COMMANDS", "PLAIN_WIDTH", "main"]
 
@@ -57,7 +56,7 @@ COMMANDS = (
 )  # each registers its command with the app
 add_examples(app)
 ANYWHERE = {"--traceback", "--quiet", "-q"}  # options of the program, wherever they stand
-USER_ERRORS = (ValueError, TypeError, IndexError, KeyError, OSError, BackendError)
+USER_ERRORS = (ValueError, TypeError, IndexError, KeyError, OSError, RuntimeError)
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 # typer's own usage errors; their base class lives in click or, for newer typers, inside typer.
 UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

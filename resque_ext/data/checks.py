@@ -16,6 +16,7 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 DEVICES = ("cpu", "cuda")
 WIDE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)
 IGNORED = -100  # what losses pass over, torch's `ignore_index`
+_ONE_HOT = " (one-hot labels: pass labels.argmax(1))"
 IGNORED_FIX = f"{IGNORED} marks rows to ignore: leave them out, labels != {IGNORED}"
 
 
@@ -244,7 +245,10 @@ def check_labels(labels: Any, name: str = "labels") -> Tensor:
         y = y.to(torch.int32)
     elif y.dtype in WIDE_UNSIGNED:
         y = y.to(torch.int64)
-    hint = " (one-hot labels: pass labels.argmax(1))" if y.dim() == 2 else ""
+    hint = ""
+    if y.dim() == 2:
+        column = y.shape[1] == 1
+        hint = " (one column: pass labels.squeeze(1))" if column else _ONE_HOT
     if y.dtype not in (torch.int32, torch.int64):
         raise ArgumentTypeError(name, "int32 or int64 class indices", f"{describe(y)}{hint}")
     if y.dim() != 1:

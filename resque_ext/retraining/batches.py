@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_collate
 
-from resque_ext.data.checks import check_labels, describe
+from resque_ext.data.checks import IGNORED, IGNORED_FIX, check_labels, describe
 from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.model.batch import labelled
 from resque_ext.model.hooks import to_device
@@ -148,5 +148,6 @@ def label_fault(labels: Tensor, classes: int, name: str) -> Tensor | None:
             f"{name} labels",
             f"class indices from 0 to {classes - 1}, as the model has {classes} outputs",
             low if low < 0 else high,
+            fix=IGNORED_FIX if low == IGNORED else None,
         )
     return None

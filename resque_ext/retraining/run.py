@@ -292,7 +292,7 @@ class Run:
                 history.steps, history.epochs, accuracy, self.test_loss, self.costs
             )
             if self._bar is not None:
-                self._bar.set_postfix_str(str(found), refresh=False)
+                self._bar.set_postfix_str(str(found))
         if accuracy >= settings.target_accuracy:
             history.stopped = "target"
         elif history.checks_without_best(settings.min_improvement) >= (

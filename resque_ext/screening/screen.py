@@ -467,11 +467,22 @@ def _feeds(
 def _check_classes(olds: Mapping[str, Feed | None], feeds: Mapping[PairKey, Feed]) -> None:
     """Raises ValueError where a class that both sides name has another number on each.
 
-    Names on one side alone are well: datasets call the same class by several names.
+    Also where names of one side were numbered in their sorted order and the other side has numbers
+    alone. Other names on one side alone are well: datasets call the same class by several names.
     """
     for (model, candidate), feed in feeds.items():
         old = olds[model]
-        there, here = (s.source.classes or () for s in (old or feed, feed))
+        sources = ((old or feed).source, feed.source)
+        for one, other in (sources, sources[::-1]):
+            if getattr(one, "sorted_names", False) and other.classes is None:
+                raise ArgumentError(
+                    f"candidates.{candidate}",
+                    "labels of one kind on both sides",
+                    f"names of classes ({', '.join(map(str, one.classes[:3]))}...) in "
+                    f"{one.name}, and numbers in {other.name}",
+                    fix="number the names first, as the other side does",
+                )
+        there, here = (source.classes or () for source in sources)
         places = {name: i for i, name in enumerate(there)}
         for i, name in enumerate(here):
             if places.get(name, i) != i:

@@ -140,6 +140,21 @@ def leaving(ranks):
         ranks.all_reduce(reduced(ranks))
 
 
+def strays(ranks):
+    """Rank 0 fails alone and goes on to the next calls; the others wait in the first."""
+    found = []
+    for number in range(3):
+        try:
+            if number == 0 and ranks.rank == 0:
+                ranks.begin_call()
+                raise ZeroDivisionError
+            ranks.all_reduce(reduced(ranks))
+            found.append("a value")
+        except (ZeroDivisionError, distributed.RankError) as error:
+            found.append(f"{type(error).__name__}: {error}")
+    return found
+
+
 def unlike(ranks):
     ranks.all_reduce(ResqueDist(3, blocks=4 if ranks.rank else 8))
 

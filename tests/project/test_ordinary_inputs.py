@@ -276,6 +276,26 @@ def test_arm_and_p_read_no_labels(new):
         assert float(found) == float(right)
 
 
+def test_labels_to_ignore_are_no_misses():
+    model = made(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+    with torch.no_grad():
+        guess = model(X).argmax(1)
+    y = torch.where(torch.arange(ROWS) < 8, guess, -100)
+    data = [(X, y)]
+    found = r.score(model, data, [(X + 1, y * 0 - 100)], indices="arm", progress=False)
+    assert found.old_accuracy == 1
+    assert found.new_accuracy is None
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_names_of_classes_and_numbers_are_not_put_together(swapped):
+    names = np.array(["wolf", "ant", "bee"])[Y.numpy()]
+    sides = [(X.numpy(), names), (X.numpy(), Y.numpy())]
+    old, new = sides[::-1] if swapped else sides
+    with pytest.raises(ValueError, match="labels of one kind on both sides"):
+        r.screen({"m": None}, old, {"c": new}, progress=False)
+
+
 def test_predicted_labels_are_marked():
     model = made(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, CLASSES))
     with torch.no_grad():
@@ -470,6 +490,20 @@ def main(capsys, *arguments):
     code = cli.main([str(a) for a in arguments])
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def test_a_model_that_does_not_fit_its_inputs_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "narrow_net.py").write_text(
+        "from torch import nn\ndef net(): return nn.Sequential(nn.Linear(5, 3))\n"
+    )
+    np.savez(tmp_path / "x.npz", inputs=X.numpy(), labels=Y.numpy())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    code, _, err = main(capsys, "score", "narrow_net:net", "--old", "x.npz", "--new", "x.npz")
+    sys.modules.pop("narrow_net", None)
+    assert code == 2
+    assert "mat1 and mat2" in err
+    assert err.count("\n") == 1
 
 
 def test_a_width_of_nothing(tmp_path, monkeypatch, capsys):

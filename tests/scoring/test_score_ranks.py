@@ -66,17 +66,17 @@ def test_values_of_any_length_are_gathered(found):
 
 
 SAME = {
-    "task": "ValueError: indices: expected those whose states can be joined over ranks "
+    "task": "ArgumentError: indices: expected those whose states can be joined over ranks "
     "(resque_dist), found 'resque_task', which needs all rows in one place",
-    "preindex": "ValueError: indices: expected those whose states can be joined over ranks "
+    "preindex": "ArgumentError: indices: expected those whose states can be joined over ranks "
     "(arm), found 'preindex', which needs all rows in one place",
-    "probe": "ValueError: indices: expected those whose states can be joined over ranks "
+    "probe": "ArgumentError: indices: expected those whose states can be joined over ranks "
     "(resque_dist, arm, linear_residual, representation_distance, accuracy_drop), found "
     "'linear_probe', which needs all rows in one place",
-    "match": "ValueError: adapt_normalization: expected True or False with ranks, found 'match', "
-    "which goes by the batches before",
-    "empty": "ValueError: new: expected rows on one rank at least, found none on any",
-    "empty_adapted": "ValueError: new: expected rows on one rank at least, found none on any",
+    "match": "ArgumentError: adapt_normalization: expected True or False with ranks, found "
+    "'match', which goes by the batches before",
+    "empty": "ArgumentError: new: expected rows on one rank at least, found none on any",
+    "empty_adapted": "ArgumentError: new: expected rows on one rank at least, found none on any",
     "arguments": "ValueError: ranks: expected the same arguments on all, found {'indices': "
     "['resque_dist']} on rank 0 and {'indices': ['arm', 'resque_dist']} on rank 1",
     "models": "ValueError: model: expected the same on all ranks, found {'layer_name': "
@@ -91,10 +91,10 @@ def test_what_goes_wrong_on_one_rank_is_an_error_on_all(tmp_path):
     zero, one = (each["result"] for each in run("wrong", tmp_path / "w", 2, WORKER))
     for name, message in SAME.items():
         assert (zero[name], one[name]) == (message, message)
-    assert one["data"].startswith("ValueError: new: features: expected finite values")
+    assert one["data"].startswith("ArgumentError: new: features: expected finite values")
     assert zero["data"] == f"RankError: rank 1 failed: {one['data']}"
     assert one["one_row"] == (
-        "ValueError: new: expected two or more values a channel in every batch, because "
+        "ArgumentError: new: expected two or more values a channel in every batch, because "
         "adapt_normalization takes their variance, found shape (1, 16), torch.float64, cpu at "
         "'norm'"
     )

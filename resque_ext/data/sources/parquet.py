@@ -101,6 +101,7 @@ class ParquetSource(SourceBase):
         self._decode = image_decoder() if next(iter(kinds)) == "images" else None
         self._shape = () if self._decode else self._find_shape()
         self._names: NDArray[np.str_] | None = None
+        self.sorted_names = False  # whether the order of the classes is that of their names
         self.classes = self._find_classes(classes)
 
     def fingerprint(self) -> dict[str, Any] | None:
@@ -167,7 +168,7 @@ class ParquetSource(SourceBase):
                 with _open(path) as file, _readable(path):
                     found = file.read(columns=[column]).column(0)
                     texts |= set(pa.compute.unique(found).to_pylist())
-            names = sorted(texts - {None})
+            names, self.sorted_names = sorted(texts - {None}), True
         self._names = np.asarray(names, dtype=str)
         return tuple(map(str, names))
 

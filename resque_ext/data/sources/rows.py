@@ -84,6 +84,7 @@ class ArraySource(RowsSource):
         x = check_features(features) if kind == "embeddings" else as_tensor(features, "inputs")
         (labels,), names = class_indices(labels=labels)
         self.classes = None if names is None else tuple(names.tolist())
+        self.sorted_names = names is not None  # the order of the classes is that of their names
         y = check_labels(labels)
         if x.dim() < 2 or len(x) != len(y) or len(y) == 0:
             raise ArgumentError(
