@@ -43,7 +43,7 @@ def test_energy_of_a_known_gpu():
     result = run("sleep", "0.4", gpus=[0], nvml=fake, clock=clock, carbon_intensity=360)
     assert 0.4 <= result["seconds"] < 5
     joules = result["joules"]
-    assert joules["source"] == "nvml-counter"
+    assert joules["source"] == "nvml-counter", joules
     assert joules["value"] == pytest.approx(200 * result["seconds"], rel=0.02)
     assert result["kg_co2"]["value"] == pytest.approx(joules["value"] * 1e-7)
     assert any("short window" in note for note in joules["notes"])
