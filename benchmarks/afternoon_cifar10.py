@@ -108,9 +108,12 @@ def table(rows: list[Row], seconds: dict[str, float]) -> str:
         if a["cost"].epochs != b["cost"].epochs
     ]
     middle = sorted(errors)[len(errors) // 2] if errors else float("nan")
-    lines += ["", f"{sum(pairs)} of {len(pairs)} pairs are in the order of what they took; the "
-              f"forecast is off by a factor of {2**middle:.2f} in the median, over {len(errors)} "
-              "that cost something and reached the target."]  # fmt: skip
+    lines += [
+        "",
+        f"{sum(pairs)} of {len(pairs)} pairs are in the order of what they took; the "
+        f"forecast is off by a factor of {2**middle:.2f} in the median, over {len(errors)} "
+        "that cost something and reached the target.",
+    ]
     return "\n".join(lines) + "\n"
 
 

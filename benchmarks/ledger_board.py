@@ -156,18 +156,35 @@ def board(rows: list[Row]) -> str:
     scores |= {name: forecast(calibration, n) for name, n in LENGTHS.items()}
     given = {name: part for name, part in parts(found).items() if part}
     lines = [summary(rows, chosen, found), ""]
-    lines += _table(["Spearman; concordance", *given], [
-        [label, *(_pair(*orders(score, part)) for part in given.values())]
-        for label, score in scores.items()
-    ], key=lambda row: [-_first(cell) for cell in row[2:]])  # fmt: skip
-    lines += ["", *_table([
-        "forecast", "on", "cases", "median \\|log2\\|", "inside 90%", "missed in 20 epochs",
-        "AUC of the verdict", "said", "rightly",
-    ], [
-        [label, name, *_absolute(absolute(calibration, part, length))]
-        for label, length in LENGTHS.items()
-        for name, part in given.items()
-    ])]  # fmt: skip
+    lines += _table(
+        ["Spearman; concordance", *given],
+        [
+            [label, *(_pair(*orders(score, part)) for part in given.values())]
+            for label, score in scores.items()
+        ],
+        key=lambda row: [-_first(cell) for cell in row[2:]],
+    )
+    lines += [
+        "",
+        *_table(
+            [
+                "forecast",
+                "on",
+                "cases",
+                "median \\|log2\\|",
+                "inside 90%",
+                "missed in 20 epochs",
+                "AUC of the verdict",
+                "said",
+                "rightly",
+            ],
+            [
+                [label, name, *_absolute(absolute(calibration, part, length))]
+                for label, length in LENGTHS.items()
+                for name, part in given.items()
+            ],
+        ),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -204,10 +221,12 @@ def formulas(calibration: Calibration) -> str:
         ]
         start = "log2(k) + " if name.startswith("curve") else ""
         found.append(
-            [name, start + " + ".join(terms), *(
-                f"{each:.2f}" for each in (formula.between, formula.within, formula.sigma)
-            )]
-        )  # fmt: skip
+            [
+                name,
+                start + " + ".join(terms),
+                *(f"{each:.2f}" for each in (formula.between, formula.within, formula.sigma)),
+            ]
+        )
     return "\n".join(_table(["formula", "log2(steps)", "between", "within", "sigma"], found)) + "\n"
 
 

@@ -136,9 +136,13 @@ def calibrated(rows: list[Row]) -> Calibration:
         "recipes": sorted({row["recipe"] for row in rows}),
     }
     return Calibration(
-        formulas, **curves, never=never, longest_steps=longest,
-        farthest_octaves=round(farthest, 1), about=about,
-    )  # fmt: skip
+        formulas,
+        **curves,
+        never=never,
+        longest_steps=longest,
+        farthest_octaves=round(farthest, 1),
+        about=about,
+    )
 
 
 def fit(rows: list[Row], write: bool) -> None:

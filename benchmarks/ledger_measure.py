@@ -113,18 +113,29 @@ def indices(model: nn.Module, old: Part, clean: Part, new: Part) -> dict[str, fl
     for suffix, way in (("", False), ("_adapted", "match")):
         try:
             scores = score(
-                model, *sides, INDICES, adapt_normalization=way, options=options,
-                progress=False, mapping=True, errors="keep",
-            )  # fmt: skip
+                model,
+                *sides,
+                INDICES,
+                adapt_normalization=way,
+                options=options,
+                progress=False,
+                mapping=True,
+                errors="keep",
+            )
         except ValueError:  # no normalization to adapt
             continue
         for name, each in scores.items():
             found[name + suffix] = _finite(getattr(each, "value", None))
     try:
         pairs = score(
-            model, batches(clean, 128), batches(new, 128), ("preindex",), paired=True,
-            options={"preindex": {"chance": 0}}, progress=False,
-        )  # fmt: skip
+            model,
+            batches(clean, 128),
+            batches(new, 128),
+            ("preindex",),
+            paired=True,
+            options={"preindex": {"chance": 0}},
+            progress=False,
+        )
         found["preindex"] = _finite(pairs.value)
     except (ValueError, RuntimeError):
         found["preindex"] = None
@@ -139,9 +150,12 @@ def course(
     how = RECIPES[recipe]
     given = {"optimizer": how.optimizer, "scheduler": how.scheduler}
     settings = make_settings(
-        torch.device("cpu"), given | {"checks_per_epoch": setting.checks}, target_accuracy=target,
-        max_epochs=setting.max_epochs * how.epochs, seed=seed,
-    )  # fmt: skip
+        torch.device("cpu"),
+        given | {"checks_per_epoch": setting.checks},
+        target_accuracy=target,
+        max_epochs=setting.max_epochs * how.epochs,
+        seed=seed,
+    )
     points: list[tuple[int, float, float]] = []
     with setup.opened(model, Shuffled(new, setting.batch), batches(test), settings) as run:
         beside = Costs(run.device, None)
@@ -189,9 +203,14 @@ class Shelf:
         new, test = self.shifted(1, *case, 1000 + i), self.shifted(2, *case, 2000 + i)
         if case not in self.known:
             before = forecast(
-                self.model, batches(self.old), batches(new, 128), batches(test), 1.0, steps=(),
+                self.model,
+                batches(self.old),
+                batches(new, 128),
+                batches(test),
+                1.0,
+                steps=(),
                 meter=None,
-            )  # fmt: skip
+            )
             self.known[case] = {
                 "start_accuracy": _rounded(before.accuracy),
                 "adapted_accuracy": _rounded(before.adapted_accuracy),

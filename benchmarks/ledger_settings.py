@@ -320,18 +320,37 @@ def _digits(sort: str, role: str, seed: int, make: Callable[[], nn.Module], **mo
 
 def _cifar(sort: str, seed: int, norm: str) -> Setting:
     return Setting(
-        sort, "judge", seed, lambda: small_resnet(norm), lambda _, path: load_cifar(path),
-        shifted, {k: v[-1:] for k, v in CIFAR_DEVELOPMENT.items()},
+        sort,
+        "judge",
+        seed,
+        lambda: small_resnet(norm),
+        lambda _, path: load_cifar(path),
+        shifted,
+        {k: v[-1:] for k, v in CIFAR_DEVELOPMENT.items()},
         {k: v[:1] for k, v in CIFAR_JUDGE.items()},
-        epochs=15, rate=5e-3, below=(0.05, 0.12), max_epochs=5, checks=8, batch=64,
-    )  # fmt: skip
+        epochs=15,
+        rate=5e-3,
+        below=(0.05, 0.12),
+        max_epochs=5,
+        checks=8,
+        batch=64,
+    )
 
 
 def _text(sort: str, role: str, seed: int, make: Callable[[], nn.Module]) -> Setting:
     return Setting(
-        sort, role, seed, make, load_text, shifted_text, TEXT_KINDS, TEXT_JUDGE, 30, 1e-3,
+        sort,
+        role,
+        seed,
+        make,
+        load_text,
+        shifted_text,
+        TEXT_KINDS,
+        TEXT_JUDGE,
+        30,
+        1e-3,
         below=(0.05, 0.12),
-    )  # fmt: skip
+    )
 
 
 def _table(sort: str, role: str, seed: int, load: Any, make: Callable[[], nn.Module]) -> Setting:
@@ -341,9 +360,14 @@ def _table(sort: str, role: str, seed: int, load: Any, make: Callable[[], nn.Mod
 
 def _bn_table() -> nn.Module:
     return nn.Sequential(
-        nn.Linear(20, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.BatchNorm1d(64),
-        nn.ReLU(), nn.Linear(64, 6),
-    )  # fmt: skip
+        nn.Linear(20, 64),
+        nn.BatchNorm1d(64),
+        nn.ReLU(),
+        nn.Linear(64, 64),
+        nn.BatchNorm1d(64),
+        nn.ReLU(),
+        nn.Linear(64, 6),
+    )
 
 
 def _narrow_cnn() -> nn.Module:

@@ -23,8 +23,8 @@ from resque_ext.model.pooling import masked_mean
 from resque_ext.model.streams import TokenMasks
 
 _NARROW = (torch.float16, torch.bfloat16)
+_GROWN = 1e-4  # of the largest: what devices make of a resize
 # How the scores of a coarse grid are brought to the size of the image.
-_GROWN = 2e-2  # of the largest: half precision, and what devices make of a resize
 _RESIZED = (("bilinear", False), ("bilinear", True), ("bicubic", False), ("nearest", None))
 
 
@@ -168,7 +168,8 @@ def _resized(scores: Tensor, *given: Tensor) -> bool:
         return False
     coarse = torch.stack([x.float() for x in given]).sum(0)
     grown = (interpolate(coarse, size, mode=m, align_corners=a) for m, a in _RESIZED)
-    return any(_near(scores.double(), x.double(), _GROWN) for x in grown)
+    tolerance = max(_tolerance(scores, *given), _GROWN)
+    return any(_near(scores.double(), x.double(), tolerance) for x in grown)
 
 
 def _follows(scores: Tensor, given: Tensor) -> bool:

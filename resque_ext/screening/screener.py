@@ -244,9 +244,15 @@ class Screener:
             return pair
         if plan.adapted:
             also = read_both(
-                old, plan.old.get(key[0]), key[1], feed, plan.adapted, plan.options,
-                plan.candidates[key[1]].paired, plan.way,
-            )  # fmt: skip
+                old,
+                plan.old.get(key[0]),
+                key[1],
+                feed,
+                plan.adapted,
+                plan.options,
+                plan.candidates[key[1]].paired,
+                plan.way,
+            )
             named = {name + REESTIMATED: value for name, value in also.indices.items()}
             pair = dataclasses.replace(
                 pair, indices=pair.indices | named, seconds=pair.seconds + also.seconds

@@ -33,10 +33,27 @@ def arguments(tmp_path, monkeypatch):
         np.savez(f"{side}.npz", inputs=images.astype(np.float32), labels=labels)
     sides = [text for side in ("old", "train", "test") for text in (f"--{side}", f"{side}.npz")]
     return (
-        "study", "mine_to_study:make_model", *sides, "--target", "0.9", "--batch-size", "16",
-        "--max-epochs", "5", "--index", "resque_dist", "--optimizer", "mine_to_study:fast",
-        "--shift", "gaussian=0.1,0.3", "--shift", "contrast=0.5", "--no-meter", "-o", "runs.jsonl",
-    )  # fmt: skip
+        "study",
+        "mine_to_study:make_model",
+        *sides,
+        "--target",
+        "0.9",
+        "--batch-size",
+        "16",
+        "--max-epochs",
+        "5",
+        "--index",
+        "resque_dist",
+        "--optimizer",
+        "mine_to_study:fast",
+        "--shift",
+        "gaussian=0.1,0.3",
+        "--shift",
+        "contrast=0.5",
+        "--no-meter",
+        "-o",
+        "runs.jsonl",
+    )
 
 
 @pytest.mark.filterwarnings("ignore:shifts")
@@ -46,8 +63,10 @@ def test_runs_are_kept_and_told(run, arguments):
     assert status == 0
     kept = list(read_runs("runs.jsonl"))
     assert [(r.kind, r.level) for r in kept] == [
-        ("gaussian", 0.1), ("gaussian", 0.3), ("contrast", 0.5),
-    ]  # fmt: skip
+        ("gaussian", 0.1),
+        ("gaussian", 0.3),
+        ("contrast", 0.5),
+    ]
     assert [each["epochs"] for each in found["runs"]] == [r.measures["epochs"] for r in kept]
     assert {"resque_dist", "linear_probe_error_reestimated"} <= set(found["spearman"])
     assert all(r.cost.options["optimizer_groups"][0]["lr"] == 2e-2 for r in kept)

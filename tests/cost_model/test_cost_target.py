@@ -64,9 +64,16 @@ def runs_to(target, rng):
         for level in range(3):
             error = 0.02 * 2 ** (5 * rng.random())
             epochs = 2 ** (math.log2(error / (1 - target)) + 1 + 0.05 * rng.normal())
-            run = study_run(error, epochs, f"kind{kind}", level, predictors={
-                "linear_probe_error": error, INDEX: error,
-            })  # fmt: skip
+            run = study_run(
+                error,
+                epochs,
+                f"kind{kind}",
+                level,
+                predictors={
+                    "linear_probe_error": error,
+                    INDEX: error,
+                },
+            )
             found.append(
                 dataclasses.replace(run, cost=dataclasses.replace(run.cost, target_accuracy=target))
             )
@@ -80,10 +87,22 @@ def test_runs_to_several_targets_are_of_one_model():
         CostModel.fit(runs)
     model = CostModel.fit(runs, ("error_over_allowed",), ("epochs",), method="log-linear")
     assert model.target_accuracy is None
+    # The same costs, as those of one target, with the ratio given as a predictor.
+    ratios = [math.log2(run.predictors[INDEX] / (1 - run.cost.target_accuracy)) for run in runs]
+    told = [
+        dataclasses.replace(
+            run,
+            predictors={INDEX: ratio},
+            cost=dataclasses.replace(run.cost, target_accuracy=0.9),
+        )
+        for run, ratio in zip(runs, ratios, strict=True)
+    ]
+    plain = CostModel.fit(told, (INDEX,), ("epochs",), method="log-linear")
     for error, target in ((0.2, 0.9), (0.2, 0.8), (0.3, 0.85)):
         found = model.predict({"linear_probe_error": error}, target_accuracy=target)["epochs"]
-        assert found.value == pytest.approx(2 * error / (1 - target), rel=0.35)
-        same = model.predict({"error_over_allowed": math.log2(error / (1 - target))})["epochs"]
+        ratio = math.log2(error / (1 - target))
+        assert found.value == pytest.approx(plain.predict({INDEX: ratio})["epochs"].value, rel=1e-9)
+        same = model.predict({"error_over_allowed": ratio})["epochs"]
         assert same.value == found.value
     met = model.predict({"linear_probe_error": 0.2}, target_accuracy=0.9, accuracy=0.93)
     assert met["epochs"].high == 0

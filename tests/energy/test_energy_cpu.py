@@ -202,7 +202,9 @@ def test_itself_and_what_it_leaves_behind():
     if design:  # a machine without RAPL
         watts = float(design[0].partition("(")[2].partition(" W")[0])
         assert found["cpu", "none"].value is None
-        assert 0.05 * watts * 2.5 < found["cpu", "estimate"].value < watts * 5.0
+        seconds = metered.measurement.seconds
+        # Its last second may be missing, and an idle machine draws a part of its design power.
+        assert 0.05 * (seconds - 1) < found["cpu", "estimate"].value / watts < seconds
     else:
         assert found["cpu", "rapl"].value > 0
     assert logger.handlers == handlers

@@ -156,9 +156,15 @@ def test_start_of_another_run_is_refused():
 
 def trained(model):
     cost, better = retrain(
-        model, batches(samples=400), batches(seed=1), 0.9, 20, optimizer=fast, meter=None,
+        model,
+        batches(samples=400),
+        batches(seed=1),
+        0.9,
+        20,
+        optimizer=fast,
+        meter=None,
         return_model=True,
-    )  # fmt: skip
+    )
     assert cost.reached
     return better
 
@@ -212,9 +218,9 @@ def test_without_steps_the_linear_probe_decides():
     calibration, target = shipped(), Target(0.6, 50)
     given = features(target, found.before, None)
     expected = 2 ** sum(w * given[n] for n, w in calibration.formulas[0].weights.items())
-    assert found.steps.value == pytest.approx(max(expected, 4), rel=1e-9)
+    assert found.steps.value == pytest.approx(expected, rel=1e-9)
     around = 2 ** (calibration.formulas[0].sigma * 1.6448536)  # at the next check, every four steps
-    assert found.steps.low == max(4 * math.ceil(expected / around / 4), 4)
+    assert found.steps.low == 4 * math.ceil(expected / around / 4)
     assert found.steps.high == 4 * math.ceil(expected * around / 4)
     assert found.epochs.value == pytest.approx(found.steps.value / 4)
     assert found.seconds.value is None
@@ -244,17 +250,30 @@ def test_probe_goes_on_while_the_interval_is_wide():
 def test_reached_at_a_check_of_the_retraining():
     found = make(0.6, optimizer=fast, checks_per_epoch=4)
     cost = retrain(
-        network(), batches(), batches(seed=1), 0.6, 12, optimizer=fast, meter=None,
+        network(),
+        batches(),
+        batches(seed=1),
+        0.6,
+        12,
+        optimizer=fast,
+        meter=None,
         checks_per_epoch=4,
-    )  # fmt: skip
+    )
     assert 0 < cost.steps <= 32
     assert found.stage == "reached"
     assert found.steps.low == found.steps.value == found.steps.high == cost.steps
     assert found.epochs.value == cost.epochs
     again = retrain(
-        network(), batches(), batches(seed=1), 0.6, 12, optimizer=fast, meter=None,
-        checks_per_epoch=4, start=found,
-    )  # fmt: skip
+        network(),
+        batches(),
+        batches(seed=1),
+        0.6,
+        12,
+        optimizer=fast,
+        meter=None,
+        checks_per_epoch=4,
+        start=found,
+    )
     assert again.without_times() == cost.without_times()
 
 
@@ -379,13 +398,26 @@ def test_interrupt_gives_what_is_known(at, stage, kept):
     assert found.points[-1].step == kept
     assert found.steps.value is not None
     expected = retrain(
-        network(), batches(), batches(seed=1), 1.0, 12, optimizer=slow, meter=None,
+        network(),
+        batches(),
+        batches(seed=1),
+        1.0,
+        12,
+        optimizer=slow,
+        meter=None,
         loss=interrupting(-1),
-    )  # fmt: skip
+    )
     cost = retrain(
-        network(), batches(), batches(seed=1), 1.0, 12, optimizer=slow, meter=None,
-        loss=interrupting(-1), start=found,
-    )  # fmt: skip
+        network(),
+        batches(),
+        batches(seed=1),
+        1.0,
+        12,
+        optimizer=slow,
+        meter=None,
+        loss=interrupting(-1),
+        start=found,
+    )
     assert cost.without_times() == expected.without_times()
 
 

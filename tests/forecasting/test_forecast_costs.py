@@ -38,9 +38,18 @@ def probed(training, evaluation, **options):
     model = nn.Sequential(network(), Takes(clock, training, evaluation))
     with meter:
         return forecast(
-            model, None, batches(), batches(seed=1), 1.0, 40, meter=meter, width=1.0,
-            max_share=1.0, adapt_normalization=False, **options,
-        )  # fmt: skip
+            model,
+            None,
+            batches(),
+            batches(seed=1),
+            1.0,
+            40,
+            meter=meter,
+            width=1.0,
+            max_share=1.0,
+            adapt_normalization=False,
+            **options,
+        )
 
 
 def test_energy_is_steps_and_evaluations_times_their_own():

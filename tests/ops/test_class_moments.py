@@ -257,6 +257,7 @@ def test_results_that_nobody_touches(place):
     assert torch.equal(sums[counts == 0], torch.ones_like(sums[counts == 0]))
 
 
+@pytest.mark.parametrize("place", ["cpu", "cpu:baseline", "cpu:avx2", "cpu:avx512"], indirect=True)
 @pytest.mark.parametrize(
     ("width", "classes"),
     [
@@ -269,8 +270,6 @@ def test_results_that_nobody_touches(place):
 )
 def test_narrow_rows_of_some_classes(place, width, classes):
     """On the CPU from 32,768 rows on they are summed in the order in which they lie."""
-    if place.kernels != "cpu":
-        pytest.skip("the CPU's way through memory")
     x = drawn(33_000, width)
     check(place, x, labels_for(len(x), classes), classes)
     x[[7, 32_768], width // 2] = math.inf

@@ -57,7 +57,7 @@ def run(request, tmp_path_factory):
             if form.endswith("nearest"):
                 patch.setenv("RESQUE_CUDA_ON_CPU_ADDITION", "nearest")
             done = subprocess.run(
-                [program, name], input=records.tobytes(), capture_output=True, timeout=120
+                [program, name], input=records.tobytes(), capture_output=True, timeout=30
             )
         assert done.returncode == 0, done.stderr.decode()
         return np.frombuffer(done.stdout, dtype=result)

@@ -35,7 +35,7 @@ def test_a_notebook_prints_what_it_was_kept_with(name, monkeypatch):
     before = printed(kept)
     assert any(before)
     resources = {"metadata": {"path": str(FOLDER)}}
-    nbclient.NotebookClient(kept, timeout=600, kernel_name="python3", resources=resources).execute()
+    nbclient.NotebookClient(kept, timeout=180, kernel_name="python3", resources=resources).execute()
     assert printed(kept) == before
 
 

@@ -72,8 +72,8 @@ def names(out):
 
 def test_every_part_runs_to_its_end(rehearse):
     parts = ("kernels", "overhead", "sanitizers", "ncu")
-    limits = {f"LIMIT_{part}": "1500" for part in parts}
-    status, printed, out = rehearse(*parts, SECONDS_LEFT="6000", **limits)
+    limits = {f"LIMIT_{part}": "600" for part in parts}
+    status, printed, out = rehearse(*parts, SECONDS_LEFT="2400", **limits)
     assert status == 0, printed
     for step in ("kernels", "overhead", "memcheck", "racecheck", "ncu"):
         assert re.search(rf"^{step}: ok", printed, re.MULTILINE), printed
@@ -90,7 +90,7 @@ def test_every_part_runs_to_its_end(rehearse):
 
 
 def test_kernels_are_proved_right_first(rehearse):
-    _, printed, out = rehearse("correct", LIMIT_correct="1500", SECONDS_LEFT="3000")
+    _, printed, out = rehearse("correct", LIMIT_correct="600", SECONDS_LEFT="3000")
     steps = re.findall(r"^(\w+): (?:ok|FAILED|INTERRUPTED)", printed, re.MULTILINE)
     assert steps == ["instructions", "every_kernel", "tests"]
     assert re.search(r"^every_kernel: ok", printed, re.MULTILINE), printed
@@ -151,7 +151,7 @@ def test_an_extension_that_does_not_load_is_built_instead(rehearse, tmp_path):
 
 def test_without_packages_that_only_opponents_need(rehearse):
     without = ",".join([*MISSING, "sklearn", "scipy", "torchvision", "timm", "transformers"])
-    limits = {"LIMIT_kernels": "1500", "SECONDS_LEFT": "2000"}
+    limits = {"LIMIT_kernels": "600", "SECONDS_LEFT": "2000"}
     _, printed, out = rehearse("kernels", FAKE_GPU_WITHOUT=without, **limits)
     assert re.search(r"^kernels: ok", printed, re.MULTILINE), printed
     assert any(name.startswith("lloyd_step") for name in names(out))

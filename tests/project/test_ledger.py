@@ -35,12 +35,23 @@ def rows(load):
 def row(hits, points=(), **more):
     """A run of ten steps an epoch, with two checks in each, on 100 test samples."""
     return {
-        "setting": "a", "sort": "net", "role": "development", "kind_role": "judge",
-        "recipe": "adam-1e-3", "targets": [0.9, 0.5], "hits": hits, "test_samples": 100,
-        "check_batches": [5, 10], "steps_per_epoch": 10, "points": [list(p) for p in points],
-        "linear_probe_error": 0.2, "start_accuracy": hits[0] / 100, "adapted_accuracy": None,
-        "parameters": 7, "predictors": {"arm": 1.0, "log_me": -2.0},
-    } | more  # fmt: skip
+        "setting": "a",
+        "sort": "net",
+        "role": "development",
+        "kind_role": "judge",
+        "recipe": "adam-1e-3",
+        "targets": [0.9, 0.5],
+        "hits": hits,
+        "test_samples": 100,
+        "check_batches": [5, 10],
+        "steps_per_epoch": 10,
+        "points": [list(p) for p in points],
+        "linear_probe_error": 0.2,
+        "start_accuracy": hits[0] / 100,
+        "adapted_accuracy": None,
+        "parameters": 7,
+        "predictors": {"arm": 1.0, "log_me": -2.0},
+    } | more
 
 
 def test_costs_are_read_off_a_run(load):
@@ -105,7 +116,7 @@ def test_peers_by_other_means(load):
             return -(value - 0.5 * np.linalg.slogdet(a)[1]) / 60
 
         best.append(-minimize(loss, [0.0, 0.0], method="Nelder-Mead", tol=1e-8).fun)
-    assert measure.log_me(x, y) == pytest.approx(np.mean(best), abs=1e-4)
+    assert measure.log_me(x, y) == pytest.approx(np.mean(best), abs=1e-6)
 
 
 def test_the_file_has_what_is_said_of_it(rows, load):
@@ -121,7 +132,7 @@ def test_the_file_has_what_is_said_of_it(rows, load):
         assert len(r["targets"]) == 2
         assert r["setting"] in settings.SETTINGS
         assert 0 <= min(r["hits"]) <= max(r["hits"]) <= r["test_samples"]
-        assert r["start_accuracy"] == pytest.approx(r["hits"][0] / r["test_samples"], abs=1e-4)
+        assert r["start_accuracy"] == pytest.approx(r["hits"][0] / r["test_samples"], abs=5.1e-5)
     for case in load("ledger_cases").cases(rows):
         assert case.steps <= case.row["steps"]
 
@@ -142,11 +153,15 @@ def test_a_row_is_that_of_its_retraining(load, tmp_path):
     new, test = shelf.shifted(1, *case, 1000 + i), shelf.shifted(2, *case, 2000 + i)
     for each in cases.cases([found]):
         cost = retrain(
-            shelf.model, index.Shuffled(new, shelf.setting.batch), index.batches(test),
-            each.target.accuracy, shelf.setting.max_epochs,
+            shelf.model,
+            index.Shuffled(new, shelf.setting.batch),
+            index.batches(test),
+            each.target.accuracy,
+            shelf.setting.max_epochs,
             optimizer=settings.RECIPES["adam-1e-3"].optimizer,
-            checks_per_epoch=shelf.setting.checks, meter=None,
-        )  # fmt: skip
+            checks_per_epoch=shelf.setting.checks,
+            meter=None,
+        )
         assert (each.steps, each.reached) == (cost.steps, cost.reached)
 
 
@@ -154,12 +169,13 @@ def test_a_row_is_that_of_its_retraining(load, tmp_path):
 def test_the_shipped_constants_are_fitted_to_it(rows, load):
     found, kept = load("ledger_fit").calibrated(rows), shipped()
     assert found.about == kept.about
+    last = 0.002  # they are kept to three digits, and another BLAS ends the search elsewhere
     for length, formula in kept.formulas.items():
-        assert formula.sigma == pytest.approx(found.formulas[length].sigma, abs=0.02)
+        assert formula.sigma == pytest.approx(found.formulas[length].sigma, abs=last)
         for name, weight in formula.weights.items():
-            assert found.formulas[length].weights[name] == pytest.approx(weight, abs=0.02)
+            assert found.formulas[length].weights[name] == pytest.approx(weight, abs=last)
     for length, weights in kept.never.items():
-        assert found.never[length] == pytest.approx(weights, abs=0.05)
+        assert found.never[length] == pytest.approx(weights, abs=last)
 
 
 @pytest.mark.full

@@ -476,7 +476,9 @@ def test_shifts_of_mappings_and_of_normalized_images():
     m, s = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
     plain = r.shifts.make("gaussian", 0.1)(images)
     normalized = r.shifts.make("gaussian", 0.1, mean=mean, std=std)((images - m) / s)
-    assert torch.allclose(normalized, (plain - m) / s, atol=1e-5)
+    assert torch.allclose(
+        normalized, (plain - m) / s, atol=2e-6
+    )  # 16 units of a float32 of about 1
     batch = r.shifts.make("gaussian", 0.1)({"pixel_values": images, "id": Y})
     assert torch.equal(batch["pixel_values"], plain)
     with pytest.raises(ValueError, match=r"mean=.*std="):

@@ -26,9 +26,14 @@ OPTIONS = {"meter": None, "optimizer": slow, "checks_per_epoch": 2}
 def run(target=0.75, epochs=40, **options):
     found = []
     cost = retrain(
-        network(), batches(samples=200), batches(seed=1), target, epochs,
-        on_forecast=found.append, **OPTIONS | options,
-    )  # fmt: skip
+        network(),
+        batches(samples=200),
+        batches(seed=1),
+        target,
+        epochs,
+        on_forecast=found.append,
+        **OPTIONS | options,
+    )
     return cost, found
 
 
@@ -42,8 +47,10 @@ def test_is_told_at_every_check_and_leaves_no_trace():
     assert all(isinstance(o, Outlook) for o in found)
     last = found[-1]
     assert (last.reached, last.steps, last.seconds_left) == (
-        True, Span(cost.steps, cost.steps, cost.steps), Span(0, 0, 0),
-    )  # fmt: skip
+        True,
+        Span(cost.steps, cost.steps, cost.steps),
+        Span(0, 0, 0),
+    )
     assert last.epochs.value == pytest.approx(cost.epochs)
 
 

@@ -140,7 +140,7 @@ def test_every_shift_is_retrained_for(result):
     assert retraining["censored"] == sum(row["censored"] for row in rows)
     known = [r for r in rows if r["stage"] == "probe" and not r["censored"]]
     inside = sum(r["low"] <= r["epochs"] <= (r["high"] or math.inf) for r in known)
-    assert inside >= 0.7 * len(known)
+    assert inside == len(known) > 0
     assert found_rank(retraining) > 0.85
     # Levels differ: neither nearly all for nothing, nor nearly all in vain.
     kinds = [sum(r["stage"] == "free" for r in rows), retraining["censored"]]
