@@ -20,6 +20,7 @@ from resque_ext import environment, forecast, score
 from resque_ext.retraining import setup
 from resque_ext.retraining.meters import Costs
 from resque_ext.retraining.retrain import make_settings
+from resque_ext.tools import demo
 
 FORMAT = "resque_ext.LedgerRow/1"
 INDICES = (
@@ -40,19 +41,7 @@ def fitted(setting: Setting, old: Part) -> nn.Module:
     model, generator = setting.make(), torch.Generator().manual_seed(setting.seed)
     if not setting.epochs:
         return model.eval()
-    x, y = old
-    optimizer = torch.optim.Adam(model.parameters(), lr=setting.rate)
-    steps = setting.epochs * -(-len(y) // 64)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, setting.rate, total_steps=steps)
-    model.train()
-    for _ in range(setting.epochs):
-        for rows in torch.randperm(len(y), generator=generator).split(64):
-            loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-    return model.eval()
+    return demo.train(model, *old, generator, setting.epochs, setting.rate)
 
 
 def h_score(x: np.ndarray, y: np.ndarray) -> float:

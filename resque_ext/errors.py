@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 _Error = TypeVar("_Error", bound="InputError")
@@ -78,3 +80,20 @@ def within(place: str, error: Exception) -> Exception:
     if isinstance(error, InputError):
         return error.but(argument=f"{place}: {error.argument}")
     return type(error)(f"{place}: {error}")
+
+
+@contextlib.contextmanager
+def needing(argument: str, package: str, expected: str, extra: str) -> Iterator[None]:
+    """Around the imports of a package that an extra of this one brings.
+
+    Raises:
+        ArgumentError: it is not installed. Any other import that fails raises as it is.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise
+        raise ArgumentError(
+            argument, expected, f"none: pip install 'resque-ext[{extra}]'"
+        ) from None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resque_ext.errors import ArgumentError
+from resque_ext.errors import ArgumentError, needing
 
 # What image files end in.
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".pbm", ".tif", ".tiff")
@@ -30,14 +30,8 @@ def image_decoder() -> Callable[[Any], Tensor]:
     What it returns raises ValueError for what is no whole image, or one whose mode or values do not
     tell what white is.
     """
-    try:
+    with needing("data", "PIL", "Pillow, which reads images", "models"):
         from PIL import Image
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "PIL":
-            raise
-        raise ArgumentError(
-            "data", "Pillow, which reads images", "none: pip install 'resque-ext[models]'"
-        ) from None
 
     def decode(file: Any) -> Tensor:
         try:

@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from resque_ext.errors import ArgumentError
+from resque_ext.errors import needing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,14 +38,8 @@ STYLE = {
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
     """matplotlib's own defaults and `STYLE`, whatever the caller's are, which come back."""
-    try:
+    with needing("figures", "matplotlib", "matplotlib", "plots"):
         import matplotlib
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise ArgumentError(
-            "figures", "matplotlib", "none: pip install 'resque-ext[plots]'"
-        ) from None
     # Not the backend: a look at it would choose one, and import what that needs.
     names = [name for name in matplotlib.rcParamsDefault if not name.startswith("backend")]
     default = {name: matplotlib.rcParamsDefault[name] for name in names}

@@ -96,14 +96,25 @@ def make_model() -> nn.Module:
 
 
 def train(
-    model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+    epochs: int | None = None,
+    rate: float = 1e-2,
 ) -> nn.Module:
-    """Trains in place: Adam, cross-entropy, one cycle of the learning rate; back in eval mode."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    steps = EPOCHS * -(-len(labels) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-2, total_steps=steps)
+    """Trains in place: Adam, cross-entropy, one cycle of the learning rate; back in eval mode.
+
+    Args:
+        epochs: by default `EPOCHS`.
+        rate: the highest learning rate of the cycle.
+    """
+    epochs = EPOCHS if epochs is None else epochs
+    optimizer = torch.optim.Adam(model.parameters())  # the cycle sets the learning rate
+    steps = epochs * -(-len(labels) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=rate, total_steps=steps)
     model.train()
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for rows in torch.randperm(len(labels), generator=generator).split(BATCH):
             loss = nn.functional.cross_entropy(model(images[rows]), labels[rows])
             optimizer.zero_grad()

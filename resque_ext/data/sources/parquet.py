@@ -28,7 +28,7 @@ from resque_ext.data.sources.base import (
 from resque_ext.data.sources.items import batch_of
 from resque_ext.data.sources.order import Plan, permutation
 from resque_ext.data.transforms import Transforms
-from resque_ext.errors import ArgumentError
+from resque_ext.errors import ArgumentError, needing
 from resque_ext.storage.json_text import parse_json
 
 _SAMPLE = 256  # rows that are read at once to find the first one's shape
@@ -464,14 +464,8 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _library() -> tuple[Any, Any]:
-    try:
+    with needing("data", "pyarrow", "pyarrow, which reads Parquet", "files"):
         import pyarrow
         import pyarrow.compute
         import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "pyarrow":
-            raise
-        raise ArgumentError(
-            "data", "pyarrow, which reads Parquet", "none: pip install 'resque-ext[files]'"
-        ) from None
     return pyarrow.parquet, pyarrow
