@@ -19,7 +19,7 @@ def load_model(name: str, weights: str | os.PathLike[str] | None = None) -> nn.M
     Args:
         name: such as ``torchvision.models:resnet18`` or ``mine:make_model`` for ``mine.py`` in the
             current folder.
-        weights: a state_dict: .safetensors, or .pt, .pth or .bin read with ``weights_only=True``.
+        weights: a state_dict: .safetensors, or .pt, .pth, .bin or .ckpt by ``weights_only=True``.
             Known nesting (``{"state_dict": ...}``, ``{"model": ...}``) and prefixes (``module.``,
             ``_orig_mod.``, ``model.``) are left out and tied weights filled in, with a warning.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,13 +17,19 @@ from resque_ext.errors import ArgumentError
 from resque_ext.model.hooks import unwrap
 
 # Where training scripts put a state_dict in a checkpoint, the likeliest first.
-NESTED = ("state_dict", "model_state_dict", "model")
-# What DataParallel and DDP, torch.compile, and wrappers such as Lightning's put before names.
-PREFIXES = ("module.", "_orig_mod.", "model.")
+NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
+# What DataParallel and DDP, torch.compile, FSDP, activation checkpointing, and wrappers such as
+# Lightning's put before names; the first of them inside of names too.
+WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+PREFIXES = (*WRAPPERS, "model.", "net.")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # torch's messages have some
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Loads a state_dict: .safetensors, or .pt, .pth or .bin read with ``weights_only=True``.
+    """Loads a state_dict: .safetensors, or .pt, .pth, .bin or .ckpt by ``weights_only=True``.
 
     Known nesting (`NESTED`) and prefixes before every name (`PREFIXES`) are left out, and names of
     tied weights that the file has once are filled in; a warning says so.
@@ -47,21 +54,28 @@ def load_weights(model: nn.Module, path: Path) -> None:
             path,
             f"the weights of {type(inner).__name__}",
             f"others{done}: {' '.join(str(error).split())[:300]}",
+            fix=f"prefixes that are left out: {' '.join(PREFIXES)}",
         ) from None
 
 
 def _read(path: Path) -> Any:
     suffix = path.suffix.lower()
-    if suffix not in (".safetensors", ".pt", ".pth", ".bin"):
-        raise ArgumentError(path, "the suffix .safetensors, .pt, .pth or .bin", f"{suffix!r}")
+    if suffix not in SUFFIXES:
+        expected = f"the suffix {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        raise ArgumentError(path, expected, f"{suffix!r}")
     try:
         if suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     # Damaged bytes end in exceptions of nearly every type.
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ArgumentError(path, "a whole file of plain tensors", lines[0]) from None
+        lines = _COLOURS.sub("", str(error)).strip().splitlines() or [type(error).__name__]
+        raise ArgumentError(
+            path,
+            "a whole file of plain tensors",
+            lines[0],
+            fix="save model.state_dict(), not the model",
+        ) from None
 
 
 def _unpacked(found: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -77,7 +91,7 @@ def _unpacked(found: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
         held = describe(found)
         if isinstance(found, Mapping):
             held += f" of {', '.join(map(repr, list(found)[:5])) or 'nothing'}"
-        raise ArgumentError(path, "tensors by name", held)
+        raise ArgumentError(path, f"tensors by name, or under one of {', '.join(NESTED)}", held)
     return dict(found), [f"from {'.'.join(way)!r}"] if way else []
 
 
@@ -124,10 +138,12 @@ def _renamings(state: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], li
         changes = [f"without the prefix {''.join(stripped)!r}"] if stripped else []
         yield state, changes
         # Of modules that were wrapped inside of another one.
-        for part in ("_orig_mod.", "module."):
-            if any(f".{part}" in name for name in state):
-                inner = {name.replace(f".{part}", "."): x for name, x in state.items()}
-                yield inner, [*changes, f"without {part!r} inside names"]
+        inner, left_out = state, []
+        for part in WRAPPERS:
+            if any(f".{part}" in name for name in inner):
+                inner = {name.replace(f".{part}", "."): x for name, x in inner.items()}
+                left_out.append(f"without {part!r} inside names")
+                yield inner, [*changes, *left_out]
         prefix = next((p for p in PREFIXES if all(n.startswith(p) for n in state)), None)
         if prefix is None:
             return

@@ -110,7 +110,7 @@ def test_weights_that_are_refused(folder):
         with pytest.raises(ValueError, match=f"{file}: expected a whole file of plain tensors"):
             load_model(name, file)
     torch.save({"epoch": 3}, folder / "other.pt")
-    with pytest.raises(ValueError, match="expected tensors by name, found dict"):
+    with pytest.raises(ValueError, match="expected tensors by name, .* found dict"):
         load_model(name, "other.pt")
     with pytest.raises(ValueError, match="expected the suffix"):
         load_model(name, "made_here.py")

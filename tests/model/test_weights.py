@@ -49,10 +49,13 @@ def save(path, content):
     return path
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".bin"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".bin", ".ckpt"])
 @pytest.mark.parametrize(
     "prefix",
-    ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model.module."],
+    [
+        *("module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module."),
+        *("model.module.", "net.", "_fsdp_wrapped_module."),
+    ],
 )
 def test_prefixes(tmp_path, suffix, prefix):
     path = save(tmp_path / f"w{suffix}", {prefix + k: v for k, v in STATE.items()})
@@ -70,6 +73,8 @@ def test_prefixes(tmp_path, suffix, prefix):
         ("state_dict", lambda s: {"state_dict": s, "epoch": 3, "optimizer": {"state": {}}}),
         ("model_state_dict", lambda s: {"epoch": 1, "model_state_dict": s, "loss": 0.5}),
         ("model", lambda s: {"model": s, "args": {"lr": 0.1}}),
+        ("net", lambda s: {"net": s, "acc": 93.1, "epoch": 7}),
+        ("weights", lambda s: {"weights": s}),
         ("model.state_dict", lambda s: {"model": {"state_dict": s, "step": 2}}),
         ("state_dict", lambda s: {"state_dict": s, "model": "resnet"}),
     ],
@@ -112,6 +117,25 @@ def test_wrapped_models_take_plain_weights_and_wrapped_ones(tmp_path):
     assert same(model, STATE)
 
 
+def test_wrappers_inside_of_names(tmp_path):
+    inside = {
+        k.replace("0.", "0._fsdp_wrapped_module._checkpoint_wrapped_module.", 1): v
+        for k, v in STATE.items()
+    }
+    model = make()
+    with pytest.warns(UserWarning, match="inside names"):
+        load_weights(model, save(tmp_path / "w.pt", inside))
+    assert same(model, STATE)
+
+
+def test_a_whole_model_is_refused_with_what_to_do(tmp_path):
+    path = tmp_path / "w.pt"
+    torch.save(make(), path)
+    with pytest.raises(ValueError, match=r"save model\.state_dict\(\), not the model") as caught:
+        load_weights(make(), path)
+    assert "\x1b" not in str(caught.value)
+
+
 @pytest.mark.parametrize("prefix", ["", "model."])
 @pytest.mark.parametrize("kept", ["embedding.weight", "head.weight"])
 def test_tied_weights_that_are_stored_once(tmp_path, prefix, kept):
@@ -137,11 +161,11 @@ def test_tied_weights_that_are_stored_once(tmp_path, prefix, kept):
             {f"module.{k}": v for k, v in list(STATE.items())[1:]},
             r"expected .* found others \(read without",
         ),
-        ({f"net.{k}": v for k, v in STATE.items()}, "expected the weights of Sequential"),
-        ({"model": {"a": 3}}, "expected tensors by name, found dict of 'a'"),
-        ({"weights": STATE}, "expected tensors by name, found dict of 'weights'"),
-        ({}, "expected tensors by name, found dict of nothing"),
-        ([1], "expected tensors by name, found list"),
+        ({f"trunk.{k}": v for k, v in STATE.items()}, "expected the weights of Sequential"),
+        ({"model": {"a": 3}}, "expected tensors by name, .* found dict of 'a'"),
+        ({"ema": STATE}, "expected tensors by name, or under one of .* found dict of 'ema'"),
+        ({}, "expected tensors by name, .* found dict of nothing"),
+        ([1], "expected tensors by name, .* found list"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
