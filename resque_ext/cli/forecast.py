@@ -67,8 +67,8 @@ def _forecast(
     loaded = load_model(model, weights)
     make = find_optimizer(optimizer)
     olds = None if old is None else open_batches(old, transforms, batch_size)
-    trains = open_batches(train, transforms, batch_size, None if olds is None else olds.classes)
-    tests = open_batches(test, transforms, batch_size, trains.classes)
+    trains = open_batches(train, transforms, batch_size, olds)
+    tests = open_batches(test, transforms, batch_size, trains)
     found = forecast(
         loaded,
         olds,

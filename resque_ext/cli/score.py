@@ -131,8 +131,8 @@ def _score(
     loaded = load_model(model, weights)
     olds = open_batches(old, transforms, batch_size) if old is not None else None
     compares = any("old" in kind.reads.sides for kind in kinds)
-    classes = olds.classes if olds is not None and compares else None
-    news = open_batches(new, transforms, batch_size, classes) if new is not None else None
+    like = olds if compares else None
+    news = open_batches(new, transforms, batch_size, like) if new is not None else None
     results = score(
         loaded,
         olds,

@@ -62,14 +62,14 @@ def _study(
     transforms = [make_transform(text) for text in transform or ()]
     loaded, make = load_model(model, weights), find_optimizer(optimizer)
     olds = open_batches(old, transforms, batch_size)
-    trains = open_batches(train, transforms, batch_size, olds.classes)
+    trains = open_batches(train, transforms, batch_size, olds)
     found = study(
         loaded,
         {
             "old": olds,
             "new": trains,
             "train": shuffled(trains),
-            "test": open_batches(test, transforms, batch_size, olds.classes),
+            "test": open_batches(test, transforms, batch_size, olds),
         },
         levels,
         tuple(index or INDICES),

@@ -7,11 +7,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from resque_ext.data.checks import as_tensor, check_count, check_labels, describe
+from resque_ext.data.checks import as_tensor, check_count, check_labels, class_indices, describe
 from resque_ext.data.files import load_arrays
 from resque_ext.data.images import image_decoder, list_images, stack_images
 from resque_ext.errors import ArgumentError
@@ -23,12 +26,14 @@ class Batches:
 
     Attributes:
         classes: names of the classes, where the data have names for them.
+        sorted_names: whether names in a file were numbered in their sorted order.
     """
 
     read: Callable[[slice], tuple[Tensor, Tensor]]
     samples: int
     batch_size: int
     classes: tuple[str, ...] | None = None
+    sorted_names: bool = False
 
     def __len__(self) -> int:
         return -(-self.samples // self.batch_size)
@@ -42,28 +47,35 @@ def open_batches(
     path: str | os.PathLike[str],
     transforms: Sequence[Callable[[Tensor], Tensor]] = (),
     batch_size: int = 64,
-    classes: Sequence[str] | None = None,
+    like: Batches | None = None,
 ) -> Batches:
     """The labelled inputs of a file or folder.
 
     Args:
         path: .npz or .safetensors with the arrays `inputs` [N, ...] and `labels` [N] (uint8 inputs
-            are images: they become floats in [0, 1]), or a folder with one subfolder of images a
-            class, in the order of their names.
+            are images: they become floats in [0, 1]; labels are class indices, or names of classes
+            in a .npz), or a folder with one subfolder of images a class, in the order of their names.
         transforms: functions of a batch of inputs, in turn; of one image [1, C, H, W] for a folder,
             whose images may differ in size.
         batch_size: samples of a batch, at least 1.
-        classes: names that the subfolders may have, in order; for a second side.
+        like: the first side, whose classes a second one has to have, by the same numbers.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: one line: path, what was expected, what was found.
     """
     path, batch_size = Path(path), check_count(batch_size, "batch_size")
+    classes = None if like is None else like.classes
     if path.is_dir():
         return _open_folder(path, transforms, batch_size, classes)
-    inputs, labels = (
-        as_tensor(a, n) for a, n in zip(load_arrays(path, ARRAYS), ARRAYS, strict=True)
-    )
+    inputs, labels = load_arrays(path, ARRAYS)
+    inputs = as_tensor(inputs, "inputs")
+    (labels,), names = class_indices(**{f"{path}: labels": labels})
+    numbers = like is not None and classes is None  # of the first side
+    if (numbers and names is not None) or (like and like.sorted_names and names is None):
+        here, there = ("names of classes", "numbers")[:: 1 if numbers else -1]
+        raise ArgumentError(f"{path}: labels", f"{there}, as on the other side", here)
+    if names is not None and classes is not None:
+        labels = _numbered(names, classes, path)[labels]
     labels = check_labels(labels, f"{path}: labels")
     if inputs.dim() < 2 or len(inputs) != len(labels) or len(labels) == 0:
         raise ArgumentError(
@@ -78,7 +90,19 @@ def open_batches(
         x = x.float() / 255 if x.dtype == torch.uint8 else x
         return functools.reduce(lambda value, f: f(value), transforms, x), labels[rows]
 
-    return Batches(read, len(labels), batch_size)
+    found = classes if names is None else classes or tuple(names.tolist())
+    return Batches(read, len(labels), batch_size, found, names is not None)
+
+
+def _numbered(names: NDArray[Any], classes: Sequence[str], path: Path) -> NDArray[np.int64]:
+    """The number of each name among the classes of the other side."""
+    places = {name: i for i, name in enumerate(classes)}
+    unknown = [name for name in names.tolist() if name not in places]
+    if unknown:
+        raise ArgumentError(
+            f"{path}: labels", f"classes of the other side ({', '.join(classes)})", unknown[0]
+        )
+    return np.array([places[name] for name in names.tolist()])
 
 
 ARRAYS = ("inputs", "labels")

@@ -16,6 +16,7 @@ from resque_ext.data.sources import (
     ArraySource,
     BatchSource,
     BlockOrder,
+    DatasetSource,
     Source,
     SourceError,
     TarSource,
@@ -263,3 +264,18 @@ def test_what_cannot_be_told_apart_has_no_fingerprint(tmp_path):
     assert named.fingerprint()["transforms"] == ['resize={"size": 2}']
     assert TarSource(pattern, transforms=[torch.square]).fingerprint() is None
     assert next(named.batches(2))[0].shape[2:] == (2, 2)
+
+
+def test_names_of_classes_in_a_dataset():
+    datasets = pytest.importorskip("datasets")
+    names = ["cat", "ant", None, "bee", "cat"]
+    rows = {"x": np.arange(10.0).reshape(5, 2).tolist(), "animal": names}
+    source = DatasetSource(
+        datasets.Dataset.from_dict(rows), kind="embeddings", columns=("x", "animal")
+    )
+    assert (source.classes, source.sorted_names) == (("ant", "bee", "cat"), True)
+    faults = []
+    ((x, y),) = source.batches(8, on_fault="skip", faults=faults)
+    assert y.tolist() == [2, 0, 1, 2]
+    assert x[:, 0].tolist() == [0, 2, 6, 8]
+    assert faults[0].member == "row 2"

@@ -110,7 +110,7 @@ def test_weights_that_are_refused(folder):
         with pytest.raises(ValueError, match=f"{file}: expected a whole file of plain tensors"):
             load_model(name, file)
     torch.save({"epoch": 3}, folder / "other.pt")
-    with pytest.raises(ValueError, match="expected tensors by name, .* found dict"):
+    with pytest.raises(ValueError, match=r"expected tensors by name, .* found dict"):
         load_model(name, "other.pt")
     with pytest.raises(ValueError, match="expected the suffix"):
         load_model(name, "made_here.py")
@@ -143,6 +143,24 @@ def test_arrays_that_are_refused(folder, content, message):
         open_batches(folder / "x.npz")
 
 
+def test_names_of_classes_in_a_file(folder):
+    """Numbered in sorted order; on another side as on the first."""
+    x = np.arange(12, dtype=np.float32).reshape(6, 2)
+    for file, names in (("old", list("bacbac")), ("new", list("ccbbcb")), ("odd", list("aabbdd"))):
+        np.savez(folder / f"{file}.npz", inputs=x, labels=np.array(names))
+    np.savez(folder / "numbers.npz", inputs=x, labels=np.arange(6) % 3)
+    old = open_batches(folder / "old.npz")
+    assert old.classes == ("a", "b", "c")
+    assert next(iter(old))[1].tolist() == [1, 0, 2, 1, 0, 2]
+    assert next(iter(open_batches(folder / "new.npz", like=old)))[1].tolist() == [2, 2, 1, 1, 2, 1]
+    with pytest.raises(ValueError, match=r"classes of the other side \(a, b, c\), found d"):
+        open_batches(folder / "odd.npz", like=old)
+    with pytest.raises(ValueError, match="names of classes, as on the other side, found numbers"):
+        open_batches(folder / "numbers.npz", like=old)
+    with pytest.raises(ValueError, match="numbers, as on the other side, found names of classes"):
+        open_batches(folder / "new.npz", like=open_batches(folder / "numbers.npz"))
+
+
 def test_a_folder_of_images(images):
     with pytest.raises(ValueError, match="expected rows or images of one size"):
         list(open_batches(images / "old"))
@@ -154,7 +172,7 @@ def test_a_folder_of_images(images):
     assert torch.cat([y for _, y in read]).tolist() == [0] * 5 + [1] * 5
     (images / "new" / "cat").rename(images / "new" / "dog")
     with pytest.raises(ValueError, match=r"expected the subfolders of the other side.*: dog on"):
-        open_batches(images / "new", classes=batches.classes)
+        open_batches(images / "new", like=batches)
     (images / "old" / "ant" / "0.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"ant/0\.png: expected an image, found"):
         next(iter(open_batches(images / "old", transforms)))

@@ -138,6 +138,8 @@ class DatasetSource(ItemSource):
         self._transforms = Transforms(transforms)
         self._decode: Callable[[Any], Tensor] | None = None
         self._fingerprint = fingerprint or self._own_fingerprint()
+        self.sorted_names = False  # whether the order of the classes is that of their names
+        self._numbers: dict[Any, int] = {}  # of names of classes, where labels are such
         self.classes = self._names()
 
     def _check_columns(self, columns: Sequence[str] | None) -> tuple[str, str] | None:
@@ -162,10 +164,16 @@ class DatasetSource(ItemSource):
         return {"format": "dataset", "hash": found} if isinstance(found, str) else None
 
     def _names(self) -> tuple[str, ...] | None:
+        """Names of the classes: the dataset's own, or those of a column of text, sorted."""
         found = getattr(self._dataset, "classes", None)
         features = getattr(self._dataset, "features", None)
         if self._columns is not None and isinstance(features, Mapping):
-            found = getattr(features.get(self._columns[1]), "names", None)
+            column = features.get(self._columns[1])
+            found = getattr(column, "names", None)
+            if getattr(column, "dtype", None) in ("string", "large_string"):
+                texts = self._dataset.unique(self._columns[1])
+                found, self.sorted_names = sorted(text for text in texts if text is not None), True
+                self._numbers = {name: i for i, name in enumerate(found)}
         return tuple(map(str, found)) if isinstance(found, (list, tuple)) else None
 
     def fingerprint(self) -> dict[str, Any] | None:
@@ -184,7 +192,7 @@ class DatasetSource(ItemSource):
             return None
         x, y = self._pair(item, row)
         try:
-            return self._input(x, row), _label(y)
+            return self._input(x, row), self._label(y)
         except (TypeError, ValueError) as error:
             reading.fault(self.name, f"row {row}", error)
             return None
@@ -220,6 +228,9 @@ class DatasetSource(ItemSource):
         if self.kind == "embeddings":
             return check_features(x.unsqueeze(0))[0]
         return self._transforms.one(x)
+
+    def _label(self, y: Any) -> int:
+        return self._numbers[y] if self._numbers and isinstance(y, str) else _label(y)
 
 
 def _label(y: Any) -> int:
