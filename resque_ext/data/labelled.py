@@ -54,7 +54,8 @@ def open_batches(
     Args:
         path: .npz or .safetensors with the arrays `inputs` [N, ...] and `labels` [N] (uint8 inputs
             are images: they become floats in [0, 1]; labels are class indices, or names of classes
-            in a .npz), or a folder with one subfolder of images a class, in the order of their names.
+            in a .npz), or a folder with one subfolder of images a class, in the order of their
+            names.
         transforms: functions of a batch of inputs, in turn; of one image [1, C, H, W] for a folder,
             whose images may differ in size.
         batch_size: samples of a batch, at least 1.
