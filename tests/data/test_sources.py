@@ -134,7 +134,7 @@ def test_batches_of_mappings_are_cut_and_joined():
         (5, TypeError, "expected an iterable of batches, found int"),
         (lambda: 5, TypeError, "expected a function that returns an iterable of batches"),
         ([], ValueError, "expected at least one batch, found none"),
-        ([torch.ones(2, 2)], TypeError, r"expected batches (inputs, labels), found shape (2, 2)"),
+        ([3], TypeError, "expected batches (inputs, labels), or inputs alone, found int"),
         ([(torch.ones(2, 2), torch.ones(3).long())], ValueError, "expected one label a row, found"),
         ([(torch.ones(2, 2), torch.ones(2))], TypeError, "labels: expected int32 or int64"),
     ],
@@ -279,3 +279,11 @@ def test_names_of_classes_in_a_dataset():
     assert y.tolist() == [2, 0, 1, 2]
     assert x[:, 0].tolist() == [0, 2, 6, 8]
     assert faults[0].member == "row 2"
+
+
+@pytest.mark.parametrize("form", [lambda x: x, lambda x: [x], lambda x: (x, None), np.asarray])
+def test_batches_without_labels_have_none_that_is_a_class(form):
+    x = torch.arange(12.0).reshape(6, 2)
+    ((inputs, labels),) = BatchSource([form(x)], kind="embeddings").batches(8)
+    assert torch.equal(inputs, x)
+    assert labels.tolist() == [-100] * 6

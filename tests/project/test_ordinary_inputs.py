@@ -296,6 +296,27 @@ def test_names_of_classes_and_numbers_are_not_put_together(swapped):
         r.screen({"m": None}, old, {"c": new}, progress=False)
 
 
+@pytest.mark.parametrize("new", [[X + 1], [(X + 1, None)], [{"input": X + 1}]])
+def test_screen_takes_batches_without_labels(new):
+    model = made(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+    with torch.no_grad():
+        model[2].bias -= model(X + 1).mean(0)  # so that every class is predicted
+    options = {"anytime": False, "progress": False}
+    (found,) = (
+        each.result
+        for each in r.screen({"m": model}, [(X, Y)], {"c": new}, indices="arm", **options)
+    )
+    right = r.score(model, [(X, Y)], [X + 1], indices="arm", progress=False)
+    assert same(found.indices["arm"].value, right)
+    assert found.new_accuracy is None
+    predicting = {"m": r.screening.ShelfModel(lambda: model, labels="predicted")}
+    (found,) = (each.result for each in r.screen(predicting, [(X, Y)], {"c": new}, **options))
+    right = r.score(model, [(X, Y)], [X + 1], labels="predicted", progress=False)
+    assert same(found.indices["resque_dist"].value, right)
+    with pytest.raises(ValueError, match="-100"):
+        r.screen({"m": model}, [(X, Y)], {"c": new}, on_error="raise", **options)
+
+
 def test_predicted_labels_are_marked():
     model = made(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, CLASSES))
     with torch.no_grad():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from resque_ext.data.checks import as_tensor, check_labels, describe
+from resque_ext.data.checks import IGNORED, as_tensor, check_labels, describe
 from resque_ext.data.sources.base import Batch, Kind, Reading, SourceBase, check_kind
 from resque_ext.data.sources.regroup import cut, rows_in
 from resque_ext.errors import ArgumentError, ArgumentTypeError
@@ -15,6 +17,9 @@ from resque_ext.errors import ArgumentError, ArgumentTypeError
 
 class BatchSource(SourceBase):
     """Batches (inputs or features, labels), in the order in which they come.
+
+    Batches may be mappings with an entry "labels", and labels may be missing: inputs alone, or None
+    beside them. Such rows have the label -100, which indices that read labels refuse.
 
     Batch i is the share of rank i modulo the number of ranks, so every rank has to be given the
     same batches in the same order; whoever shuffles, does so with a seed.
@@ -86,14 +91,22 @@ class BatchSource(SourceBase):
     def _pair(self, batch: Any, number: int) -> Batch:
         if self._adapter is not None:
             batch = self._adapter(batch)
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        if isinstance(batch, Mapping):
+            x, y = {k: v for k, v in batch.items() if k != "labels"}, batch.get("labels")
+        elif isinstance(batch, (Tensor, np.ndarray)):
+            x, y = batch, None
+        elif isinstance(batch, (tuple, list)) and len(batch) in (1, 2):
+            x, y = (*batch, None)[:2]
+        else:
             raise ArgumentTypeError(
                 self.name,
-                "batches (inputs, labels)",
+                "batches (inputs, labels), or inputs alone",
                 f"{describe(batch)}; batch_adapter= turns any batch into such a pair",
             )
-        x, y = batch[0], check_labels(batch[1], f"{self.name}: labels")
         x = as_tensor(x, f"{self.name}: inputs") if isinstance(x, np.ndarray) else x
+        if y is None:  # what no index reads as a class, and no accuracy counts
+            y = torch.full((rows_in(x) or 0,), IGNORED)
+        y = check_labels(y, f"{self.name}: labels")
         if rows_in(x) != len(y):
             raise ArgumentError(
                 self.name,
