@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from resque_ext.data.checks import describe
 from resque_ext.errors import ArgumentTypeError
@@ -65,7 +66,7 @@ def expect_memory(x: Tensor, name: str) -> None:
     """
     try:
         storage = x.untyped_storage()
-        there = storage.data_ptr() != 0
+        there = not isinstance(x, FakeTensor) and storage.data_ptr() != 0
         size = storage.nbytes()
     except RuntimeError:  # of tensors that only stand for others
         there, size = False, 0

@@ -9,6 +9,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+from resque_ext.errors import ArgumentTypeError
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -29,11 +32,18 @@ def eager(function: T) -> T:
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        if "torch._dynamo" not in sys.modules:
-            return function(*args, **kwargs)
-        if not disabled:
-            disabled.append(torch.compiler.disable(function))
-        return disabled[0](*args, **kwargs)
+        try:
+            if "torch._dynamo" not in sys.modules:
+                return function(*args, **kwargs)
+            if not disabled:
+                disabled.append(torch.compiler.disable(function))
+            return disabled[0](*args, **kwargs)
+        except DataDependentOutputException as error:
+            raise ArgumentTypeError(
+                function.__name__,
+                "tensors with their values in memory",
+                f"fake ones, which have none for {error.func}",
+            ) from None
 
     call._torchdynamo_disable = True  # type: ignore[attr-defined]  # not to be inlined
     return call  # type: ignore[return-value]

@@ -211,13 +211,20 @@ def test_an_index_inside_a_compiled_function(backend):
     assert compiled(X) == (by_arrays(X * 2, X + 1),) * 2
 
 
+@pytest.mark.filterwarnings("error")
 def test_tensors_without_a_storage_are_refused_or_are_zeros():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode() as mode:
-        fake = mode.from_tensor(X)
-    with pytest.raises((TypeError, ValueError), match="expected"):
-        r.resque_dist(fake, fake, Y, Y)
+        fake, labels = mode.from_tensor(X), mode.from_tensor(Y)
+    for y in (Y, labels):
+        for call in (
+            lambda y: r.resque_dist(fake, fake, y, y),
+            lambda y: r.resque_task(fake, y),
+            lambda y: r.linear_residual(fake, fake, y, y),
+        ):
+            with pytest.raises(TypeError, match="expected"):
+                call(y)
     zeros = r.ops.class_moments(torch._efficientzerotensor(ROWS, 6), Y, CLASSES)[1]
     assert zeros.abs().max() == 0
 
