@@ -50,8 +50,7 @@ def returning(what: str, name: str) -> Iterator[None]:
         raise ArgumentError(
             what,
             f"{name!r} to return",
-            "that it ended the program",
-            fix=f"SystemExit: {error.code}",
+            f"that it ended the program (SystemExit: {error.code})",
         ) from None
 
 

@@ -51,7 +51,7 @@ def as_tensor(x: Any, name: str) -> Tensor:
         raise ArgumentTypeError(name, "a dense tensor", "a nested one")
     if x.layout != torch.strided or x.is_quantized or x.is_complex():
         kind = "quantized" if x.is_quantized else "complex" if x.is_complex() else str(x.layout)
-        raise ArgumentTypeError(name, "a dense real tensor", kind, fix=describe(x))
+        raise ArgumentTypeError(name, "a dense real tensor", f"{kind} ({describe(x)})")
     if not (x.is_cpu or x.is_cuda):
         raise ArgumentTypeError(name, "a tensor on cpu or cuda", describe(x))
     # A view more is what a small batch would feel.
@@ -313,8 +313,7 @@ def check_pair(features: Tensor, labels: Tensor, names: tuple[str, str]) -> None
         raise ArgumentError(
             f"{names[0]}, {names[1]}",
             what,
-            f"{names[0]} ({describe(features)}) and {names[1]}",
-            fix=describe(labels),
+            f"{names[0]} ({describe(features)}) and {names[1]} ({describe(labels)})",
         )
 
 

@@ -154,7 +154,9 @@ def _read_safetensors(path: Path, names: tuple[str, ...]) -> tuple[Array, ...]:
             _check_names(path, names, archive.keys())
             return tuple(archive.get_tensor(name) for name in names)
     except safetensors.SafetensorError as error:
-        raise ArgumentError(path, "a whole safetensors file", content(path), fix=error) from None
+        raise ArgumentError(
+            path, "a whole safetensors file", f"{content(path)} ({error})"
+        ) from None
 
 
 _READERS: dict[str, Callable[[Path, tuple[str, ...]], tuple[Array, ...]]] = {
@@ -171,8 +173,7 @@ def _check_names(path: Path, names: tuple[str, ...], found: Iterable[str]) -> No
         raise ArgumentError(
             path,
             f"the arrays {', '.join(map(repr, names))}",
-            listed or "none at all",
-            fix=f"{', '.join(map(repr, absent))} missing",
+            f"{listed or 'none at all'} ({', '.join(map(repr, absent))} missing)",
         )
 
 

@@ -153,8 +153,7 @@ def list_images(
         raise ArgumentError(
             path,
             "subfolders of images, one a class",
-            "none",
-            fix=f"{len(found)} subfolders; images end in {', '.join(IMAGES)}",
+            f"none ({len(found)} subfolders; images end in {', '.join(IMAGES)})",
         )
     return names, files
 

@@ -82,8 +82,7 @@ def open_batches(
         raise ArgumentError(
             path,
             "inputs [N, ...] and as many labels",
-            f"inputs ({describe(inputs)}) and labels",
-            fix=describe(labels),
+            f"inputs ({describe(inputs)}) and labels ({describe(labels)})",
         )
 
     def read(rows: slice) -> tuple[Tensor, Tensor]:

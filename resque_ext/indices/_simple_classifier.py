@@ -32,8 +32,7 @@ class SimpleClassifier(KeptIndex):
             raise ArgumentError(
                 f"{self.field}: too few samples, or an embedding too wide",
                 f"at least two rows of at most {WIDEST} columns",
-                "shape",
-                fix=f"{len(labels)}, {self._kept.width}",
+                f"shape ({len(labels)}, {self._kept.width})",
             )
         warnings = found.warnings
         return IndexResult(

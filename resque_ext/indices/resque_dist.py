@@ -527,7 +527,7 @@ def resque_dist(
     widths = [t.shape[2] if t.dim() == 3 else t.shape[1] for t in (x, x2)]
     if widths[0] != widths[1] or x.device != x2.device:
         raise ArgumentError(
-            "old, new", "one width on one device", f"old ({describe(x)}) and new", fix=describe(x2)
+            "old, new", "one width on one device", f"old ({describe(x)}) and new ({describe(x2)})"
         )
     if paired and (len(y) != len(y2) or not torch.equal(y.long(), y2.long())):
         raise ArgumentError("paired", "old_labels and new_labels to be equal", "others")

@@ -175,8 +175,7 @@ class Batches(Source):
                 raise ArgumentError(
                     "features, labels",
                     "one label a row",
-                    f"a batch of features ({describe(x)}) and labels",
-                    fix=describe(y),
+                    f"a batch of features ({describe(x)}) and labels ({describe(y)})",
                 )
             yield x, y
 

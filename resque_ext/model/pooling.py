@@ -121,8 +121,7 @@ def pooled(features: Any, pooling: Pooling = "mean", mask: Any = None) -> Tensor
         raise ArgumentError(
             "features, mask",
             "tokens [N, T, D] and their mask [N, T]",
-            f"features ({describe(x)}) and mask",
-            fix=describe(real),
+            f"features ({describe(x)}) and mask ({describe(real)})",
         )
     return Features(x, real).pooled(pooling)
 

@@ -71,7 +71,7 @@ def _check(features: Any, centers: Any) -> tuple[Tensor, Tensor]:
     if x.shape[1] != c.shape[1] or x.device != c.device:
         what = "one width" if x.device == c.device else "one device"
         raise ArgumentError(
-            "features, centers", what, f"features ({describe(x)}) and centers", fix=describe(c)
+            "features, centers", what, f"features ({describe(x)}) and centers ({describe(c)})"
         )
     if c.shape[0] == 0:
         raise ArgumentError("centers", "at least one centre", describe(c))

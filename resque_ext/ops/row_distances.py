@@ -150,8 +150,7 @@ def check_rows(old: Tensor, new: Tensor, names: tuple[str, str]) -> None:
             raise ArgumentError(
                 f"{names[0]}, {names[1]}",
                 what,
-                f"{names[0]} ({describe(old)}) and {names[1]}",
-                fix=describe(new),
+                f"{names[0]} ({describe(old)}) and {names[1]} ({describe(new)})",
             )
     if row_width(old) == 0:
         raise ArgumentError(names[0], "at least one value a row", describe(old))

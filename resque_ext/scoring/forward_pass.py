@@ -270,11 +270,11 @@ class Passes:
                 )
             labels = [each for each in (before[1], after[1]) if each is not None]
             if len(labels) == 2 and labels[0].tolist() != labels[1].tolist():
+                both = f"old ({describe(before[1])}) and new ({describe(after[1])})"
                 raise ArgumentError(
                     "old, new",
                     "the same labels in the same order in batches of pairs",
-                    f"others in batch {i}: old ({describe(before[1])}) and new",
-                    fix=describe(after[1]),
+                    f"others in batch {i}: {both}",
                 )
             yield before, lambda after=after: after
         if next(news, None) is not None:

@@ -3,10 +3,12 @@
 import pickle
 import re
 
+import numpy as np
 import pytest
 import torch
 
 import resque_ext
+from resque_ext.data.files import load_arrays
 from resque_ext.errors import ArgumentError, ArgumentTypeError, InputError, within
 
 X, Y = torch.randn(12, 4), torch.arange(12) % 3
@@ -74,3 +76,21 @@ def test_what_is_refused_has_fields(call, kind, argument):
         re.escape(f"{error.argument}: expected {error.expected}, found {error.found}") + ".*",
         str(error),
     )
+
+
+def test_what_was_found_is_whole_and_no_advice(tmp_path):
+    with pytest.raises(ArgumentError) as caught:
+        resque_ext.pooled(torch.zeros(2, 3, 4), mask=torch.ones(2, 5))
+    found = (
+        "features (shape (2, 3, 4), torch.float32, cpu) and mask (shape (2, 5), torch.bool, cpu)"
+    )
+    assert (caught.value.found, caught.value.fix) == (found, None)
+    with pytest.raises(ArgumentError) as caught:
+        resque_ext.resque_dist(X, X, Y[:7], Y)
+    found = "old (shape (12, 4), torch.float32, cpu) and old_labels (shape (7,), torch.int64, cpu)"
+    assert (caught.value.found, caught.value.fix) == (found, None)
+    path = tmp_path / "x.npz"
+    np.savez(path, features=X.numpy())
+    with pytest.raises(ArgumentError) as caught:
+        load_arrays(path, ("features", "labels"))
+    assert (caught.value.found, caught.value.fix) == ("'features' ('labels' missing)", None)

@@ -111,7 +111,6 @@ class BatchSource(SourceBase):
             raise ArgumentError(
                 self.name,
                 "one label a row",
-                f"batch {number} of inputs ({describe(x)}) and labels",
-                fix=describe(y),
+                f"batch {number} of inputs ({describe(x)}) and labels ({describe(y)})",
             )
         return x, y

@@ -110,4 +110,4 @@ def check_size(array: RawArray, size: int) -> None:
     wanted = array.offset + array.row_bytes * array.shape[0]
     if size != wanted:
         how = "truncated" if size < wanted else "with something behind the array"
-        raise ArgumentError(array.path, f"{wanted} bytes for {array.describe()}", size, fix=how)
+        raise ArgumentError(array.path, f"{wanted} bytes for {array.describe()}", f"{size} ({how})")

@@ -117,11 +117,11 @@ class ParquetSource(SourceBase):
         for column in self._columns:
             count = schema.names.count(column)
             if count != 1:
+                wrong = f"{column!r} {'missing' if count == 0 else 'more than once'}"
                 raise ArgumentError(
                     path,
                     f"the columns {self._columns[0]!r} and {self._columns[1]!r}",
-                    ", ".join(map(repr, schema.names[:8])),
-                    fix=(f"{column!r} {'missing' if count == 0 else 'more than once'}"),
+                    f"{', '.join(map(repr, schema.names[:8]))} ({wrong})",
                 )
         x, y = (schema.field(column).type for column in self._columns)
         if not (pa.types.is_integer(_value_type(y)) or _is_text(_value_type(y))):

@@ -69,8 +69,7 @@ def _join(xs: tuple[Any, ...]) -> Any:
                 raise ArgumentError(
                     "inputs",
                     "rows of one shape and dtype",
-                    f"({describe(first)}) and",
-                    fix=describe(x),
+                    f"({describe(first)}) and ({describe(x)})",
                 )
         return torch.cat(xs)
     if isinstance(first, Mapping):

@@ -90,8 +90,7 @@ class ArraySource(RowsSource):
             raise ArgumentError(
                 f"{named}, labels",
                 f"{named} [N, ...] and as many labels",
-                f"{named} ({describe(x)}) and labels",
-                fix=describe(y),
+                f"{named} ({describe(x)}) and labels ({describe(y)})",
             )
         self._features, self._labels, self.rows = x, y, len(y)
         self._fingerprint, self._transforms = fingerprint, Transforms(transforms)

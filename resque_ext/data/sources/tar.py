@@ -161,7 +161,9 @@ class TarSource(SourceBase):
             first = next(_headers(file), None)
         if isinstance(first, str):
             raise ArgumentError(
-                self._paths[0], "an uncompressed tar archive", content(self._paths[0]), fix=first
+                self._paths[0],
+                "an uncompressed tar archive",
+                f"{content(self._paths[0])} ({first})",
             )
         self._label_key, self._transforms = label_key, Transforms(transforms)
         self._decode = image_decoder() if kind == "inputs" else None

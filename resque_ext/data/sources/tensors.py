@@ -80,15 +80,16 @@ def _open_safetensors(path: Path, names: tuple[str, ...]) -> list[RawArray]:
         with safetensors.safe_open(path, framework="pt", device="cpu") as archive:
             present = sorted(archive.keys())
     except safetensors.SafetensorError as error:
-        raise ArgumentError(path, "a whole safetensors file", content(path), fix=error) from None
+        raise ArgumentError(
+            path, "a whole safetensors file", f"{content(path)} ({error})"
+        ) from None
     absent = [name for name in names if name not in present]
     if absent:
+        listed = ", ".join(map(repr, present[:8])) + (", ..." if len(present) > 8 else "")
         raise ArgumentError(
             path,
             f"the tensors {', '.join(map(repr, names))}",
-            (", ".join(map(repr, present[:8])) or "none at all")
-            + (", ..." if len(present) > 8 else ""),
-            fix=f"{', '.join(map(repr, absent))} missing",
+            f"{listed or 'none at all'} ({', '.join(map(repr, absent))} missing)",
         )
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
