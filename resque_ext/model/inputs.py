@@ -1,4 +1,4 @@
-"""What a model is given: bytes as images, and models whose layers cannot be observed."""
+"""What a model is given: numbers of another dtype, and models whose layers cannot be observed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from resque_ext.errors import ArgumentTypeError
 
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-
-
-# What fails on anything but floats of its weights' dtype.
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)  # these are given indices, not values
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)  # these take lower precision, too
+# What fails on anything but floats of its weights' dtype.
 _STRICT = (nn.Linear, _ConvNd, nn.RNNBase, *_NORMS)
 _SCALES = {torch.uint8: 255, torch.uint16: 65535}  # images in [0, 1]
 
@@ -66,7 +64,6 @@ def _kinds(inputs: Any) -> Iterator[torch.dtype]:
 
 
 def _convert(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    # Embeddings are given indices, not values.
     x = args[0] if args else None
     if not isinstance(x, Tensor) or isinstance(module, _EMBEDDINGS):
         return None

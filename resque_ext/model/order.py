@@ -7,11 +7,14 @@ Of any other module a tensor [N, N, D] does not tell, so that a batch of another
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from resque_ext.model.layers import Place
 
 _LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _STACKS = (nn.TransformerEncoder, nn.TransformerDecoder)
@@ -31,10 +34,10 @@ class Order:
             for module in layer.modules():
                 self._second.setdefault(module, self._second[layer])
         self._sure: set[str] = set()
-        self.unsure: dict[str, Any] = {}
+        self.unsure: dict[str, Place] = {}
 
-    def in_front(self, x: Tensor, place: Any, rows: int) -> Tensor:
-        """The tensor of a :class:`Place` with its samples, of which there are `rows`, in front."""
+    def in_front(self, x: Tensor, place: Place, rows: int) -> Tensor:
+        """The tensor of a place with its samples, of which there are `rows`, in front."""
         if x.dim() != 3:
             return x
         part = "" if place.is_input or place.path is None else place.path.split(".")[0]

@@ -23,8 +23,6 @@ NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "weig
 WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 PREFIXES = (*WRAPPERS, "model.", "net.")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-
-
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # torch's messages have some
 
 

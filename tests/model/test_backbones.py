@@ -3,21 +3,12 @@ own hooks."""
 
 import pytest
 import torch
+from helpers.score_made import run as score
 from torch import nn
 
 from resque_ext import resque_dist
-from resque_ext import score as plain_score
 
 CLASSES = 3
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
-def score(model, old, new, **options):
-    return plain_score(model.eval(), old, new, progress=False, **options)
 
 
 def side(seed, shape=(3, 16, 16), rows=12):

@@ -59,11 +59,6 @@ class TokensNet(nn.Module):
         return self.head(tokens.mean(1))
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
 def batches(count=3, rows=5, shape=(3, 16, 16)):
     return [(torch.rand(rows, *shape), torch.arange(rows) % 4) for _ in range(count)]
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from helpers.score_made import run as score
 from helpers.tokens_made import CLASSES, alone, batched, make, padded, texts
 from torch import nn
 
 import resque_ext
 from resque_ext import arm, ops, representation_distance, resque_dist, resque_task
-from resque_ext import score as plain_score
 from resque_ext.model import normalization
 from resque_ext.model.streams import TokenMasks
 
@@ -18,10 +18,6 @@ PADDINGS = [(0, False), (5, False), (0, True), (9, True)]
 on_paddings = pytest.mark.parametrize(
     ("extra", "left"), PADDINGS, ids=["right", "wide right", "left", "wide left"]
 )
-
-
-def score(model, old, new=None, **options):
-    return plain_score(model, old, new, progress=False, **options)
 
 
 def tokens_of(model, some, name):

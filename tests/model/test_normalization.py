@@ -12,11 +12,6 @@ from resque_ext.model import normalization
 from resque_ext.shifts import make
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
 def group_norm_cnn():
     return nn.Sequential(
         nn.Conv2d(3, 8, 3),

@@ -3,22 +3,13 @@ where there is padding; the same at any size of batch, also where T == N."""
 
 import pytest
 import torch
+from helpers.score_made import run as score
 from torch import nn
 
 from resque_ext import RepresentationDistance, resque_dist
-from resque_ext import score as plain_score
 
 CLASSES, N, T, D = 3, 24, 6, 8
 LABELS = torch.arange(N) % CLASSES
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
-def score(model, old, new, **options):
-    return plain_score(model.eval(), old, new, progress=False, **options)
 
 
 def signals(seed):

@@ -6,23 +6,14 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.score_made import run as score
 from torch import nn
 
 from resque_ext import arm, resque_dist
-from resque_ext import score as plain_score
 from resque_ext.model.head import HeadFinder
 from resque_ext.model.hooks import find_layer
 
 CLASSES = 3
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
-def score(model, old, new=None, **options):
-    return plain_score(model, old, new, progress=False, **options)
 
 
 def batches(seed, shape=(3, 8, 8), sizes=(12, 9)):

@@ -3,22 +3,13 @@ sample at a time, without padding."""
 
 import pytest
 import torch
+from helpers.score_made import run as score
 from torch import nn
 
 from resque_ext import resque_dist
-from resque_ext import score as plain_score
 
 CLASSES, N, D = 3, 24, 8
 LABELS = torch.arange(N) % CLASSES
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    torch.manual_seed(0)
-
-
-def score(model, old, new, **options):
-    return plain_score(model.eval(), old, new, progress=False, **options)
 
 
 class Stack(nn.Module):
@@ -136,17 +127,17 @@ def seeded():
     return Seq2Seq()
 
 
+def given(words, width):
+    ids = padded(words, width)
+    parts = zip(ids.split(10), LABELS.split(10), strict=True)
+    return [({"input_ids": x, "attention_mask": x > 0}, y) for x, y in parts]
+
+
 def test_tokens_that_a_decoder_is_not_given_are_the_encoders():
     model = Seq2Seq().eval()
-
-    def only(words, width):
-        ids = padded(words, width)
-        parts = zip(ids.split(10), LABELS.split(10), strict=True)
-        return [({"input_ids": x, "attention_mask": x > 0}, y) for x, y in parts]
-
     expected = right(model, (OLDS[0],) * 2, (NEWS[0],) * 2, HIDDEN)
     for width in (8, 11):
-        found = score(model, only(OLDS[0], 8), only(NEWS[0], width), layer="decoder")
+        found = score(model, given(OLDS[0], 8), given(NEWS[0], width), layer="decoder")
         assert found.value == pytest.approx(expected, rel=1e-5)
 
 
@@ -211,12 +202,6 @@ class Halved(nn.Module):
         else:
             x = nn.functional.pad(x, (0, 0, 0, -x.shape[1] % self.window), value=3.0)
         return self.head(self.mix(x)[:, 0])
-
-
-def given(words, width):
-    ids = padded(words, width)
-    parts = zip(ids.split(10), LABELS.split(10), strict=True)
-    return [({"input_ids": x, "attention_mask": x > 0}, y) for x, y in parts]
 
 
 def test_positions_that_the_mask_is_not_of_are_said_to_count():

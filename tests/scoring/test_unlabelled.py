@@ -3,17 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from helpers.score_made import run as score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from resque_ext import arm, representation_distance, resque_dist, resque_task
-from resque_ext import score as plain_score
 
 CLASSES = 3
-
-
-def score(model, old, new=None, **options):
-    return plain_score(model, old, new, progress=False, **options)
 
 
 def make():
