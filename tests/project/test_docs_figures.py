@@ -66,7 +66,8 @@ def test_what_is_said_of_the_forecasts_is_in_their_rows():
     assert f"{stages['reached']} were over within the probe. For the other {found['probed']}" in (
         readme
     )
-    assert f"is {2 ** found['median_log2']:.1f}. For models" in readme
+    assert f"is {2 ** found['median_log2']:.1f} (for the {found['known']} that reached" in readme
+    assert f"other {found['probed']}, of which {found['inside']} are inside" in readme
     assert f"epochs of {stages['probe'] + stages['reached']} retrainings" in readme
 
 

@@ -135,6 +135,13 @@ def test_the_file_has_what_is_said_of_it(rows, load):
         assert r["start_accuracy"] == pytest.approx(r["hits"][0] / r["test_samples"], abs=5.1e-5)
     for case in load("ledger_cases").cases(rows):
         assert case.steps <= case.row["steps"]
+    said = " ".join((FOLDER.parent / "docs" / "trust.md").read_text(encoding="utf-8").split())
+    assert f"No run in the ledger has more than {max(r['steps'] for r in rows):,} steps" in said
+    kept = shipped()
+    assert f"beyond {kept.longest_steps} steps" in said
+    assert f"beyond {2**kept.farthest_octaves:.0f} times the steps" in said
+    about = f"{len(rows)} retrainings of {len({r['setting'] for r in rows})} small models, "
+    assert about + f"{len({r['kind'] for r in rows})} kinds of shift" in said
 
 
 @pytest.mark.full
