@@ -27,6 +27,7 @@ EXTRAS = {
     "accelerate": "test-all",
     "lightning": "test-all",
     "transformers": "test-all",
+    "pandas": "test-all",
 }
 
 

@@ -3,6 +3,7 @@ own hooks."""
 
 import pytest
 import torch
+from helpers import optional
 from helpers.score_made import run as score
 from torch import nn
 
@@ -164,7 +165,7 @@ def test_the_head_of_pixels_is_the_one_whose_scores_come_first(options):
 
 @pytest.mark.full
 def test_torchvision_backbones():
-    models = pytest.importorskip("torchvision").models
+    models = optional.module("torchvision").models
     from torchvision.models.feature_extraction import create_feature_extractor
 
     net = models.resnet18(weights=None).eval()
@@ -183,7 +184,7 @@ def test_torchvision_backbones():
     "options", [{"num_classes": 0, "global_pool": ""}, {"features_only": True}]
 )
 def test_timm_backbones(options):
-    timm = pytest.importorskip("timm")
+    timm = optional.module("timm")
     model = timm.create_model("resnet18", pretrained=False, **options).eval()
     old, new = side(1, (3, 64, 64)), side(2, (3, 64, 64))
 

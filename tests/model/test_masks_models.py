@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from helpers import optional
 from helpers.tokens_made import CLASSES, alone, batched, texts
 
 from resque_ext import resque_dist, score
 
-transformers = pytest.importorskip("transformers", exc_type=ImportError)
+transformers = optional.module("transformers")
 
 SMALL = {"vocab_size": 40, "pad_token_id": 0, "num_labels": CLASSES}
 BERT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -3,6 +3,7 @@ sample at a time, without padding."""
 
 import pytest
 import torch
+from helpers import optional
 from helpers.score_made import run as score
 from torch import nn
 
@@ -172,7 +173,7 @@ def test_patches_do_not_get_the_mask_of_words():
 @pytest.mark.full
 @pytest.mark.parametrize("layer", [None, "decoder", "encoder"])
 def test_t5(layer):
-    transformers = pytest.importorskip("transformers")
+    transformers = optional.module("transformers")
     config = transformers.T5Config(
         vocab_size=50, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
     )

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from helpers import optional
 from helpers.study_runs import random_runs
 from torch import nn
 
@@ -68,7 +69,7 @@ def loader(texts, width, left=False, size=16):
 
 
 def bert(kind):
-    transformers = pytest.importorskip("transformers")
+    transformers = optional.module("transformers")
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=50,
@@ -114,7 +115,7 @@ def test_a_layer_of_tokens_is_the_mean_of_the_real_ones():
 
 
 def test_a_decoder_is_read_at_the_token_whose_logits_it_returns():
-    transformers = pytest.importorskip("transformers")
+    transformers = optional.module("transformers")
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=32, num_labels=3, pad_token_id=1
@@ -241,7 +242,7 @@ def test_what_holds_numbers_is_taken():
     ):
         new = np.asarray(x, dtype=np.float32) + np.float32(1)
         assert same(r.resque_dist(x, new, y, y), right)
-    pandas = pytest.importorskip("pandas")
+    pandas = optional.module("pandas")
     frame = pandas.DataFrame(X.numpy())
     assert same(r.resque_dist(frame, frame + 1, pandas.Series(Y.numpy()), Y), right)
 
@@ -370,7 +371,7 @@ def images(folder):
 
 
 def test_grey_of_16_bits_and_floats(tmp_path):
-    Image = pytest.importorskip("PIL.Image")
+    Image = optional.module("PIL.Image")
     deep = np.array([[100, 300], [20_000, 65_535]], np.uint16)
     png(tmp_path, "x.png", Image.fromarray(deep))
     assert np.allclose(images(tmp_path)[0, 0], deep / 65_535, atol=1e-7)
@@ -383,7 +384,7 @@ def test_grey_of_16_bits_and_floats(tmp_path):
 
 @pytest.mark.parametrize("form", ["png", "jpeg"])
 def test_the_orientation_is_applied(tmp_path, form):
-    Image = pytest.importorskip("PIL.Image")
+    Image = optional.module("PIL.Image")
     pixels = np.zeros((8, 16, 3), np.uint8)
     pixels[:, 8:] = 255  # the right half is white
     image = Image.fromarray(pixels)
@@ -397,7 +398,7 @@ def test_the_orientation_is_applied(tmp_path, form):
 
 
 def test_parquet_of_lists_in_several_files(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow = optional.module("pyarrow")
     from pyarrow import parquet
 
     kind = pyarrow.large_list(pyarrow.float32())
@@ -412,7 +413,7 @@ def test_parquet_of_lists_in_several_files(tmp_path):
 
 
 def test_a_null_row_is_a_fault_of_its_own(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow = optional.module("pyarrow")
     from pyarrow import parquet
 
     rows = X.tolist()
