@@ -15,7 +15,7 @@ from resque_ext.model.layers import OUTPUT, Place
 from resque_ext.model.layout import Layouts
 from resque_ext.model.order import Order, remedy
 from resque_ext.model.outputs import score_tensors, sentence_path
-from resque_ext.model.pooling import Features, Pooling
+from resque_ext.model.pooling import Features, Pooling, together
 from resque_ext.model.streams import TokenMasks
 
 Consumer = Callable[[Features, Pooling], None]
@@ -240,8 +240,7 @@ class EmbeddingReader:
         )
         done = done or features.described(self._pooling)
         done = f"{done} ({remark})" if remark else done
-        if not self.done or (features.mask is not None and "masked" not in self.done):
-            self.done = done
+        self.done = together(self.done, done)
         consume(features, self._pooling)
 
 

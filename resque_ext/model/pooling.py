@@ -75,6 +75,15 @@ class Features:
         return plain if self.mask is None or plain != "mean" else "masked mean"
 
 
+def together(done: str, more: str) -> str:
+    """What was done to positions, of two such notes: masked if either is, with either's remark."""
+    what, _, remark = done.partition(" (")
+    other, _, later = more.partition(" (")
+    what = other if not what or ("masked" in other and "masked" not in what) else what
+    remark = remark or later
+    return f"{what} ({remark}" if remark else what
+
+
 def check_pooling(pooling: Any) -> None:
     """Raises ValueError for what is neither one of POOLINGS nor a function."""
     if not callable(pooling) and pooling not in POOLINGS:

@@ -42,7 +42,7 @@ from resque_ext.model.layers import LayersReader
 from resque_ext.model.layout import Layouts
 from resque_ext.model.order import Order
 from resque_ext.model.outputs import at_path
-from resque_ext.model.pooling import Features, Pooling
+from resque_ext.model.pooling import Features, Pooling, together
 from resque_ext.model.reads import Reads
 
 Batch = tuple[Any, Any]
@@ -375,17 +375,12 @@ class Passes:
         if reader.embedding is not None and reader.embedding.name is not None:
             self.layer_name, self.token = reader.embedding.name, reader.embedding.token
             done = self.pooling["embedding"]
-            self.pooling["embedding"] = max(done, reader.embedding.done, key=is_masked)
+            self.pooling["embedding"] = together(done, reader.embedding.done)
         if reader.layers is not None:
             kept = self.keep(reader.layers)
             self.layer_names = tuple(name for name in reader.layers.names if name in kept)
             # What the rule drops is known, and so noted, on the first side.
             self.skipped = {**reader.layers.skipped, **self.skipped}
-
-
-def is_masked(done: str) -> tuple[bool, bool]:
-    """Orders what was done to positions in several batches: masked before plain before nothing."""
-    return "masked" in done, bool(done)
 
 
 class _Reader:
@@ -475,16 +470,6 @@ class _Reader:
         return {side for i in self.passes.indices for side in i.reads.embeddings}
 
 
-def _described(done: str, x: Features, pooling: Pooling) -> str:
-    """What was done to the positions of layers, now that x is one of them: masked, where it was to
-    any, and that a mask was not of some."""
-    now, _, remark = x.described(pooling).partition(" (")
-    before, _, earlier = done.partition(" (")
-    what = now if not before or x.mask is not None else before
-    remark = earlier or (remark and f"of some layers {remark}")
-    return f"{what} ({remark}" if remark else what
-
-
 class _LayersOfBatch:
     """The layers of one batch, on their way to the indices.
 
@@ -510,7 +495,8 @@ class _LayersOfBatch:
                 index.update(LayerBatch({name: x.x}, self._side, x.mask))
         done, pooling = passes.pooling, passes.reads.pooling
         if x.x.dim() > 2:
-            done["layers"] = _described(done["layers"], x, pooling)
+            now = x.described(pooling).replace(" (", " (of some layers ")
+            done["layers"] = together(done["layers"], now)
         # All tokens side by side, as published, where nothing else is asked for.
         tokens = x.is_tokens and pooling == "auto"
         pooled = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from resque_ext.data.checks import describe
 from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.indices import registry
 from resque_ext.indices.base import SIDES, Index
+from resque_ext.model.pooling import together
 from resque_ext.model.reads import Reads
-from resque_ext.scoring.forward_pass import PARTS, Passes, is_masked
+from resque_ext.scoring.forward_pass import PARTS, Passes
 
 if TYPE_CHECKING:
     from resque_ext.distributed import Ranks
@@ -78,7 +80,7 @@ def join(ranks: Ranks, passes: Passes, indices: Mapping[str, Index]) -> None:
         name: {side: sum(each[name][side] for each in found) for side in SIDES}
         for name in ("rows", "correct", "judged")
     }
-    pooling = {key: max((e["pooling"][key] for e in ran), key=is_masked) for key in PARTS}
+    pooling = {key: functools.reduce(together, (e["pooling"][key] for e in ran)) for key in PARTS}
     passes.restore(ran[0] | counts | {"pooling": pooling})
     for index in indices.values():
         index.reduce(ranks)

@@ -211,8 +211,10 @@ def test_positions_that_the_mask_is_not_of_are_said_to_count():
     assert found.pooling == "mean (the mask is of other positions: all count)"
     read = score(Halved(), old, new, indices="arm")
     assert read.pooling == "masked mean (of some layers the mask is of other positions: all count)"
-    full = [torch.randint(1, 50, (8,)) for _ in range(N)]
-    assert score(Halved(), given(full, 8), given(full, 8), layer="mix").pooling == "mean"
+    full = given([torch.randint(1, 50, (8,)) for _ in range(N)], 8)
+    assert score(Halved(), full, full, layer="mix").pooling == "mean"
+    for later in (new, [*full[:1], *new[1:]]):  # on one side alone, or from its second batch on
+        assert score(Halved(), full, later, layer="mix").pooling == found.pooling
 
 
 def test_padding_to_windows_of_attention_is_no_token():
