@@ -62,11 +62,11 @@ class Order:
         unsure = {name: p for name, p in places.items() if name not in self._sure}
         if not unsure:
             return {}
-        shapes: dict[str, torch.Size] = {}
+        shapes: dict[str, list[torch.Size]] = {name: [] for name in unsure}  # of every run
 
         def note(name: str) -> Callable[[Any], None]:
             def taken(found: Any) -> None:
-                shapes.setdefault(name, unsure[name].tensor(found, "layer")[0].shape)
+                shapes[name].append(unsure[name].tensor(found, "layer")[0].shape)
 
             return taken
 
@@ -74,17 +74,19 @@ class Order:
         try:
             forward(_without_last(inputs, rows))
         except Exception:  # a model for one size of batch: nothing is known then
-            shapes = {}
+            shapes = {name: [] for name in unsure}
         finally:
             for handle in handles:
                 handle.remove()
         wrong = {}
-        for name in unsure:
-            shape = shapes.get(name, torch.Size())
-            if len(shape) == 3 and shape[0] == rows - 1:
+        for name, place in unsure.items():
+            run = place.run
+            ran = shapes[name] if run is None else shapes[name][run - 1 : run]
+            odd = [shape for shape in ran if shape[:1] != (rows - 1,)]
+            if ran and not odd:
                 self._sure.add(name)
             else:
-                second = len(shape) == 3 and shape[1] == rows - 1
+                second = any(len(shape) == 3 and shape[1] == rows - 1 for shape in odd)
                 what = "has its samples second" if second else "may have its samples second"
                 wrong[name] = f"its output [{rows}, {rows}, D] {what}; {remedy(name)}"
         return wrong

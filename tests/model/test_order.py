@@ -284,3 +284,17 @@ def test_a_layer_with_other_rows_than_samples():
 
     with pytest.raises(KeyError, match=r"'mix' to give one row a sample, 6 of them, found .*\(18"):
         score(Windows(), loader(signals(0)), loader(signals(1)), layer="mix")
+
+
+def test_a_later_run_whose_samples_come_second_is_refused():
+    class Again(Turned):
+        def inner(self, x):
+            return self.lin(self.lin(self.emb(x)).transpose(0, 1))
+
+    model, old, new = Again(), loader(signals(0)), loader(signals(1))
+    with pytest.raises(KeyError, match="has its samples second"):
+        score(model, old, new, layer="lin#2")
+    expected = right(lambda x: model.lin(model.emb(x)).mean(1), signals(0), signals(1))
+    assert score(model, old, new, layer="lin#1").value == pytest.approx(expected, rel=1e-5)
+    read = score(model, old, new, indices="arm")
+    assert set(read.layers) == {"emb"}
