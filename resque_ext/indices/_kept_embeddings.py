@@ -121,7 +121,7 @@ class KeptIndex(Index):
     reads = IndexReads(sides=("new",), embeddings=("new",), labels=True)
     in_one_place = True
 
-    def __init__(self, embedding: str) -> None:
+    def __init__(self, embedding: str = "pooled") -> None:
         check_choice(embedding, EMBEDDINGS, "embedding")
         self.reads = dataclasses.replace(self.reads, flattened=embedding == "flattened")
         self._kept = KeptEmbeddings(self.reads.flattened)

@@ -21,9 +21,6 @@ class SimpleClassifier(KeptIndex):
     is_baseline = True
     field: str
 
-    def __init__(self, embedding: str = "pooled") -> None:
-        super().__init__(embedding)
-
     def compute(self, facts: Facts) -> IndexResult:
         shards, labels = self._kept.shards(self._kept.width), self._kept.labels
         found = classifier_errors(shards, labels, (self.field,))
