@@ -143,7 +143,8 @@ def test_environment_variable_of_another_value():
     done = python(NAMES, RESQUE_BACKEND="gpu")
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.endswith("Error: RESQUE_BACKEND: expected one of ('native', 'torch'), found 'gpu'")
+    expected = "RESQUE_BACKEND: expected one of ('native', 'torch'), found 'gpu'"
+    assert last == f"resque_ext.errors.ArgumentError: {expected}"
 
 
 @pytest.mark.full
