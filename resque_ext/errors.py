@@ -76,10 +76,17 @@ class ArgumentTypeError(InputError, TypeError):
 
 
 def within(place: str, error: Exception) -> Exception:
-    """The same error, of which the message begins with a place: a side, a source, a file."""
+    """The same error, of which the message begins with a place: a side, a source, a file.
+
+    A ValueError instead where the error's own type takes more than a message.
+    """
     if isinstance(error, InputError):
         return error.but(argument=f"{place}: {error.argument}")
-    return type(error)(f"{place}: {error}")
+    message = f"{place}: {error}"
+    try:
+        return type(error)(message)
+    except TypeError:  # json.JSONDecodeError and UnicodeDecodeError are such
+        return ValueError(message)
 
 
 @contextlib.contextmanager

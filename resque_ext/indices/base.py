@@ -284,7 +284,8 @@ class Index(ABC):
     def merge(self, other: Index) -> None:
         """Adds what `other` has seen, as if its batches had come after this one's own."""
         name = type(self).__name__
-        raise ArgumentTypeError(name, "a method merge for ranks", "none: in_one_place = True")
+        fix = "in_one_place = True says that it has none"
+        raise ArgumentTypeError(name, "a method merge for ranks", "none", fix=fix)
 
     def fresh(self) -> Any:
         """Another one of the same options, without data."""

@@ -1,5 +1,6 @@
 """Errors carry fields; their text is made of them once."""
 
+import json
 import pickle
 import re
 
@@ -23,6 +24,15 @@ def test_text_is_made_of_the_fields():
     assert type(other) is ArgumentError
     assert str(within("old", other)) == f"new: old: {str(other)[5:]}"
     assert str(within("old", KeyError("k"))) == "\"old: 'k'\""
+
+
+@pytest.mark.parametrize(
+    "error", [json.JSONDecodeError("no", "{", 1), UnicodeDecodeError("ascii", b"\xff", 0, 1, "no")]
+)
+def test_errors_that_take_more_than_a_message_have_a_place_too(error):
+    placed = within("new", error)
+    assert type(placed) is ValueError
+    assert str(placed) == f"new: {error}"
 
 
 @pytest.mark.parametrize("kind", [ArgumentError, ArgumentTypeError])
