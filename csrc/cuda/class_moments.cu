@@ -229,7 +229,9 @@ __global__ void __launch_bounds__(kThreads, 4) sum_windows(Job<T> job) {
 template <bool Squares>
 __global__ void __launch_bounds__(kThreads) count_groups(Task job) {
     const int64_t threads = gridDim.x * static_cast<int64_t>(kThreads);
-    for (int64_t w = blockIdx.x * int64_t{kThreads} + threadIdx.x; w < job.windows; w += threads) job.marks[w] = 0;
+    for (int64_t w = blockIdx.x * int64_t{kThreads} + threadIdx.x; w < job.windows; w += threads) {
+        job.marks[w] = 0;
+    }
     const int lane = threadIdx.x % kWarp;
     const int64_t warps = gridDim.x * static_cast<int64_t>(kThreads / kWarp);
     int64_t g = blockIdx.x * static_cast<int64_t>(kThreads / kWarp) + threadIdx.x / kWarp;

@@ -10,13 +10,13 @@ namespace {
 // group's center, of all groups together.
 enum class Second { kNone, kSquares, kSpread };
 
-// Everything the kernels below read and write, but for the features.
+// Everything the kernels of class_moments read and write, but for the features.
 struct Task {
     int64_t n, channels, stride_n;
     const int32_t* order;
     const int64_t* offsets;
     int64_t groups;
-    int64_t window, windows;  // rows of a window; windows
+    int64_t window, windows;  // rows of a window; how many windows there are
     int64_t* counts;
     double* sums;
     double* sumsq;
@@ -76,7 +76,8 @@ __global__ void __launch_bounds__(kWarp* kSlotLanes, 4) add_slots(Task job) {
         for (unsigned turn = 0; cut; cut &= cut - 1) {
             const int lane = __ffs(static_cast<int>(cut)) - 1;
             const int64_t slots = __shfl_sync(0xffffffffu, many, lane);
-            const int64_t g = __shfl_sync(0xffffffffu, group, lane), w = base + lane * static_cast<int64_t>(gridDim.y);
+            const int64_t g = __shfl_sync(0xffffffffu, group, lane);
+            const int64_t w = base + lane * static_cast<int64_t>(gridDim.y);
             if (slots <= kSlotLanes) {
                 if (turn++ % kSlotLanes == threadIdx.y && c < size) write(g, add(w, 0, slots));
                 continue;
