@@ -75,6 +75,12 @@ class ArgumentTypeError(InputError, TypeError):
     """The type of an argument is not what was expected."""
 
 
+def renamed(error: _Error, **names: str) -> _Error:
+    """The same error, where arguments have other names: `features`, say, is here the old side."""
+    there = (names.get(each, each) for each in error.argument.split(", "))
+    return error.but(argument=", ".join(there))
+
+
 def within(place: str, error: Exception) -> Exception:
     """The same error, of which the message begins with a place: a side, a source, a file.
 

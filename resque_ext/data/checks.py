@@ -256,6 +256,36 @@ def check_labels(labels: Any, name: str = "labels") -> Tensor:
     return y
 
 
+def check_device(device: Any) -> torch.device:
+    """A device of this machine, one of CUDA with its index.
+
+    Raises:
+        ValueError: no cpu or cuda device, or one that is not there.
+    """
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or found.type not in DEVICES:
+        raise ArgumentError("device", "a cpu or cuda device", f"{device!r}")
+    if found.type == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    index = found.index
+    if index is None:
+        index = torch.cuda.current_device() if count else 0
+    if index >= count:
+        raise ArgumentError(
+            "device",
+            f"one of this machine's {count} CUDA devices",
+            f"{device!r}",
+            fix=None
+            if count
+            else "device='cpu' needs none; resque-ext doctor says what CUDA lacks",
+        )
+    return torch.device("cuda", index)
+
+
 def class_indices(**labels: Any) -> tuple[list[Any], NDArray[Any] | None]:
     """Names of classes as their places in the sorted list of all of them; other labels unchanged.
 

@@ -71,10 +71,12 @@ def open_batches(
     inputs, labels = load_arrays(path, ARRAYS)
     inputs = as_tensor(inputs, "inputs")
     (labels,), names = class_indices(**{f"{path}: labels": labels})
-    numbers = like is not None and classes is None  # of the first side
-    if (numbers and names is not None) or (like and like.sorted_names and names is None):
-        here, there = ("names of classes", "numbers")[:: 1 if numbers else -1]
-        raise ArgumentError(f"{path}: labels", f"{there}, as on the other side", here)
+    if like is not None:
+        here = "numbers" if names is None else "names of classes"
+        there = "numbers" if classes is None else "names of classes"
+        # A folder's classes have a known order; names in a file are numbered as they sort.
+        if here != there and (names is not None or like.sorted_names):
+            raise ArgumentError(f"{path}: labels", f"{there}, as on the other side", here)
     if names is not None and classes is not None:
         labels = _numbered(names, classes, path)[labels]
     labels = check_labels(labels, f"{path}: labels")

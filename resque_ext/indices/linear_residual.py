@@ -20,7 +20,7 @@ from resque_ext.data.checks import (
     class_indices,
     describe,
 )
-from resque_ext.errors import ArgumentError, ArgumentTypeError
+from resque_ext.errors import ArgumentError, ArgumentTypeError, InputError, renamed
 from resque_ext.indices._baselines import few_rows
 from resque_ext.indices._folds import FOLDS
 from resque_ext.indices._readout import ReadoutSums
@@ -325,8 +325,9 @@ class LinearResidual(Accumulator):
         )
         try:
             distance.load_state_dict(tensors)
-        except ValueError as error:
-            raise ValueError(str(error).replace("state['", f"state['{_DISTANCE}", 1)) from None
+        except InputError as error:
+            place = error.argument.replace("state['", f"state['{_DISTANCE}", 1)
+            raise error.but(argument=place) from None
         return distance
 
     def compute(self, *, ignore_unseen: bool = False) -> LinearResidualResult:
@@ -416,10 +417,8 @@ def linear_residual(
     for side, (x, y) in checked.items():
         try:
             acc.update(x, y, side)  # type: ignore[arg-type]
-        except ValueError as error:
+        except InputError as error:
             # update() speaks of features and labels; here they have names of their own.
-            name, _, rest = str(error).partition(":")
             label = "old_labels" if side == "old" else "new_labels"
-            names = {"features": side, "labels": label}
-            raise ValueError(f"{names.get(name, name)}:{rest}") from None
+            raise renamed(error, features=side, labels=label) from None
     return acc.compute(ignore_unseen=not known)

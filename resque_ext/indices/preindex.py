@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from resque_ext.data.checks import check_choice, check_count
-from resque_ext.errors import ArgumentError, ArgumentTypeError, InputError
+from resque_ext.errors import ArgumentError, ArgumentTypeError, InputError, renamed
 from resque_ext.indices import chance_level
 from resque_ext.indices.base import Result
 from resque_ext.indices.chance_level import Chance
@@ -336,8 +336,7 @@ def _cluster(
         try:
             return function(features, labels, embedding=embedding, **more)
         except InputError as error:
-            names = ({"features": name}.get(each, each) for each in error.argument.split(", "))
-            raise error.but(argument=", ".join(names)) from None
+            raise renamed(error, features=name) from None
 
     plain: dict[str, Any] = {"chance": 0}
     asked = {"start": options.start, "chance": options.chance}

@@ -22,7 +22,7 @@ from resque_ext.data.checks import (
     class_indices,
     describe,
 )
-from resque_ext.errors import ArgumentError, ArgumentTypeError
+from resque_ext.errors import ArgumentError, ArgumentTypeError, InputError, renamed
 from resque_ext.indices import _angles
 from resque_ext.indices._class_sums import ClassSums, filled_groups
 from resque_ext.indices._debiased import DebiasedAngle, debiased
@@ -538,11 +538,9 @@ def resque_dist(
     for side in SIDES:
         try:
             acc.update(*sides[side], side)
-        except ValueError as error:
+        except InputError as error:
             # update() speaks of features and labels; here they are old and old_labels.
-            name, _, rest = str(error).partition(":")
-            names = {"features": side, "labels": f"{side}_labels"}
-            raise ValueError(f"{names.get(name, name)}:{rest}") from None
+            raise renamed(error, features=side, labels=f"{side}_labels") from None
     return acc.compute(ignore_unseen=not known)
 
 

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from resque_ext.data.checks import (
-    DEVICES,
     FLOATS,
     IGNORED,
     IGNORED_FIX,
     as_tensor,
     check_choice,
     check_count,
+    check_device,
     check_pair,
     class_indices,
     describe,
@@ -272,7 +272,7 @@ def _prepare(
         )
     if source.rows == 0:
         raise ArgumentError("features", "at least one row", "none")
-    data = Embeddings(source, embedding, _device(device, source.device))
+    data = Embeddings(source, embedding, source.device if device is None else check_device(device))
     if data.width == 0:
         raise ArgumentError("features", "at least one column", f"rows of shape {source.row_shape}")
     index, classes = _class_index(y.to(data.device))
@@ -294,26 +294,6 @@ def _paths(labels: Any) -> bool:
     return isinstance(labels, os.PathLike) or (
         isinstance(labels, str) and labels.lower().endswith(".npy")
     )
-
-
-def _device(wanted: torch.device | str | None, own: torch.device) -> torch.device:
-    if wanted is None:
-        return own
-    try:
-        device = torch.device(wanted)
-    except (RuntimeError, TypeError):
-        device = None
-    if device is None or device.type not in DEVICES:
-        raise ArgumentError("device", "a cpu or cuda device", f"{wanted!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ArgumentError(
-            "device",
-            f"one of this machine's {torch.cuda.device_count()} CUDA devices",
-            f"{wanted!r}",
-        )
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
 
 
 def _class_index(labels: Tensor) -> tuple[Tensor, NDArray[np.int64]]:

@@ -134,3 +134,10 @@ def token_mask(inputs: Any, mask: str | MaskOf | None, name: str) -> Tensor | No
         row = int(empty.int().argmax())
         raise ArgumentError(what, "a real token in every sequence", "none in row {row}", row=row)
     return real
+
+
+def is_one_batch(data: Any) -> bool:
+    """Inputs, or a pair of inputs and labels, where batches of them are expected."""
+    kinds = (Tensor, np.ndarray)
+    pair = isinstance(data, tuple) and len(data) == 2 and all(isinstance(x, kinds) for x in data)
+    return isinstance(data, kinds) or (pair and data[0].ndim > data[1].ndim == 1)

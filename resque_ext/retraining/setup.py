@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from resque_ext import environment
-from resque_ext.data.checks import DEVICES, describe
+from resque_ext.data.checks import check_device, describe
 from resque_ext.energy.meter import EnergyMeter
 from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.model.hooks import unwrap
@@ -73,29 +73,7 @@ def check_model(model: Any) -> nn.Module:
 
 
 def choose_device(model: nn.Module, device: torch.device | str | None) -> torch.device:
-    if device is None:
-        place = next(model.parameters()).device
-    else:
-        try:
-            place = torch.device(device)
-        except (RuntimeError, TypeError):
-            raise ArgumentError("device", "a cpu or cuda device", f"{device!r}") from None
-    if place.type not in DEVICES:
-        raise ArgumentError("device", "a cpu or cuda device", f"{str(place)!r}")
-    if place.type == "cpu":
-        return torch.device("cpu")
-    index = place.index if place.index is not None else current_cuda()
-    if index >= torch.cuda.device_count():
-        raise ArgumentError(
-            "device",
-            f"one of this machine's {torch.cuda.device_count()} CUDA devices",
-            f"{str(place)!r}",
-        )
-    return torch.device("cuda", index)
-
-
-def current_cuda() -> int:
-    return torch.cuda.current_device() if torch.cuda.is_available() else 0
+    return check_device(next(model.parameters()).device if device is None else device)
 
 
 def trainable_copy(model: nn.Module, device: torch.device, channels_last: bool) -> nn.Module:

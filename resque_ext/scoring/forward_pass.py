@@ -27,7 +27,7 @@ from resque_ext.indices.base import (
     PairBatch,
     Side,
 )
-from resque_ext.model.batch import class_labels, labelled, rows_of, unpack
+from resque_ext.model.batch import class_labels, is_one_batch, labelled, rows_of, unpack
 from resque_ext.model.embedding import EmbeddingReader
 from resque_ext.model.head import Head, HeadFinder
 from resque_ext.model.hooks import (
@@ -175,6 +175,13 @@ class Passes:
         count = 0
         if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
             raise ArgumentTypeError(side, "an iterable of batches", describe(data))
+        if is_one_batch(data):
+            raise ArgumentTypeError(
+                side,
+                "batches (inputs, labels)",
+                "one batch" if isinstance(data, tuple) else describe(data),
+                fix="pass a DataLoader, or a list: [(inputs, labels)]",
+            )
         iterator = iter(data) if self.watch is None else self.watch(iter(data))
         try:
             total = len(data)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from resque_ext.data.checks import DEVICES, check_choice, describe
+from resque_ext.data.checks import check_choice, check_device, describe
 from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.indices.base import Facts
 from resque_ext.indices.registry import check_names, find, make_indices
@@ -270,29 +270,20 @@ def _check_arguments(model: Any, old: Any, new: Any, names: tuple[str, ...], shi
         raise ArgumentTypeError("old", f"batches, because {reader}", "None")
     if shift is not None and not callable(shift):
         raise ArgumentTypeError("shift", "a function of a batch", describe(shift))
+    if old is new and isinstance(old, Iterator):
+        raise ArgumentError(
+            "new",
+            "batches of its own",
+            "the iterator that old is, which can be read once",
+            fix="pass a list or a DataLoader",
+        )
 
 
 def _device(model: nn.Module, device: torch.device | str | None) -> torch.device:
     if device is not None:
-        return checked_device(device)
+        return check_device(device)
     first = next(model.parameters(), next(model.buffers(), None))
     return first.device if first is not None else torch.device("cpu")
-
-
-def checked_device(device: Any) -> torch.device:
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        found = None
-    if found is None or found.type not in DEVICES:
-        raise ArgumentError("device", "a cpu or cuda device", f"{device!r}")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ArgumentError(
-            "device",
-            f"one of this machine's {torch.cuda.device_count()} CUDA devices",
-            f"{device!r}",
-        )
-    return found
 
 
 def _on_device(model: nn.Module, device: torch.device) -> nn.Module:

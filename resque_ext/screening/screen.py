@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-from resque_ext.data.checks import check_choice, check_count, describe
+from resque_ext.data.checks import check_choice, check_count, check_device, describe
 from resque_ext.environment import environment
 from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.forecasting.result import UNITS
 from resque_ext.indices.registry import check_names, find, lower_is_cheaper, make_indices
 from resque_ext.model.reads import Reads
-from resque_ext.scoring.score import checked_device
 from resque_ext.screening.budget import Budget, as_budget
 from resque_ext.screening.cached_pass import has_identity
 from resque_ext.screening.candidates import (
@@ -320,7 +319,7 @@ def make_plan(
         confidence=confidence,
         budget=budget,
         seed=seed,
-        device=checked_device(device),
+        device=check_device(device),
         batch_size=batch_size,
         on_error=on_error,
         cost_model=cost_model,

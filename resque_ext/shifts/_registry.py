@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 import numbers
@@ -97,6 +98,9 @@ def find(
     if table is SHIFTS and isinstance(name, str) and name in CORRUPTIONS:
         found += " (which takes severity= instead of a level)"
     known = isinstance(name, str) and name in table
+    near = difflib.get_close_matches(str(name), table, n=1)
+    if near and not known:
+        found += f" (did you mean {near[0]!r}?)"
     expect(known, "name", f"one of {', '.join(table)}{how}", found)
     check_options(name, table[name], options)
     return table[name], check_level(name, table[name], level)
@@ -128,9 +132,10 @@ def check_level(name: str, kind: ShiftKind, level: Any) -> float:
     argument, number, law = "level", "a number", numbers.Real
     if kind.unit == SEVERITY:
         argument, number, law = "severity", "an integer", numbers.Integral
-    check_type(argument, level, law, number)
     low, high = kind.range
     expected = f"{number} in [{low}, {high}] for {name}" if high < math.inf else "a finite number"
+    if not isinstance(level, law) or isinstance(level, bool):
+        raise ArgumentTypeError(argument, number, describe(level), fix=f"{expected}")
     expect(math.isfinite(level) and low <= level <= high, argument, expected, level)
     return int(level) if kind.unit == SEVERITY else float(level)
 

@@ -21,6 +21,7 @@ from torch import nn
 import resque_ext as r
 from resque_ext import cli
 from resque_ext.data.sources import ImageFolderSource, NpySource, ParquetSource, SourceError
+from resque_ext.errors import InputError
 from resque_ext.retraining import read_runs
 
 ROWS, CLASSES = 48, 3
@@ -355,6 +356,59 @@ def test_an_index_that_fails_leaves_the_others():
     found = r.score(model, old, new, indices=indices, errors="keep", progress=False)
     assert float(found["arm"]) == float(r.score(model, old, new, indices="arm", progress=False))
     assert isinstance(found["resque_dist"].error, ValueError)
+
+
+BATCH = (X, Y)
+ONCE = iter([BATCH])
+NET = made(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+
+
+def spoilt(value):
+    x = X.clone()
+    x[3, 1] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: r.score(NET, X, X), r"old: expected batches .* or a list: \[\(inputs, labels"),
+        (lambda: r.score(NET, BATCH, BATCH), r"old: .* found one batch \(pass a DataLoader, or"),
+        (lambda: r.score(NET, ONCE, ONCE), "new: expected batches of its own, .* read once"),
+        (lambda: r.score(NET, [], [BATCH]), "old: expected at least one batch, found none"),
+        (lambda: r.forecast(NET, None, X, [BATCH], 0.9), "train: expected batches"),
+        (lambda: r.forecast(NET, None, [BATCH], [BATCH], 90), "target_accuracy: expected .* 1"),
+        (lambda: r.resque_dist(spoilt(torch.nan), X, Y, Y), "old: .* row 3, column 1"),
+        (lambda: r.resque_dist(X, spoilt(torch.inf), Y, Y), "new: .* row 3, column 1"),
+        (lambda: r.resque_dist(X[:0], X, Y[:0], Y), "labels: .* class 0 has no old rows"),
+        (lambda: r.resque_dist(X, X, Y + 9, Y, 3), "old_labels: .* 0..2, found 9 at position 0"),
+        (lambda: r.resque_dist(X, X, Y.double(), Y), "old_labels: expected int32 or int64"),
+        (lambda: r.shifts.make("gausian", 0.1), "did you mean 'gaussian'"),
+        (
+            lambda: r.shifts.make("gaussian"),
+            r"level: expected a number, .* in \[0, 10\] for gaussian",
+        ),
+        (
+            lambda: r.score(NET, [BATCH], [BATCH], indices="arn"),
+            r"indices: expected .* found \['arn'\]",
+        ),
+    ],
+)
+def test_what_is_passed_wrongly_is_one_line_that_helps(call, message):
+    with pytest.raises(InputError, match=message) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_machine_without_a_gpu_is_told():
+    for call in (
+        lambda: r.score(NET, [BATCH], [BATCH], device="cuda"),
+        lambda: r.forecast(NET, None, [BATCH], [BATCH], 0.9, device="cuda"),
+        lambda: r.resque_task(X, Y, device="cuda"),
+    ):
+        with pytest.raises(ValueError, match=r"0 CUDA devices, found 'cuda' \(device='cpu'"):
+            call()
 
 
 # --- Files

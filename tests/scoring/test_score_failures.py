@@ -170,8 +170,8 @@ FAILURES = {
         {"new": X},
         TypeError,
         [
-            "new: expected batches (inputs, labels), found shape (6,), torch.float32, cpu",
-            "batch_ad",
+            "new: expected batches (inputs, labels), found shape (16, 6), torch.float32, cpu",
+            "pass a DataLoader, or a list: [(inputs, labels)]",
         ],
     ),
     "a tensor alone": (
