@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from resque_ext.data.checks import check_count, describe
 from resque_ext.errors import ArgumentError, ArgumentTypeError
-from resque_ext.model.hooks import LayerError, find_layer, unwrap
+from resque_ext.model.hooks import find_layer, unwrap
 
 # Where torchvision's models, and timm's of the same shape, keep the layer that gives the classes.
 HEADS = ("fc", "classifier", "heads", "head")
@@ -137,10 +137,7 @@ def _linear_name(model: nn.Module, name: str) -> str:
     """`name` itself, where that is a linear layer, or the name of the last one within."""
     if not isinstance(name, str):
         raise ArgumentTypeError("head", "a name, a function or None", f"{name!r}")
-    try:
-        inside = find_layer(model, name).named_modules(prefix=name)
-    except LayerError as error:
-        raise LayerError(f"head{str(error).removeprefix('layer')}") from None
+    inside = find_layer(model, name, "head").named_modules(prefix=name)
     linears = [n for n, module in inside if isinstance(module, nn.Linear)]
     if not linears:
         found = type(find_layer(model, name)).__name__
