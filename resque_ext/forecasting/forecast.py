@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
@@ -14,13 +12,12 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from resque_ext.cost_model.scaling import Prediction, check_number
-from resque_ext.data.checks import check_count, describe
+from resque_ext.cost_model.scaling import Prediction
 from resque_ext.energy import EnergyMeter, Figure
 from resque_ext.energy.measurement import unknown
-from resque_ext.errors import ArgumentError, ArgumentTypeError
 from resque_ext.forecasting import indices
 from resque_ext.forecasting.costs import Costs, Steps
+from resque_ext.forecasting.options import Limits, check_options
 from resque_ext.forecasting.probe import Probe
 from resque_ext.forecasting.result import (
     MAY_NEVER,
@@ -41,14 +38,8 @@ from resque_ext.retraining.calibration import (
     never_probability,
 )
 from resque_ext.retraining.random_state import Randomness
-from resque_ext.retraining.retrain import make_settings
-from resque_ext.retraining.settings import Settings
 
-SHORTEST_PROBE = 16
 NEAR_STEPS = 8  # fewer than these to go are rounded up to the next check
-# Of retrain's arguments, those that a forecast has no use for.
-NOT_OURS = {"target_accuracy", "max_epochs", "device", "seed", "progress", "checkpoint_seconds"}
-RECIPE = tuple(f.name for f in dataclasses.fields(Settings) if f.name not in NOT_OURS)
 
 
 def forecast(
@@ -122,22 +113,21 @@ def forecast(
         none: the verdict is "unstable" then.
     """
     inner, place = setup.check_model(model), setup.choose_device(model, device)
-    strange = [name for name in recipe if name not in RECIPE]
-    if strange:
-        raise ArgumentTypeError(
-            "forecast", f"arguments of retrain among {', '.join(RECIPE)}", f"{strange[0]!r}"
-        )
-    settings = make_settings(
-        place, recipe, target_accuracy=target_accuracy, max_epochs=max_epochs, seed=seed
+    settings, limits = check_options(
+        steps,
+        target_accuracy,
+        max_epochs,
+        max_share=max_share,
+        width=width,
+        coverage=coverage,
+        samples=samples,
+        carbon_intensity=carbon_intensity,
+        calibration=calibration,
+        seed=seed,
+        device=place,
+        **recipe,
     )
-    limits = _Limits.checked(steps, max_share, width, coverage)
-    check_count(samples, "samples")
     way = indices.choose_way(inner, adapt_normalization, old is not None)
-    if calibration is not None and not isinstance(calibration, Calibration):
-        found = describe(calibration)
-        raise ArgumentTypeError("calibration", "a Calibration, which refit makes", found)
-    if carbon_intensity is not None:
-        check_number("carbon_intensity", carbon_intensity, least=0.0)
     with contextlib.ExitStack() as stack:
         # One meter for all windows: that of the run, and those around it.
         metered = setup.make_meter(meter, settings, stack)
@@ -156,41 +146,6 @@ def forecast(
         return work.go(old, batch_adapter, samples, bar.set_description_str)
 
 
-@dataclass(frozen=True)
-class _Limits:
-    """How far a probe may go, and the coverage of intervals."""
-
-    lengths: tuple[int, ...]
-    max_share: float
-    width: float
-    coverage: float
-
-    @classmethod
-    def checked(cls, steps: Any, max_share: Any, width: Any, coverage: Any) -> _Limits:
-        if isinstance(steps, (str, bytes)) or not isinstance(steps, Iterable):
-            raise ArgumentTypeError("steps", "numbers such as (16, 32)", f"{steps!r}")
-        lengths = tuple(check_count(length, "steps") for length in steps)
-        powers = all(n >= SHORTEST_PROBE and n.bit_count() == 1 for n in lengths)
-        if not powers or any(a >= b for a, b in itertools.pairwise(lengths)):
-            raise ArgumentError("steps", "ascending powers of two from 16", f"{steps!r}")
-        share = check_number("max_share", max_share, above=0.0)
-        if share > 1:
-            raise ArgumentError("max_share", "at most 1", f"{max_share!r}")
-        if check_number("width", width) < 1:
-            raise ArgumentError("width", "a factor of at least 1", f"{width!r}")
-        if not 0.5 <= check_number("coverage", coverage) < 1:
-            raise ArgumentError("coverage", "0.5 <= coverage < 1", f"{coverage!r}")
-        return cls(lengths, share, float(width), float(coverage))
-
-    def enough(self, steps: Steps | None, taken: int) -> bool:
-        """Whether a longer probe is not wanted."""
-        if steps is None or not taken:
-            return False
-        if steps.high is not None and steps.high <= self.width * steps.low:
-            return True
-        return taken >= self.max_share * steps.value
-
-
 class _Forecasting:
     """One forecast while it is made."""
 
@@ -198,7 +153,7 @@ class _Forecasting:
         self,
         model: nn.Module,
         probe: Probe,
-        limits: _Limits,
+        limits: Limits,
         grams: Figure,
         way: bool | str,
         asked: bool,

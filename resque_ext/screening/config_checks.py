@@ -85,6 +85,7 @@ def _tables(value: Any) -> str | None:
     return None if right else "a table with at least one table by name"
 
 
+_ADAPT = "true or 'match'"
 SCREEN: dict[str, Check] = {
     "indices": _index_names,
     "rank_by": _text,
@@ -105,7 +106,7 @@ SCREEN: dict[str, Check] = {
     "workers": _small_count,
     "target_accuracy": _accuracy,
     "probe": lambda value: _count(value, 0, INT32),
-    "adapt_normalization": lambda v: None if v in (True, False, "match") else "true or 'match'",
+    "adapt_normalization": lambda v: None if isinstance(v, bool) or v == "match" else _ADAPT,
 }
 FORECAST: dict[str, Check] = {
     "batch_size": _small_count,

@@ -12,7 +12,7 @@ from resque_ext.screening.candidates import INPUTS, Feed
 from resque_ext.screening.old_side import ShelfModel
 from resque_ext.screening.pair_reading import predictor_of
 from resque_ext.screening.store import PairKey
-from resque_ext.screening.target import Target
+from resque_ext.screening.target import ScreeningTarget
 from resque_ext.studies.study_run import REESTIMATED
 
 WAYS = (False, True, "match")
@@ -56,7 +56,7 @@ def check_runnable(
     shelf: Mapping[str, ShelfModel],
     feeds: Mapping[PairKey, Feed],
     adapted: tuple[str, ...],
-    target: Target | None,
+    target: ScreeningTarget | None,
 ) -> None:
     """Raises where a pair has no model to run that is asked for."""
     wants = "target_accuracy" if target is not None else "adapt_normalization"

@@ -64,6 +64,7 @@ class PairForecast:
         coverage: of the intervals.
         probe_steps: of the retraining that the forecast took.
         reliable, warnings: what it cannot be relied on for.
+        probe_error: what a probe failed with, one line; the rest is then of no steps.
     """
 
     target_accuracy: float
@@ -78,6 +79,7 @@ class PairForecast:
     probe_steps: int
     reliable: bool = True
     warnings: tuple[str, ...] = ()
+    probe_error: str | None = None
 
 
 @dataclass(frozen=True)

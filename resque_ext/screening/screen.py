@@ -40,7 +40,7 @@ from resque_ext.screening.screener import Plan, Screener
 from resque_ext.screening.stopping import StoppingRule
 from resque_ext.screening.store import Header, NoStore, PairKey, open_store
 from resque_ext.screening.table import Screening
-from resque_ext.screening.target import Target, as_target
+from resque_ext.screening.target import ScreeningTarget, as_target
 
 FIRST_LOOK, GROWTH = (
     256,
@@ -396,7 +396,7 @@ def _check_cost_model(cost_model: Any, cost_options: Any) -> None:
 
 
 def _rank_key(
-    rank_by: str | None, names: tuple[str, ...], cost_model: Any, target: Target | None
+    rank_by: str | None, names: tuple[str, ...], cost_model: Any, target: ScreeningTarget | None
 ) -> str:
     measures = () if cost_model is None else tuple(cost_model.measures)
     measures = measures if target is None else tuple(UNITS)

@@ -36,7 +36,7 @@ from resque_ext.screening.results import PairResult
 from resque_ext.screening.stopping import Estimate, StoppingRule, look_sizes
 from resque_ext.screening.store import Finished, Look, PairKey, Store, StoreError
 from resque_ext.screening.table import placed_rows
-from resque_ext.screening.target import Target, with_forecast
+from resque_ext.screening.target import ScreeningTarget, with_forecast, without_probe
 from resque_ext.studies.study_run import REESTIMATED
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Plan:
     adapted: tuple[str, ...] = ()
     way: bool | str = True
     rank_by: str = "resque_dist"
-    target: Target | None = None
+    target: ScreeningTarget | None = None
 
     def reads_old_again(self, candidate: Candidate) -> bool:
         """Whether a pair needs the old data beside its own."""
@@ -279,23 +279,27 @@ class Screener:
             return
         found = [pair.result for pair in self.finished.values()]
         forecasts = [r.forecast for r in found if r.forecast is not None]
-        left = plan.target.probe - sum(each.probe_steps > 0 for each in forecasts)
+        tried = [each for each in forecasts if each.probe_steps or each.probe_error]
         open_ones = [
             row.result
             for row in placed_rows(found, plan.rank_by)
-            if row.result.forecast is not None and row.result.forecast.stage == "indices"
+            if row.result.forecast is not None
+            and row.result.forecast.stage == "indices"
+            and row.result.forecast.probe_error is None
         ]
-        for pair in open_ones[: max(left, 0)]:
+        for pair in open_ones[: max(plan.target.probe - len(tried), 0)]:
+            if self.purse.out_of_time or self.purse.samples <= 0:
+                return
             key = pair.model, pair.candidate
             self.progress.begin(f"{key[0]}: probe of {key[1]}")
             old = self.fresh_side(key[0])
             try:
-
-                def probe(old: OldSide = old, key: PairKey = key, pair: PairResult = pair) -> Any:
-                    assert plan.target is not None
-                    return self._forecast(old, key, pair, plan.target.steps)
-
-                result = self._caught(key, plan.feeds[key], old, probe)
+                result = self._forecast(old, key, pair, plan.target.steps)
+            except Exception as error:
+                if plan.on_error == "raise":
+                    raise
+                log.warning("%s, %s: probe: %s", *key, error_line(error))
+                result = without_probe(pair, error_line(error))
             finally:
                 old.release()
             finished = dataclasses.replace(self.finished[key], result=result)

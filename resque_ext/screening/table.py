@@ -278,7 +278,7 @@ def placed_rows(results: Sequence[PairResult], rank_by: str) -> Iterator[Ranked]
         known = interval(found[key], rank_by)
         assert known is not None  # it has a place
         # What may never be reached comes behind all that will be, whatever it costs if it is.
-        doubted = across and _may_never(found[key])
+        doubted = across and _is_doubted(found[key])
         return (0 if across else models.index(key[0])), doubted, turned(*known), key
 
     for key in sorted(placed, key=order):
@@ -353,5 +353,5 @@ def _show_samples(r: PairResult) -> str:
     return f"{r.new_samples:,}{of}"
 
 
-def _may_never(r: PairResult) -> bool:
+def _is_doubted(r: PairResult) -> bool:
     return r.forecast is not None and r.forecast.verdict is not None

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from resque_ext.data.checks import check_count, describe
-from resque_ext.data.sources.regroup import cut, join
-from resque_ext.errors import ArgumentError, ArgumentTypeError
+from resque_ext.data.sources.regroup import regroup, taken
+from resque_ext.errors import ArgumentError, ArgumentTypeError, InputError, within
 from resque_ext.forecasting import Forecast, forecast
+from resque_ext.forecasting.options import RECIPE, check_options
 from resque_ext.retraining.settings import function_name
 from resque_ext.screening.candidates import ALL, INPUTS, Feed
 from resque_ext.screening.old_side import OldSide
@@ -25,11 +26,14 @@ HELD_OUT = 5  # every fifth row is held out of training
 BATCH = 64  # rows of a training batch
 # What `screen` decides itself, or has an argument of its own for.
 OWN = {"model", "old", "train", "test", "target_accuracy", "steps", "device", "layer", "progress"}
-OPTIONS = tuple(name for name in inspect.signature(forecast).parameters if name not in OWN)
+# Which a model, data or the machine decide on.
+LATER = {"adapt_normalization", "batch_adapter", "meter"}
+PARAMETERS = [name for name in inspect.signature(forecast).parameters if name != "recipe"]
+OPTIONS = tuple(name for name in (*PARAMETERS, *RECIPE) if name not in OWN)
 
 
 @dataclass(frozen=True)
-class Target:
+class ScreeningTarget:
     """What pairs are ranked by: the cost of retraining until this accuracy.
 
     Attributes:
@@ -90,25 +94,16 @@ class Rows:
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         # Both parts read batches of one size, because what a shift draws depends on them.
         reading = self._feed.reading(self._size, self._seed)
-        held, count = list[tuple[Any, Tensor]](), 0
         try:
-            first = 0
-            for batch in reading.until(ALL, self._size):
-                mine = self._mine(batch, first)
-                first += len(batch[1])
-                if len(mine[1]):
-                    held.append(mine)
-                    count += len(mine[1])
-                while count >= self._size:
-                    whole = join(held)
-                    yield cut(whole[0], 0, self._size), whole[1][: self._size]
-                    count -= self._size
-                    rest = whole[1][self._size :]
-                    held = [(cut(whole[0], self._size, len(whole[1])), rest)] if count else []
-            if held:
-                yield join(held)
+            yield from regroup(self._parts(reading.until(ALL, self._size)), self._size)
         finally:
             reading.close()
+
+    def _parts(self, batches: Iterator[tuple[Any, Tensor]]) -> Iterator[tuple[Any, Tensor]]:
+        first = 0
+        for batch in batches:
+            yield self._mine(batch, first)
+            first += len(batch[1])
 
     def _mine(self, batch: tuple[Any, Tensor], first: int) -> tuple[Any, Tensor]:
         inputs, labels = batch
@@ -116,19 +111,10 @@ class Rows:
             return batch
         places = torch.arange(first, first + len(labels)) % HELD_OUT == HELD_OUT - 1
         rows = torch.nonzero(places if self._held_out else ~places)[:, 0]
-        return picked(inputs, rows), labels[rows]
+        return taken(inputs, rows), labels[rows]
 
 
-def picked(x: Any, rows: Tensor) -> Any:
-    """These rows of inputs."""
-    if isinstance(x, Tensor):
-        return x[rows]
-    if isinstance(x, Mapping):
-        return {key: picked(value, rows) for key, value in x.items()}
-    return type(x)(picked(value, rows) for value in x)
-
-
-def as_target(accuracy: Any, probe: Any, options: Any) -> Target | None:
+def as_target(accuracy: Any, probe: Any, options: Any) -> ScreeningTarget | None:
     """The target of a screening, checked; None where none is given.
 
     Raises:
@@ -147,15 +133,21 @@ def as_target(accuracy: Any, probe: Any, options: Any) -> Target | None:
         raise ArgumentTypeError("forecast_options", "a mapping", describe(options))
     given = dict(options or {})
     size = check_count(given.pop("batch_size", BATCH), "forecast_options: batch_size")
-    steps = tuple(given.pop("steps", (16, 32)))
-    unknown = [name for name in given if name in OWN]
+    steps = given.pop("steps", (16, 32))
+    unknown = [name for name in given if name not in OPTIONS]
     if unknown:
         raise ArgumentError(
             "forecast_options",
             f"arguments of forecast among {', '.join(OPTIONS)}, batch_size or steps",
             f"{unknown[0]!r}",
         )
-    return Target(float(accuracy), check_count(probe, "probe", least=0), steps, size, given)
+    try:
+        check_options(steps, float(accuracy), **{k: given[k] for k in given.keys() - LATER})
+    except InputError as error:
+        raise within("forecast_options", error) from None
+    return ScreeningTarget(
+        float(accuracy), check_count(probe, "probe", least=0), tuple(steps), size, given
+    )
 
 
 def with_forecast(pair: PairResult, found: Forecast) -> PairResult:
@@ -176,6 +168,14 @@ def with_forecast(pair: PairResult, found: Forecast) -> PairResult:
     )
     costs = predicted_costs(found.costs)
     return dataclasses.replace(pair, forecast=about, predicted=costs)
+
+
+def without_probe(pair: PairResult, error: str) -> PairResult:
+    """A pair whose probe failed: what was known of it stays, and says so."""
+    assert pair.forecast is not None
+    warnings = (*pair.forecast.warnings, f"the probe failed: {error}")
+    about = dataclasses.replace(pair.forecast, warnings=warnings, probe_error=error)
+    return dataclasses.replace(pair, forecast=dataclasses.replace(about, reliable=False))
 
 
 def _plain(value: Any) -> bool:

@@ -206,6 +206,42 @@ def test_the_first_pairs_take_a_probe_and_a_restart_takes_no_other(able, tmp_pat
         screen(shelf(able), target_accuracy=0.8, probe=2, store=store)
 
 
+class Stuck(torch.optim.SGD):
+    def step(self, closure=None):
+        raise ZeroDivisionError("mine")
+
+
+def stuck(parameters):
+    return Stuck(parameters, lr=0.1)
+
+
+def test_a_probe_that_fails_leaves_what_was_known(able, tmp_path):
+    store, plain = tmp_path / "s.sqlite", screen(shelf(able), target_accuracy=0.9)
+
+    options = {"forecast_options": {"optimizer": stuck}, "probe": 1, "store": store}
+    found = screen(shelf(able), target_accuracy=0.9, **options)
+    told = [r for r in found.results if r.forecast.probe_error]
+    assert [r.error for r in found.results] == [None] * len(found.results)
+    (pair,) = told
+    assert "mine" in pair.forecast.probe_error
+    assert any("the probe failed" in line for line in pair.forecast.warnings)
+    assert not pair.forecast.reliable
+    (before,) = (r for r in plain.results if (r.model, r.candidate) == (pair.model, pair.candidate))
+    assert pair.indices == before.indices
+    assert pair.predicted["epochs"] == before.predicted["epochs"]
+    again = screen(shelf(able), target_accuracy=0.9, **options)  # tries no other
+    assert again.to_dict() == found.to_dict()
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        screen(shelf(able), target_accuracy=0.9, on_error="raise", **options | {"store": None})
+
+
+def test_no_probe_begins_once_the_budget_is_spent(able):
+    rows = sum(each.new_samples for each in screen(shelf(able), target_accuracy=0.9).results)
+    found = screen(shelf(able), target_accuracy=0.9, probe=2, budget={"samples": rows})
+    assert all(r.forecast is not None for r in found.results)
+    assert not any(r.forecast.probe_steps for r in found.results)
+
+
 def test_what_may_never_be_reached_comes_last():
     rng = torch.Generator().manual_seed(0)
     noise = cut(torch.randn(500, 6, generator=rng), torch.randint(3, (500,), generator=rng))
@@ -233,6 +269,26 @@ def test_a_pair_that_cannot_be_forecast_is_recorded():
         (
             {"target_accuracy": 0.9, "forecast_options": {"train": 3}},
             "forecast_options: expected arguments of forecast among .*, found 'train'",
+        ),
+        (
+            {"target_accuracy": 0.9, "forecast_options": {"optimzer": None}},
+            "forecast_options: expected arguments of forecast among .*optimizer.*'optimzer'",
+        ),
+        (
+            {"target_accuracy": 0.9, "forecast_options": {"steps": 5}},
+            "forecast_options: steps: expected numbers such as",
+        ),
+        (
+            {"target_accuracy": 0.9, "forecast_options": {"steps": (17,)}},
+            "forecast_options: steps: expected ascending powers of two",
+        ),
+        (
+            {"target_accuracy": 0.9, "forecast_options": {"coverage": 2}},
+            "forecast_options: coverage: expected 0.5 <= coverage < 1",
+        ),
+        (
+            {"target_accuracy": 0.9, "forecast_options": {"patience": "x"}},
+            "forecast_options: patience: expected",
         ),
         (
             {"target_accuracy": 0.9, "rank_by": "miles"},

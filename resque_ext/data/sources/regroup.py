@@ -43,11 +43,16 @@ def rows_in(x: Any) -> int | None:
 
 def cut(x: Any, start: int, stop: int) -> Any:
     """Rows start..stop of inputs."""
+    return taken(x, slice(start, stop))
+
+
+def taken(x: Any, rows: slice | Tensor) -> Any:
+    """These rows of inputs."""
     if isinstance(x, Tensor):
-        return x[start:stop]
+        return x[rows]
     if isinstance(x, Mapping):
-        return {key: cut(value, start, stop) for key, value in x.items()}
-    return type(x)(cut(value, start, stop) for value in x)
+        return {key: taken(value, rows) for key, value in x.items()}
+    return type(x)(taken(value, rows) for value in x)
 
 
 def join(batches: list[tuple[Any, Tensor]]) -> tuple[Any, Tensor]:
