@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any
 
 from resque_ext.callbacks.tracker import ForecastTracker, Report
@@ -55,14 +55,20 @@ class ForecastCallback(TrainerCallback):
         control: TrainerControl,
         model: Any = None,
         optimizer: Any = None,
+        train_dataloader: Any = None,
         **_: Any,
     ) -> None:
         epoch = None
-        if args.num_train_epochs and state.max_steps > 0 and args.max_steps <= 0:
-            epoch = max(math.ceil(state.max_steps / args.num_train_epochs), 1)
+        if isinstance(train_dataloader, Sized):
+            # An epoch's last batch makes a step, however few were accumulated by then.
+            epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)
         every = state.eval_steps if str(args.eval_strategy.value) == "steps" else None
         self.tracker.begin(
-            model, optimizer=optimizer, steps_per_epoch=epoch, check_every=every or None
+            model,
+            optimizer=optimizer,
+            step=state.global_step,
+            steps_per_epoch=epoch,
+            check_every=every or None,
         )
 
     def on_evaluate(

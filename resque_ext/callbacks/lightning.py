@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -58,13 +59,12 @@ class ForecastCallback(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         model = pl_module if self.network is None else self.network(pl_module)
         optimizer = trainer.optimizers[0] if trainer.optimizers else None
-        share = trainer.val_check_batch
-        every = int(share) if share and share != float("inf") else None
         self.tracker.begin(
             model,
             optimizer=optimizer,
-            steps_per_epoch=int(trainer.num_training_batches),
-            check_every=every,
+            step=trainer.global_step,
+            steps_per_epoch=_steps(trainer, trainer.num_training_batches),
+            check_every=_steps(trainer, trainer.val_check_batch),
         )
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -77,13 +77,25 @@ class ForecastCallback(Callback):
                 f"metric: expected {missing[0]!r} among what the module logs, found "
                 f"{', '.join(found)}; log it in validation_step, or name it with metric=, loss="
             )
-        epoch = trainer.global_step / max(int(trainer.num_training_batches), 1)
         outlook = self.tracker.check(
-            trainer.global_step, epoch, float(found[self.metric]), float(found[self.loss])
+            trainer.global_step,
+            self._epoch(trainer),
+            float(found[self.metric]),
+            float(found[self.loss]),
         )
         if self.stop_at_target and outlook.reached:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        epoch = trainer.global_step / max(int(trainer.num_training_batches), 1)
-        self.tracker.end(trainer.global_step, epoch)
+        self.tracker.end(trainer.global_step, self._epoch(trainer))
+
+    def _epoch(self, trainer: Any) -> float:
+        return float(trainer.global_step / (self.tracker.steps_per_epoch or 1))
+
+
+def _steps(trainer: Any, batches: float | None) -> int | None:
+    """Optimizer steps of so many batches; None where their number is not known."""
+    if not batches or math.isinf(batches):
+        return None
+    # An epoch's last batch makes a step, however few were accumulated by then.
+    return math.ceil(batches / trainer.accumulate_grad_batches)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,13 +19,6 @@ from resque_ext.retraining.outlook import Outlook, Span, Watch
 from resque_ext.retraining.target import Checks, Target
 
 Report = Callable[[dict[str, float], int], Any]
-
-
-@dataclass
-class _Clock:
-    """Seconds of training and evaluation so far, as an outlook reads them."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: {TRAINING: 0.0, EVALUATION: 0.0})
 
 
 class ForecastTracker:
@@ -45,6 +38,7 @@ class ForecastTracker:
         forecast: the :class:`resque_ext.Forecast`; None before `begin`.
         outlooks: one an evaluation.
         reached_step: the step of the first evaluation that met the target; None before.
+        steps_per_epoch: optimizer steps, of the training; None before `begin`.
     """
 
     def __init__(
@@ -64,7 +58,8 @@ class ForecastTracker:
         self.outlooks: list[Outlook] = []
         self.reached_step: int | None = None
         self._watch: Watch | None = None
-        self._start = 0.0
+        self.steps_per_epoch: int | None = None
+        self._start, self._first = 0.0, 0  # seconds, step
         self._last = (0, 0.0)  # step, epoch
 
     def begin(
@@ -72,6 +67,7 @@ class ForecastTracker:
         model: nn.Module,
         *,
         optimizer: torch.optim.Optimizer | None = None,
+        step: int = 0,
         samples: int | None = None,
         steps_per_epoch: int | None = None,
         check_every: int | None = None,
@@ -82,8 +78,10 @@ class ForecastTracker:
             model: the classifier that will be trained.
             optimizer: of the training; the probe takes one of its class with its defaults. A
                 schedule of the learning rate is not known to the forecast.
+            step: that the training is at: not 0 where it was resumed.
             samples: of the test data; counted from the batches by default.
-            steps_per_epoch: of the training; by default as many as `train` has batches.
+            steps_per_epoch: optimizer steps, of the training; by default as many as `train` has
+                batches.
             check_every: steps between two evaluations; by default an epoch.
         """
         options = dict(self.options)
@@ -98,10 +96,15 @@ class ForecastTracker:
             with torch.random.fork_rng(devices=[]):  # a DataLoader draws a number every pass
                 samples = sum(_rows(batch, options.get("batch_adapter")) for batch in self.test)
         target = Target(float(self.target_accuracy), samples)
-        self._watch = Watch(target, checks, found.points, found.before, found.calibration, None)
+        points = [replace(point, step=step + point.step) for point in found.points]
+        self._watch = Watch(
+            target, checks, points, found.before, found.calibration, None, timed_from=step
+        )
         self.forecast, self.outlooks, self.reached_step = found, [], None
-        self._start, self._last = time.perf_counter(), (0, 0.0)
-        self._tell(forecast_numbers(found), 0)
+        self.steps_per_epoch = epoch
+        self._start, self._first = time.perf_counter(), step
+        self._last = (step, step / epoch)
+        self._tell(forecast_numbers(found), step)
         return found
 
     def check(self, step: int, epoch: float, accuracy: float, loss: float) -> Outlook:
@@ -114,9 +117,8 @@ class ForecastTracker:
         """
         if self._watch is None:
             raise RuntimeError("check: expected begin() first, found no forecast")
-        clock = _Clock()
-        clock.seconds[TRAINING] = time.perf_counter() - self._start
-        found = self._watch.look(step, epoch, accuracy, loss, clock)  # type: ignore[arg-type]
+        seconds = {TRAINING: time.perf_counter() - self._start, EVALUATION: 0.0}
+        found = self._watch.look(step, epoch, accuracy, loss, seconds)
         self.outlooks.append(found)
         self._last = (step, epoch)
         if found.reached and self.reached_step is None:
@@ -135,12 +137,14 @@ class ForecastTracker:
     def summary(self) -> dict[str, Any]:
         """Plain values: what was forecast, and what it took.
 
-        `steps` are those until the target was first met, or all so far where it was not: then
-        `reached` is False and the cost is larger. `ratio` is forecast over measured steps.
+        `steps` are those since `begin` until the target was first met, or all so far where it was
+        not: then `reached` is False and the cost is larger. `ratio` is forecast over measured
+        steps.
         """
         if self.forecast is None:
             raise RuntimeError("summary: expected begin() first, found no forecast")
         step = self._last[0] if self.reached_step is None else self.reached_step
+        step -= self._first
         expected = self.forecast.steps
         known = expected.value is not None and step > 0 and self.reached_step is not None
         return {

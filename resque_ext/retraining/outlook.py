@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
@@ -16,7 +16,7 @@ from resque_ext.retraining.calibration import (
     never_probability,
 )
 from resque_ext.retraining.curve import Curve, Point
-from resque_ext.retraining.meters import EVALUATION, TRAINING, Costs
+from resque_ext.retraining.meters import EVALUATION, TRAINING
 from resque_ext.retraining.target import Checks, Target
 
 COVERAGE = 0.9
@@ -112,6 +112,7 @@ class Watch:
         before: what that forecast found before any step.
         calibration: its constants; None: those of the package.
         tell: is called with every outlook.
+        timed_from: the step since which `look` is given seconds.
     """
 
     def __init__(
@@ -122,20 +123,30 @@ class Watch:
         before: Before,
         calibration: Calibration | None,
         tell: Callable[[Outlook], Any] | None,
+        *,
+        timed_from: int = 0,
     ) -> None:
         self.target, self.checks, self.tell = target, checks, tell
+        self.timed_from = timed_from
         self.before, self.calibration = before, calibration
         self.points = {point.step: point for point in points}
 
-    def look(self, step: int, epoch: float, accuracy: float, loss: float, costs: Costs) -> Outlook:
-        """Takes a check in, and tells what follows from it and those before."""
+    def look(
+        self, step: int, epoch: float, accuracy: float, loss: float, seconds: Mapping[str, float]
+    ) -> Outlook:
+        """Takes a check in, and tells what follows from it and those before.
+
+        `seconds` are those of `TRAINING` and of `EVALUATION` so far.
+        """
         self.points[step] = Point(step, loss, 1 - accuracy)
-        found = self._outlook(step, epoch, accuracy, costs)
+        found = self._outlook(step, epoch, accuracy, seconds)
         if self.tell is not None:
             self.tell(found)
         return found
 
-    def _outlook(self, step: int, epoch: float, accuracy: float, costs: Costs) -> Outlook:
+    def _outlook(
+        self, step: int, epoch: float, accuracy: float, seconds: Mapping[str, float]
+    ) -> Outlook:
         reached = accuracy >= self.target.accuracy
         steps, epochs, verdict, reason = None, None, None, None
         if reached:
@@ -152,7 +163,7 @@ class Watch:
             reached=reached,
             steps=steps,
             epochs=epochs,
-            seconds_left=steps and self._seconds(steps, step, costs),
+            seconds_left=steps and self._left(steps, step, seconds),
             verdict=verdict,
             coverage=COVERAGE,
             reason=reason,
@@ -176,13 +187,14 @@ class Watch:
             verdict, low = UNSTABLE, least
         return Span(value, min(low, value), None if verdict else high), verdict
 
-    def _seconds(self, steps: Span, step: int, costs: Costs) -> Span | None:
-        """From now on; None before a step was timed."""
-        if not step or not costs.seconds[TRAINING]:
+    def _left(self, steps: Span, step: int, seconds: Mapping[str, float]) -> Span | None:
+        """Seconds from now on; None before a step was timed."""
+        timed = step - self.timed_from
+        if not timed or not seconds[TRAINING]:
             return Span(0.0, 0.0, 0.0) if steps.high == steps.low == step else None
-        each = costs.seconds[TRAINING] / step
+        each = seconds[TRAINING] / timed
         here = self.checks.until(step)
-        check = costs.seconds[EVALUATION] / here
+        check = seconds[EVALUATION] / here
 
         def price(n: float) -> float:
             return max(n - step, 0) * each + max(self.checks.until(math.ceil(n)) - here, 0) * check

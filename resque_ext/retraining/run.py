@@ -289,7 +289,7 @@ class Run:
         if self.watch is not None:
             assert self.test_loss is not None
             found = self.watch.look(
-                history.steps, history.epochs, accuracy, self.test_loss, self.costs
+                history.steps, history.epochs, accuracy, self.test_loss, self.costs.seconds
             )
             if self._bar is not None:
                 self._bar.set_postfix_str(str(found))

@@ -53,7 +53,7 @@ class Rows(torch.utils.data.Dataset):
         return {"input_ids": self.ids[i], "labels": self.labels[i]}
 
 
-def trainer_of(folder, model, callbacks, epochs=6, metric="accuracy"):
+def trainer_of(folder, model, callbacks, epochs=6, metric="accuracy", save="no", **more):
     transformers = optional.module("transformers")
     optional.module("accelerate")
     return transformers.Trainer(
@@ -65,17 +65,30 @@ def trainer_of(folder, model, callbacks, epochs=6, metric="accuracy"):
             learning_rate=3e-3,
             lr_scheduler_type="constant",
             eval_strategy="epoch",
-            save_strategy="no",
+            save_strategy=save,
             report_to=[],
             use_cpu=True,
             seed=1,
             disable_tqdm=True,
+            **more,
         ),
         train_dataset=Rows(sentences(1, 320)),
         eval_dataset=Rows(sentences(2, 160)),
         compute_metrics=lambda p: {metric: float((p.predictions.argmax(1) == p.label_ids).mean())},
         callbacks=callbacks,
     )
+
+
+def options_of_begin(tracker, monkeypatch):
+    """Filled once training begins."""
+    begin, found = tracker.begin, {}
+
+    def noted(*arguments, **options):
+        found.update(options)
+        return begin(*arguments, **options)
+
+    monkeypatch.setattr(tracker, "begin", noted)
+    return found
 
 
 def test_a_trainer_with_the_callback_trains_as_without(tmp_path):
@@ -110,6 +123,23 @@ def test_a_trainer_stops_at_the_target(tmp_path):
     assert trainer.state.global_step == callback.tracker.summary()["steps"] < 120
 
 
+@pytest.mark.parametrize("limit", [{}, {"max_steps": 30}])
+def test_a_step_of_a_trainer_is_of_several_batches(tmp_path, limit):
+    """320 rows, 16 a batch, four batches a step: an epoch has five steps."""
+    optional.module("transformers")
+    from resque_ext.callbacks.huggingface import ForecastCallback
+
+    train, test = as_batches(sentences(1, 320)), as_batches(sentences(2, 160))
+    callback = ForecastCallback(train, test, 1.0, steps=())
+    trainer_of(tmp_path, bert(), [callback], gradient_accumulation_steps=4, **limit).train()
+    found = callback.tracker.outlooks
+    assert [(each.step, each.epoch) for each in found] == [(5 * i, i) for i in range(1, 7)]
+    open_ = [each for each in found if each.epochs is not None and not each.reached]
+    assert open_
+    for each in open_:
+        assert each.steps.value / each.epochs.value == pytest.approx(5)
+
+
 def test_a_trainer_without_the_metric_is_refused(tmp_path):
     optional.module("transformers")
     from resque_ext.callbacks.huggingface import ForecastCallback
@@ -129,7 +159,7 @@ def vectors(seed, rows):
     return means[labels] + 0.7 * torch.randn(rows, 8, generator=generator), labels
 
 
-def lightning_run(folder, callbacks, epochs=6):
+def lightning_run(folder, callbacks, epochs=6, resume=None, **more):
     """The module and its trainer after training."""
     lightning = optional.module("lightning").pytorch
 
@@ -163,6 +193,7 @@ def lightning_run(folder, callbacks, epochs=6):
         enable_model_summary=False,
         default_root_dir=str(folder),
         callbacks=callbacks,
+        **more,
     )
     loaders = [
         torch.utils.data.DataLoader(
@@ -171,7 +202,7 @@ def lightning_run(folder, callbacks, epochs=6):
         for seed, rows in ((1, 400), (2, 100))
     ]
     torch.manual_seed(1)
-    trainer.fit(module, *loaders)
+    trainer.fit(module, *loaders, ckpt_path=resume)
     return module, trainer
 
 
@@ -209,3 +240,46 @@ def test_lightning_stops_at_the_target(tmp_path):
     )
     _, trainer = lightning_run(tmp_path, [callback], epochs=30)
     assert trainer.global_step == callback.tracker.summary()["steps"] < 600
+
+
+@pytest.mark.parametrize(("share", "every"), [(1.0, 5), (0.2, 1)])
+def test_a_step_of_lightning_is_of_several_batches(tmp_path, monkeypatch, share, every):
+    """20 batches, four a step: an epoch has five steps; a fifth of it is one."""
+    optional.module("lightning")
+    from resque_ext.callbacks.lightning import ForecastCallback
+
+    callback = ForecastCallback(pairs(vectors(1, 400)), pairs(vectors(2, 100)), 1.0, steps=())
+    given = options_of_begin(callback.tracker, monkeypatch)
+    more = {"accumulate_grad_batches": 4, "val_check_interval": share}
+    lightning_run(tmp_path, [callback], **more)
+    assert (given["steps_per_epoch"], given["check_every"]) == (5, every)
+    found = callback.tracker.outlooks
+    ends = [(each.step, each.epoch) for each in found if each.step % 5 == 0]
+    assert ends == [(5 * i, i) for i in range(1, 7)]
+
+
+def test_a_resumed_lightning_run_says_where_it_is(tmp_path, monkeypatch):
+    optional.module("lightning")
+    from resque_ext.callbacks.lightning import ForecastCallback
+
+    _, trainer = lightning_run(tmp_path, [], epochs=2)
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    callback = ForecastCallback(pairs(vectors(1, 400)), pairs(vectors(2, 100)), 1.0, steps=())
+    given = options_of_begin(callback.tracker, monkeypatch)
+    lightning_run(tmp_path, [callback], epochs=4, resume=str(tmp_path / "two.ckpt"))
+    assert given["step"] == 40
+    assert [each.step for each in callback.tracker.outlooks] == [60, 80]
+
+
+def test_a_resumed_trainer_says_where_it_is(tmp_path, monkeypatch):
+    optional.module("transformers")
+    from resque_ext.callbacks.huggingface import ForecastCallback
+
+    trainer_of(tmp_path, bert(), [], epochs=2, save="epoch").train()
+    train, test = as_batches(sentences(1, 320)), as_batches(sentences(2, 160))
+    callback = ForecastCallback(train, test, 1.0, steps=())
+    given = options_of_begin(callback.tracker, monkeypatch)
+    resumed = trainer_of(tmp_path, bert(), [callback], epochs=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-40"))
+    assert given["step"] == 40
+    assert [each.step for each in callback.tracker.outlooks] == [60, 80]

@@ -1,5 +1,7 @@
 """ForecastTracker in a plain loop: what it tells and sums up, and what it leaves alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -98,6 +100,24 @@ def test_the_forecast_is_that_of_the_function():
     )
     assert found.points == alone.points
     assert found.steps.value == alone.steps.value
+
+
+def test_a_resumed_training_is_timed_from_where_it_was_resumed(monkeypatch):
+    """Two seconds a step, whatever was taken before."""
+    now = SimpleNamespace(seconds=0.0)
+    clock = SimpleNamespace(perf_counter=lambda: now.seconds)
+    monkeypatch.setattr("resque_ext.callbacks.tracker.time", clock)
+    tracker = ForecastTracker(TRAIN, TEST, 0.99, steps=(16,))
+    forecast = tracker.begin(net(), step=100)
+    for step, accuracy in ((110, 0.5), (120, 0.6), (130, 0.7)):
+        now.seconds = 2.0 * (step - 100)
+        found = tracker.check(step, step / 10, accuracy, 1.0)
+        assert found.seconds_left.value == pytest.approx(2 * (found.steps.value - step))
+    # The forecast is of the steps from there on, and so is what it is compared with.
+    tracker.check(140, 14.0, 0.99, 0.1)
+    taken = tracker.summary()
+    assert taken["steps"] == 40
+    assert taken["ratio"] == pytest.approx(forecast.steps.value / 40)
 
 
 @pytest.mark.full

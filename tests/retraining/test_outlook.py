@@ -68,7 +68,7 @@ def test_is_the_line_through_the_last_three_quarters():
     watch = Watch(Target(0.98, 10_000), Checks.of([10], 10), (), Before(), BARE, told.append)
     steps = np.array([10, 20, 40, 80])
     for step in steps:
-        watch.look(int(step), step / 10, 1 - 3.2 / step, 3.3 * 3.2 / step, costs(step))
+        watch.look(int(step), step / 10, 1 - 3.2 / step, 3.3 * 3.2 / step, seconds(step))
     # 3.2 / steps is 0.02 at 160, one doubling behind the last check.
     assert told[-1].steps.value == pytest.approx(160, rel=1e-6)
     assert told[-1].epochs.value == pytest.approx(16, rel=1e-6)
@@ -79,15 +79,14 @@ def test_is_the_line_through_the_last_three_quarters():
     assert told[-1].seconds_left.value == pytest.approx(80 * 0.1 + 8 * 2.0)
 
 
-class costs:
-    def __init__(self, step):
-        self.seconds = {"training": 0.1 * step, "evaluation": 2.0 * (1 + step // 10)}
+def seconds(step):
+    return {"training": 0.1 * step, "evaluation": 2.0 * (1 + step // 10)}
 
 
 def test_a_loss_that_rises_opens_the_interval():
     watch = Watch(Target(0.98, 1000), Checks.of([10], 10), (), Before(), None, None)
     for step, loss in ((0, 0.5), (10, 0.9), (20, 1.8), (40, 2.0)):
-        found = watch.look(step, step / 10, 0.6, loss, costs(step))
+        found = watch.look(step, step / 10, 0.6, loss, seconds(step))
     assert (found.verdict, found.steps.high, found.seconds_left.high) == (UNSTABLE, None, None)
     assert found.steps.low == 50
     assert "unstable" in str(found)
